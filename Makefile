@@ -1,0 +1,55 @@
+# Everything that a person or a machine does with this project. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What runs from here lives in one folder of the checkout, so that trying it out leaves nothing elsewhere.
+export CHAINRULE_HOME ?= $(CURDIR)/.chainrule
+TESTS ?= tests
+
+.PHONY: help run serve test fmt lint types check bench lock clean
+.DEFAULT_GOAL := help
+
+help:            ## list the targets
+	@awk -F ':.*## ' '/^[a-z.]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)     ## start everything, train handwritten digits on two workers over HTTP, show it, stop
+	$(BIN)/chainrule run examples/digits.yaml
+
+serve: $(VENV)   ## the same service, kept running until Ctrl-C
+	$(BIN)/chainrule up
+
+test: $(VENV)    ## all tests
+	$(BIN)/python -m pytest $(TESTS)
+
+fmt: $(VENV)     ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: $(VENV)    ## ruff, format included
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)   ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test ## what a change must pass
+
+bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmarks/results/
+	$(BIN)/python -m benchmarks.step_time
+	$(BIN)/python -m benchmarks.first_step
+
+lock: $(VENV)    ## resolve the dependencies of pyproject.toml anew
+	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --no-emit-index-url --no-emit-find-links \
+	    --no-emit-trusted-host --no-annotate --no-header --output-file requirements.lock pyproject.toml
+	# One pin for every build of torch (CPU, CUDA): pip picks the build, the lock names the release.
+	sed -i -e 's/^\(torch==[0-9.]*\)+.*/\1/' -e '/^#/d' -e '/^$$/d' requirements.lock
+
+clean:           ## remove the virtual environment and what was run from this checkout
+	rm -rf $(VENV) .chainrule build *.egg-info
+
+# The marker is written last: an interrupted installation is done again.
+$(VENV): $(VENV)/.installed
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $(VENV)/.installed

@@ -1,0 +1,72 @@
+"""The border to the cluster: what the reconciler needs, as a protocol with plain values.
+
+``service/ray_cluster.py`` fulfils it with Ray, ``service/fake_cluster.py`` in memory; one contract test holds for both.
+All calls are idempotent: everything that is launched has a name made of job id and attempt, the fencing token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.reports import Observation, StopMode
+from workers.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Resources:
+    cpus: float
+    gpus: float
+    memory: int  # bytes
+
+
+@dataclass(frozen=True)
+class Node:
+    id: str
+    address: str
+    total: Resources
+
+
+@dataclass(frozen=True)
+class Capacity:
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One attempt of a job. ``name`` is ``<job id>.<attempt>``."""
+
+    name: str
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    folder: str  # the job's folder in storage (workers/jobfolder.py)
+    mlflow_url: str | None
+    experiment: str  # name of the MLflow experiment
+
+
+class Cluster(Protocol):
+    """Raises ClusterUnavailableError when the cluster cannot be reached; the reconciler then leaves everything as it is."""
+
+    def capacity(self) -> Capacity: ...
+
+    def launch(self, launch: Launch) -> None:
+        """Starts the attempt's controller unless one of that name exists already. Returns before training starts."""
+
+    def observe(self, seen: Mapping[str, int]) -> Mapping[str, Observation | None]:
+        """For each attempt name (value: highest event sequence known): its state, or None when there is no such controller."""
+
+    def stop(self, name: str, mode: StopMode) -> None: ...
+
+    def remove(self, name: str) -> None:
+        """Ends whatever is left of the attempt (controller, workers, placement group). No error when there is nothing."""
+
+    def names(self) -> frozenset[str]:
+        """Attempts of which something is alive, known to the database or not."""
+
+    def close(self) -> None: ...
+
+
+class ClusterUnavailableError(RuntimeError):
+    """The cluster did not answer. ``str()`` is a sentence for operators."""

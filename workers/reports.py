@@ -1,0 +1,134 @@
+"""What crosses the border between the training process, its controller and the control plane. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+Level = Literal["info", "warning", "error"]
+Whose = Literal["user", "platform", "numerics", "nobody"]
+
+
+class ReasonCode(StrEnum):
+    """Why a job, or an attempt of it, ended. State, retry and wording follow from it (``REASONS``)."""
+
+    COMPLETED = "completed"
+    EARLY_STOPPED = "early_stopped"
+    CANCELLED = "cancelled"
+    KILLED = "killed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    BAD_DATA = "bad_data"
+    USER_ERROR = "user_error"  # an exception in the model, the loss or the data
+    OUT_OF_MEMORY = "out_of_memory"
+    NONFINITE = "nonfinite"  # the loss is NaN or infinite, and stays so
+    NO_PROGRESS = "no_progress"  # workers died again and again without a step between
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    CONTROLLER_LOST = "controller_lost"
+    CLUSTER_LOST = "cluster_lost"
+    NEVER_FITS = "never_fits"  # asks for more than the cluster can ever have
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True)
+class ReasonKind:
+    status: Literal["succeeded", "failed", "cancelled"]
+    whose: Whose
+    retryable: bool
+
+
+REASONS: Mapping[ReasonCode, ReasonKind] = {
+    ReasonCode.COMPLETED: ReasonKind("succeeded", "nobody", False),
+    ReasonCode.EARLY_STOPPED: ReasonKind("succeeded", "nobody", False),
+    ReasonCode.CANCELLED: ReasonKind("cancelled", "user", False),
+    ReasonCode.KILLED: ReasonKind("cancelled", "user", False),
+    ReasonCode.DEADLINE_EXCEEDED: ReasonKind("failed", "user", False),
+    ReasonCode.BAD_DATA: ReasonKind("failed", "user", False),
+    ReasonCode.USER_ERROR: ReasonKind("failed", "user", False),
+    ReasonCode.OUT_OF_MEMORY: ReasonKind("failed", "user", True),
+    ReasonCode.NONFINITE: ReasonKind("failed", "numerics", False),
+    ReasonCode.NO_PROGRESS: ReasonKind("failed", "platform", True),
+    ReasonCode.CHECKPOINT_FAILED: ReasonKind("failed", "platform", True),
+    ReasonCode.CONTROLLER_LOST: ReasonKind("failed", "platform", True),
+    ReasonCode.CLUSTER_LOST: ReasonKind("failed", "platform", True),
+    ReasonCode.NEVER_FITS: ReasonKind("failed", "user", False),
+    ReasonCode.INTERNAL_ERROR: ReasonKind("failed", "platform", True),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended. ``detail`` may hold rank, exception type and traceback."""
+
+    code: ReasonCode
+    message: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: int  # optimizer steps done
+    steps: int  # optimizer steps of the whole run
+    epoch: float  # passes over the training data done
+    samples_per_second: float | None
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth telling. ``sequence`` counts from 1 without holes within its source (a controller's attempt)."""
+
+    sequence: int
+    timestamp: float  # seconds since the epoch, UTC
+    level: Level
+    type: str  # dotted, e.g. "checkpoint.saved", "worker.lost", "log.metrics"
+    message: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reporter(Protocol):
+    """Where the training loop tells what happens. Implementations must be quick and must never raise.
+
+    Only rank 0's calls to ``metrics``, ``gradients`` and ``progress`` are made; every rank may call ``event``.
+    """
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Scalars after ``step`` optimizer steps, by series key (``train/loss``, ``eval/accuracy``, ...). May be non-finite."""
+
+    def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
+        """Norm of each layer's gradient: rows of (step, norms in the order of ``layers``, which is network order)."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def event(self, level: Level, type: str, message: str, data: Mapping[str, Any] | None = None) -> None: ...
+
+
+class StopMode(StrEnum):
+    CANCEL = "cancel"  # finish the step, write a checkpoint, end
+    KILL = "kill"  # now, nothing is written
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    rank: int
+    pid: int
+    node: str  # address of the machine
+    device: str
+    state: Literal["starting", "running", "lost", "done"]
+    started_at: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A controller's answer to the control plane: everything after the event that the asker has already."""
+
+    phase: Literal["starting", "running", "recovering", "stopping", "finished"]
+    outcome: Outcome | None  # set when phase is finished
+    progress: Progress | None
+    latest: Mapping[str, float]  # newest value of each series
+    health: Mapping[str, Any]  # {"verdict": ..., "findings": [...]}
+    workers: Sequence[WorkerStatus]
+    events: Sequence[Event]
+    links: Mapping[str, str]  # {"mlflow": url}
+    recoveries: int

@@ -1,0 +1,83 @@
+"""What a task gives to the training loop: data, a model, a loss and metrics. Plain single-device PyTorch.
+
+The loop knows nothing of images or tables; wrapping for data parallelism, moving to devices, accumulation, clipping and
+checkpoints happen outside of the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]  # every tensor has the samples of the batch in its first dimension
+
+
+class Dataset(Protocol):
+    """Samples addressed by index. ``batch`` must be a pure function of its arguments: any worker may read any sample."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
+        """The samples at ``indices``, on the CPU. ``seed`` (job seed and epoch mixed) is for random augmentation, which must
+        depend on it and on the sample's index only, so that every number of workers sees the same pictures.
+
+        Raises BadDataError that names file or row when a sample cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Datasets:
+    train: Dataset
+    evaluation: Dataset | None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is needed, besides the weights, to use the model later; JSON values only, written next to the weights."""
+
+    input_shape: tuple[int, ...]  # of one sample, without the batch dimension
+    class_names: tuple[str, ...] = ()
+    preprocessing: Mapping[str, object] = field(default_factory=dict)  # e.g. {"mean": [...], "std": [...]}
+
+
+class Task(Protocol):
+    """Built by the factory of its kind as ``factory(spec.task, seed=...)``; ``datasets`` is called before ``model``."""
+
+    def datasets(self) -> Datasets:
+        """Opens the data. Raises BadDataError with the spec's field in its message when it cannot be used."""
+        ...
+
+    def model(self) -> nn.Module:
+        """A new model with random weights drawn from torch's global generator, which the caller has seeded."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum of the losses of the batch, how many terms that sum has), both scalars on the batch's device.
+
+        Sums, not means: the loop divides by the count over all workers and microbatches, so that neither changes the result.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Metric name -> (sum, count), added up over all samples and workers; reported as ``eval/<name>`` = sum / count.
+
+        Always has ``loss``. Called without gradients and with the model in evaluation mode.
+        """
+        ...
+
+    def facts(self) -> ModelFacts: ...
+
+
+class BadDataError(ValueError):
+    """Data that cannot be trained on. ``field`` is the path in the job spec; the message names value and what is allowed."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field, self.message = field, message
+        super().__init__(f"{field}: {message}")
+
+    def __reduce__(self) -> tuple[type[BadDataError], tuple[str, str]]:
+        return BadDataError, (self.field, self.message)
