@@ -93,8 +93,11 @@ class Reporter(Protocol):
     Only rank 0's calls to ``metrics``, ``gradients`` and ``progress`` are made; every rank may call ``event``.
     """
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Scalars after ``step`` optimizer steps, by series key (``train/loss``, ``eval/accuracy``, ...). May be non-finite."""
+    def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
+        """Scalars after ``step`` optimizer steps, by series key (``train/loss``, ``eval/accuracy``, ...). May be non-finite.
+
+        ``timestamp``: when that step was done, in seconds since the epoch; rows may be handed over some time later.
+        """
 
     def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
         """Norm of each layer's gradient: rows of (step, norms in the order of ``layers``, which is network order)."""

@@ -71,9 +71,7 @@ class NotAvailableKind(Model):
         raise AssertionError("each subclass names its selector")
 
 
-def _by(
-    key: str, allowed: str, same: Mapping[str, str] | None = None, later: tuple[str, ...] = ()
-) -> Discriminator:
+def _by(key: str, allowed: str, same: Mapping[str, str] | None = None, later: tuple[str, ...] = ()) -> Discriminator:
     """Chooses the member of a union by ``value[key]``; anything else is an error that names ``key`` and ``allowed``."""
 
     def tag(value: object) -> str | None:
@@ -615,4 +613,3 @@ def shorten(value: object, limit: int = 80) -> str:
     else:
         text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-

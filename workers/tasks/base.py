@@ -12,6 +12,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from workers.sources.problems import BadDataError
+
+__all__ = ["BadDataError", "Batch", "Dataset", "Datasets", "ModelFacts", "Task"]
+
 Batch = Mapping[str, Tensor]  # every tensor has the samples of the batch in its first dimension
 
 
@@ -70,14 +74,3 @@ class Task(Protocol):
         ...
 
     def facts(self) -> ModelFacts: ...
-
-
-class BadDataError(ValueError):
-    """Data that cannot be trained on. ``field`` is the path in the job spec; the message names value and what is allowed."""
-
-    def __init__(self, field: str, message: str) -> None:
-        self.field, self.message = field, message
-        super().__init__(f"{field}: {message}")
-
-    def __reduce__(self) -> tuple[type[BadDataError], tuple[str, str]]:
-        return BadDataError, (self.field, self.message)

@@ -1,0 +1,79 @@
+"""The REST application: what it is made of, and in which order a request passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from anyio import CapacityLimiter
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from api import openapi
+from api.auth import AuthenticationMiddleware, check_permissions
+from api.dependencies import Services
+from api.errors import ApiError, handle
+from api.middleware import LOOPBACK_NAMES, BodyLimitMiddleware, OriginMiddleware, RequestContextMiddleware
+from api.monitoring import Monitoring
+from api.routes import checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
+from api.streams import StreamLimits, Streams
+from service.database import Store, open_store
+from service.errors import ServiceError
+from service.jobs import cluster_view
+from service.keys import ensure_admin_key
+from service.settings import Settings
+
+ROUTERS = tuple(
+    module.router for module in (jobs, events, logs, telemetry, checkpoints, cluster, schema, health, docs)
+)
+CONCURRENT_ADMISSIONS = 8
+
+
+def create_app(settings: Settings, stream_limits: StreamLimits | None = None) -> FastAPI:
+    """The application over the database and storage that ``settings`` name. Makes database and admin key at the first start.
+
+    It serves any number of copies: all state is in the database and the storage.
+    """
+    store = open_store(settings.database_url)
+    ensure_admin_key(store, settings.admin_key_file)
+    monitoring = Monitoring(lambda: _jobs_by_state(store))
+    streams = Streams(monitoring, stream_limits or StreamLimits())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        store.close()
+
+    app = FastAPI(
+        title="Chainrule", version=version("chainrule"), lifespan=lifespan, redirect_slashes=False,
+        docs_url=None, redoc_url=None, openapi_url=None,
+    )  # fmt: skip
+    app.state.services = Services(settings, store, monitoring, streams, CapacityLimiter(CONCURRENT_ADMISSIONS))
+    _add_routes(app)
+    _add_middleware(app, settings, store, monitoring)
+    openapi.install(app)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    check_permissions(ROUTERS)
+    for router in ROUTERS:
+        app.include_router(router)
+    for error in (ApiError, ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, handle)
+
+
+def _add_middleware(app: FastAPI, settings: Settings, store: Store, monitoring: Monitoring) -> None:
+    """Innermost first: what is added last sees a request first."""
+    app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(AuthenticationMiddleware, store=store)
+    if settings.on_loopback:
+        app.add_middleware(OriginMiddleware, hosts=LOOPBACK_NAMES | {settings.api_host})
+    app.add_middleware(RequestContextMiddleware, monitoring=monitoring)
+
+
+def _jobs_by_state(store: Store) -> dict[str, int]:
+    view = cluster_view(store)
+    return {"queued": view.queued, "active": view.active}

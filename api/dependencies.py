@@ -1,0 +1,48 @@
+"""What handlers need: the services of this application, and the job that an address names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Path
+from starlette.requests import Request
+
+from api.monitoring import Monitoring
+from api.streams import Streams
+from service.database import Store
+from service.errors import NotFound
+from service.settings import Settings
+from workers.jobfolder import JobFolder
+
+JOB_ID = re.compile(r"job-[A-Za-z0-9-]{1,60}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    store: Store
+    monitoring: Monitoring
+    streams: Streams
+    admissions: CapacityLimiter  # looking at data may take seconds: it must not take every thread
+
+    def folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self.settings.storage, job_id)
+
+
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def _job_id(job_id: Annotated[str, Path(description="id of the job", examples=["job-0kq3v8r2m5"])]) -> str:
+    """Text that cannot be an id never reaches the database or a path."""
+    if not JOB_ID.fullmatch(job_id):
+        raise NotFound("There is no such job.", param="job_id")
+    return job_id
+
+
+Provided = Annotated[Services, Depends(_services)]
+JobId = Annotated[str, Depends(_job_id)]

@@ -1,0 +1,205 @@
+"""Examples for the OpenAPI document, as the service answers them. A test validates each against the shape that it illustrates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+JOB_ID = "job-5f0c2a9be61d4873a0c4d7e2"
+
+SUBMITTED = {
+    "name": "digits",
+    "task": {
+        "kind": "image_classification",
+        "data": {"source": "digits"},
+        "model": {"architecture": "cnn", "channels": [32, 64]},
+    },
+    "training": {"epochs": 20, "batch_size": 128, "clip_norm": 1.0},
+    "optimizer": {"name": "adamw", "learning_rate": 0.002},
+    "schedule": {"name": "cosine", "warmup_steps": 20},
+    "workers": {"count": 2},
+    "evaluation": {"every_steps": 50},
+}
+
+TABLE = {
+    "name": "churn",
+    "task": {
+        "kind": "tabular",
+        "data": {"source": "csv", "path": "/data/churn.csv", "target": "churned"},
+        "objective": "classification",
+    },
+}
+
+YAML = """\
+name: digits
+task:
+  kind: image_classification
+  data: {source: digits}
+training: {epochs: 20, batch_size: 128}
+optimizer: {learning_rate: 2e-3}
+workers: {count: 2}
+"""
+
+_SPEC = {"schema": {"$ref": "#/components/schemas/JobSpec"}}
+JOB_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A job. Only name and task are required.",
+        "content": {
+            "application/json": {
+                **_SPEC,
+                "examples": {
+                    "digits": {"summary": "Handwritten digits, two workers", "value": SUBMITTED},
+                    "table": {"summary": "Rows of a CSV file", "value": TABLE},
+                },
+            },
+            "application/yaml": {**_SPEC, "examples": {"digits": {"summary": "The same as YAML", "value": YAML}}},
+        },
+    }
+}
+
+QUEUED_JOB: dict[str, Any] = {
+    "id": JOB_ID,
+    "object": "job",
+    "name": "digits",
+    "status": "queued",
+    "reason": None,
+    "waiting": None,
+    "project": "default",
+    "priority": 0,
+    "created_at": "2026-11-23T19:00:00.000Z",
+    "started_at": None,
+    "finished_at": None,
+    "deadline_at": None,
+    "attempt": 0,
+    "progress": None,
+    "latest": {},
+    "health": {},
+    "workers": [],
+    "metadata": {},
+    "spec": SUBMITTED,
+    "links": {"mlflow": None, "dashboard": None},
+}
+
+_WORKER = {"node": "127.0.0.1", "device": "cpu", "state": "running", "started_at": "2026-11-23T19:00:02.100Z"}
+
+RUNNING_JOB: dict[str, Any] = QUEUED_JOB | {
+    "status": "running",
+    "started_at": "2026-11-23T19:00:02.500Z",
+    "attempt": 1,
+    "progress": {"step": 120, "steps": 240, "epoch": 10.0, "eta_seconds": 6.1, "samples_per_second": 2450.0},
+    "latest": {"train/loss": 0.08, "eval/accuracy": 0.964, "gradient/norm": 0.41},
+    "health": {"verdict": "healthy", "sentence": "Every layer learns.", "findings": []},
+    "workers": [{"rank": 0, "pid": 4711, **_WORKER}, {"rank": 1, "pid": 4712, **_WORKER}],
+    "links": {"mlflow": "http://127.0.0.1:5000/#/experiments/1/runs/0af3", "dashboard": None},
+}
+
+CANCELLING_JOB: dict[str, Any] = RUNNING_JOB | {"status": "cancelling"}
+
+ATTEMPT: dict[str, Any] = {
+    "id": "attempt-5f0c2a9be61d4873a0c4d7e2-1",
+    "object": "job.attempt",
+    "job_id": JOB_ID,
+    "number": 1,
+    "created_at": "2026-11-23T19:00:00.300Z",
+    "started_at": "2026-11-23T19:00:02.500Z",
+    "finished_at": "2026-11-23T19:00:15.000Z",
+    "reason": {"code": "completed", "message": "all 240 steps are done", "whose": "nobody", "retryable": False},
+    "detail": {"steps": 240, "seconds": 12.3},
+    "recoveries": 0,
+}
+
+EVENT: dict[str, Any] = {
+    "id": "event-5f0c2a9be61d4873a0c4d7e2-12",
+    "object": "job.event",
+    "job_id": JOB_ID,
+    "sequence": 12,
+    "created_at": "2026-11-23T19:00:05.120Z",
+    "level": "info",
+    "type": "evaluation",
+    "message": "step 50: loss 0.31, accuracy 0.92",
+    "data": {"step": 50, "metrics": {"eval/loss": 0.31, "eval/accuracy": 0.92}},
+}
+
+EVENT_STREAM = """\
+event: job.event
+id: 12
+data: {"object":"job.event","sequence":12,"type":"evaluation","message":"step 50: loss 0.31, accuracy 0.92","...":"..."}
+
+: heartbeat
+
+event: done
+data: {"id":"job-5f0c2a9be61d4873a0c4d7e2","status":"succeeded","reason":{"code":"completed","...":"..."}}
+"""
+
+LOG_LINE: dict[str, Any] = {
+    "id": "1:0=5120,1=4096",
+    "object": "log.line",
+    "attempt": 1,
+    "rank": 0,
+    "timestamp": "2026-11-23T19:00:05.120Z",
+    "text": "step 50 loss 0.31",
+}
+
+LOG_STREAM = """\
+event: log
+id: 1:0=5120,1=4096
+data: {"object":"log.line","attempt":1,"rank":0,"timestamp":"2026-11-23T19:00:05.120Z","text":"step 50 loss 0.31","...":"..."}
+
+event: done
+data: {"id":"job-5f0c2a9be61d4873a0c4d7e2","status":"succeeded"}
+"""
+
+SERIES: dict[str, Any] = {
+    "id": "train/loss",
+    "object": "series",
+    "key": "train/loss",
+    "points": [
+        {"step": 1, "value": 2.31, "timestamp": "2026-11-23T19:00:03.000Z"},
+        {"step": 2, "value": "NaN", "timestamp": "2026-11-23T19:00:03.050Z"},
+    ],
+}
+
+GRADIENTS: dict[str, Any] = {
+    "object": "gradient_matrix",
+    "job_id": JOB_ID,
+    "layers": ["features.0", "features.3", "head"],
+    "steps": [1, 2],
+    "norms": [[0.71, 0.52, 0.9], [0.66, 0.5, 0.84]],
+}
+
+CHECKPOINT: dict[str, Any] = {
+    "id": "ckpt-0000000100",
+    "object": "checkpoint",
+    "job_id": JOB_ID,
+    "step": 100,
+    "created_at": "2026-11-23T19:00:07.000Z",
+    "bytes": 412,
+    "metrics": {"eval/loss": 0.12},
+    "files": [{"path": "state.json", "bytes": 412, "sha256": "9f86d081884c7d659a2feaa0c55ad015" * 2}],
+}
+
+MODEL_FILE: dict[str, Any] = {
+    "id": "model.safetensors",
+    "object": "model.file",
+    "path": "model.safetensors",
+    "bytes": 148120,
+}
+
+_AMOUNT = {"cpus": 2.0, "gpus": 0.0, "memory": 8589934592}
+
+CLUSTER: dict[str, Any] = {
+    "object": "cluster",
+    "reachable": True,
+    "message": None,
+    "updated_at": "2026-11-23T19:00:05.000Z",
+    "nodes": [{"id": "4c1f", "address": "127.0.0.1", "total": _AMOUNT}],
+    "used": _AMOUNT,
+    "scheduler": {"alive": True, "seen_at": "2026-11-23T19:00:05.000Z"},
+    "queued": 1,
+    "active": 1,
+}
+
+
+def listed(item: dict[str, Any]) -> dict[str, Any]:
+    """The list envelope around one item."""
+    return {"object": "list", "data": [item], "has_more": False, "first_id": item["id"], "last_id": item["id"]}

@@ -1,0 +1,106 @@
+"""The OpenAPI document and the JSON Schema of a job."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api.auth import needs_key
+from workers.spec import JobSpec
+
+DESCRIPTION = """\
+Submit training jobs, follow them live, read metrics and the gradient of every layer at every step, cancel.
+
+Every request below /v1 needs a key in the header `Authorization: Bearer <key>`. The key that was made at the first start is in the file \
+`admin.key` of the service's home.
+
+Errors have one shape: `{"error": {"message", "type", "param", "code"}}`. Every response has an `x-request-id`. Times are RFC 3339 in UTC, \
+durations seconds, sizes bytes; numbers that are not finite are the strings "NaN", "Infinity", "-Infinity". Lists come in pages: \
+ask with `after=<last_id>` while `has_more` is true.
+
+A first job, with curl alone:
+
+    export KEY=$(cat ~/.chainrule/admin.key) URL=http://127.0.0.1:8400
+    curl -s -H "Authorization: Bearer $KEY" -H "Content-Type: application/json" $URL/v1/jobs -d \\
+      '{"name": "digits", "task": {"kind": "image_classification", "data": {"source": "digits"}}, "workers": {"count": 2}}'
+    curl -sN -H "Authorization: Bearer $KEY" "$URL/v1/jobs/<id>/events?stream=true"
+    curl -s -H "Authorization: Bearer $KEY" "$URL/v1/jobs/<id>/metrics?keys=train/loss,eval/accuracy"
+    curl -s -H "Authorization: Bearer $KEY" "$URL/v1/jobs/<id>/gradients?max_points=100"
+    curl -s -H "Authorization: Bearer $KEY" -X POST $URL/v1/jobs/<id>/cancel
+"""
+
+TAGS = [
+    {"name": "jobs", "description": "Submit, look at, cancel and kill training jobs."},
+    {"name": "events and logs", "description": "What happened and what workers printed, as pages or live."},
+    {"name": "telemetry", "description": "Metric series and gradient norms."},
+    {"name": "files", "description": "Checkpoints and the finished model."},
+    {"name": "service", "description": "The cluster, the schema of a job, probes."},
+]
+
+_LATER = "Unavailable"  # kinds that are refused with a message have a class in the spec, and no place in its schema
+
+
+@cache
+def job_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a job file."""
+    schema = _without_later(JobSpec.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "/v1/schema", **schema}
+
+
+def install(app: FastAPI) -> None:
+    """Makes ``app.openapi`` give the document, built once."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _build(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS,
+    )  # fmt: skip
+    components = document["components"]
+    schemas = components["schemas"]
+    spec = _without_later(JobSpec.model_json_schema(ref_template="#/components/schemas/{model}"))
+    schemas.update(spec.pop("$defs"))
+    schemas["JobSpec"] = spec
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "an API key"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _drop_default_validation_error(operation)
+            if needs_key(path):
+                operation["security"] = [{"key": []}]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document
+
+
+def _drop_default_validation_error(operation: dict[str, Any]) -> None:
+    """FastAPI documents its own 422 for every route with parameters; here those errors are 400 in our envelope."""
+    described = operation["responses"].get("422", {})
+    if "HTTPValidationError" in str(described):
+        del operation["responses"]["422"]
+
+
+def _without_later(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without the members of its unions that only refuse: they would match what other members describe."""
+
+    def clean(node: Any) -> Any:
+        if isinstance(node, list):
+            return [clean(item) for item in node if not _refers_to_later(item)]
+        if isinstance(node, dict):
+            return {key: clean(value) for key, value in node.items() if not key.startswith(_LATER)}
+        return node
+
+    cleaned: dict[str, Any] = clean(schema)
+    return cleaned
+
+
+def _refers_to_later(node: Any) -> bool:
+    return isinstance(node, dict) and str(node.get("$ref", "")).rpartition("/")[2].startswith(_LATER)

@@ -1,0 +1,123 @@
+"""Jobs: submit, list, look, cancel, kill, and the attempts of one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import examples, schemas
+from api.auth import Member, Viewer
+from api.bodies import digest, media_type, parse_document
+from api.dependencies import JobId, Provided, Services
+from api.documented import of_job, protected, success
+from api.errors import ApiError
+from api.pagination import JobsQuery, page
+from api.responses import json_response
+from service import admission, jobs
+from service.errors import InvalidRequest
+from service.values import Caller, Job
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="any text of your choice: the same key and body give the same job, however often they are sent",
+        examples=["nightly-2026-11-23"],
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Submit a job",
+    openapi_extra=examples.JOB_BODY,
+    responses={
+        **success(schemas.Job, examples.QUEUED_JOB, status=201, description="The job, queued. Location has its address."),
+        **protected(400, 409, 413, 415, 422),
+    },
+)
+async def create_job(
+    request: Request, caller: Member, services: Provided, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Checks the job and queues it. Every problem is reported at once, each with its path; nothing is kept of a job that
+    is refused. The body is a job file as JSON or YAML; its JSON Schema is at /v1/schema."""
+    kind = media_type(request)
+    body = await request.body()
+    create = partial(_create, services, caller, body, kind, idempotency_key)
+    job = await to_thread.run_sync(create, limiter=services.admissions)
+    return json_response(schemas.Job.of(job), 201, {"location": f"/v1/jobs/{job.id}"})
+
+
+def _create(services: Services, caller: Caller, body: bytes, kind: str, idempotency_key: str | None) -> Job:
+    document = parse_document(body, kind)
+    capacity = jobs.cluster_view(services.store).capacity
+    return jobs.create_job(
+        services.store,
+        caller,
+        document,
+        idempotency_key=idempotency_key,
+        digest=digest(document),
+        admit=lambda spec: admission.check(spec, services.settings, capacity),
+    )
+
+
+@router.get(
+    "",
+    summary="List jobs",
+    responses={**success(schemas.ListOf[schemas.Job], examples.listed(examples.RUNNING_JOB)), **protected(400)},
+)
+def list_jobs(caller: Viewer, services: Provided, query: Annotated[JobsQuery, Query()]) -> Response:
+    """Jobs of the key's project, newest first. For the next page give ``after=<last_id>`` while ``has_more`` is true."""
+    try:
+        found = jobs.list_jobs(services.store, caller, **query.model_dump())
+    except InvalidRequest as error:  # of a parameter, not of a body
+        raise ApiError(400, "invalid_parameter", error.message, param=error.param, problems=error.problems) from None
+    return json_response(page([dict(schemas.Job.of(job)) for job in found.data], has_more=found.has_more))
+
+
+@router.get("/{job_id}", summary="Get a job", responses={**success(schemas.Job, examples.RUNNING_JOB), **of_job()})
+def get_job(caller: Viewer, services: Provided, job_id: JobId) -> Response:
+    """State, progress, newest metrics, verdict on the gradients, and the spec."""
+    return json_response(schemas.Job.of(jobs.get_job(services.store, caller, job_id)))
+
+
+@router.post(
+    "/{job_id}/cancel",
+    summary="Cancel a job",
+    responses={**success(schemas.Job, examples.CANCELLING_JOB), **of_job()},
+)
+def cancel_job(caller: Member, services: Provided, job_id: JobId) -> Response:
+    """Finishes the step, writes a checkpoint and ends. Answers at once: follow the events to see it end. After the end
+    this changes nothing and answers with the final state."""
+    return json_response(schemas.Job.of(jobs.cancel_job(services.store, caller, job_id)))
+
+
+@router.post(
+    "/{job_id}/kill",
+    summary="Kill a job",
+    responses={**success(schemas.Job, examples.CANCELLING_JOB), **of_job()},
+)
+def kill_job(caller: Member, services: Provided, job_id: JobId) -> Response:
+    """Ends the job now; nothing more is written. After the end this changes nothing."""
+    return json_response(schemas.Job.of(jobs.kill_job(services.store, caller, job_id)))
+
+
+@router.get(
+    "/{job_id}/attempts",
+    summary="List a job's attempts",
+    responses={**success(schemas.ListOf[schemas.Attempt], examples.listed(examples.ATTEMPT)), **of_job()},
+)
+def list_attempts(caller: Viewer, services: Provided, job_id: JobId) -> Response:
+    """Each start of the job on the cluster, oldest first, and how it ended."""
+    attempts = jobs.list_attempts(services.store, caller, job_id)
+    return json_response(page([dict(schemas.Attempt.of(attempt)) for attempt in attempts]))

@@ -1,0 +1,271 @@
+"""The shapes on the wire, with the examples that /docs shows. ``of`` makes one from what a use-case returned."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service import values
+from service.cluster import Node, Resources
+from service.values import Status
+from workers.reports import Level, ReasonCode, Whose
+
+Number = Annotated[
+    float | Literal["NaN", "Infinity", "-Infinity"], Field(description="non-finite values are these strings")
+]
+T = TypeVar("T")
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ErrorBody(Wire):
+    message: str = Field(description="one or more sentences for people")
+    type: str = Field(description="family of errors", examples=["invalid_request_error"])
+    param: str | None = Field(description="the field, parameter or header that is wrong")
+    code: str = Field(description="what went wrong, for programs", examples=["invalid_request"])
+    problems: list[Problem] | None = Field(None, description="every problem of a refused job")
+
+
+class Problem(Wire):
+    path: str
+    message: str
+    value: str | None = Field(description="what was given, shortened")
+
+
+class Error(Wire):
+    """Every error of every route has this shape."""
+
+    error: ErrorBody
+
+
+class ListOf(Wire, Generic[T]):
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool = Field(description="whether another page follows: ask for it with after=<last_id>")
+    first_id: str | None
+    last_id: str | None
+
+
+class Reason(Wire):
+    """Why a job, or an attempt, ended."""
+
+    code: ReasonCode
+    message: str
+    whose: Whose = Field(description="whose matter it is")
+    retryable: bool = Field(description="whether another attempt can help")
+
+    @classmethod
+    def of(cls, reason: values.Reason) -> Self:
+        return cls(code=reason.code, message=reason.message, whose=reason.whose, retryable=reason.retryable)
+
+
+class Progress(Wire):
+    step: int = Field(description="optimizer steps done")
+    steps: int = Field(description="optimizer steps of the whole run")
+    epoch: float
+    eta_seconds: float | None
+    samples_per_second: float | None
+
+
+class Links(Wire):
+    mlflow: str | None = Field(description="the run in MLflow")
+    dashboard: str | None
+
+
+class Job(Wire):
+    id: str = Field(examples=["job-0kq3v8r2m5"])
+    object: Literal["job"] = "job"
+    name: str = Field(examples=["digits"])
+    status: Status
+    reason: Reason | None = Field(description="set when the job has ended")
+    waiting: str | None = Field(description="why it has not started yet", examples=["needs 4 cpus, 2 are free"])
+    project: str
+    priority: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    attempt: int = Field(description="number of the newest attempt; 0 before the first")
+    progress: Progress | None
+    latest: dict[str, Number] = Field(description="newest value of each series", examples=[{"train/loss": 0.21}])
+    health: dict[str, Any] = Field(description="verdict on the gradients, with findings")
+    workers: list[dict[str, Any]] = Field(description="rank, pid, node, device, state, started_at of each")
+    metadata: dict[str, str]
+    spec: dict[str, Any] = Field(description="the job as accepted, defaults filled in")
+    links: Links
+
+    @classmethod
+    def of(cls, job: values.Job) -> Self:
+        return cls(
+            id=job.id, name=job.name, status=job.status, reason=Reason.of(job.reason) if job.reason else None,
+            waiting=job.waiting, project=job.project, priority=job.priority, created_at=job.created_at,
+            started_at=job.started_at, finished_at=job.finished_at, deadline_at=job.deadline_at, attempt=job.attempt,
+            progress=Progress.model_validate(job.progress) if job.progress else None,
+            latest=dict(job.latest), health=dict(job.health), workers=[dict(worker) for worker in job.workers],
+            metadata=dict(job.metadata), spec=dict(job.spec),
+            links=Links(mlflow=job.links.get("mlflow"), dashboard=job.links.get("dashboard")),
+        )  # fmt: skip
+
+
+class Event(Wire):
+    id: str
+    object: Literal["job.event"] = "job.event"
+    job_id: str
+    sequence: int = Field(description="counts from 1 without holes within a job")
+    created_at: datetime
+    level: Level
+    type: str = Field(examples=["job.status", "evaluation", "checkpoint.saved"])
+    message: str
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, event: values.JobEvent) -> Self:
+        return cls(
+            id=event.id, job_id=event.job_id, sequence=event.sequence, created_at=event.created_at,
+            level=event.level, type=event.type, message=event.message, data=dict(event.data),
+        )  # fmt: skip
+
+
+class Attempt(Wire):
+    id: str
+    object: Literal["job.attempt"] = "job.attempt"
+    job_id: str
+    number: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    reason: Reason | None
+    detail: dict[str, Any] = Field(description="facts of its end, such as rank and traceback, or steps and seconds")
+    recoveries: int = Field(description="how often its workers were replaced")
+
+    @classmethod
+    def of(cls, attempt: values.Attempt) -> Self:
+        return cls(
+            id=attempt.id, job_id=attempt.job_id, number=attempt.number, created_at=attempt.created_at,
+            started_at=attempt.started_at, finished_at=attempt.finished_at,
+            reason=Reason.of(attempt.reason) if attempt.reason else None,
+            detail=dict(attempt.reason.detail) if attempt.reason else {}, recoveries=attempt.recoveries,
+        )  # fmt: skip
+
+
+class LogLine(Wire):
+    id: str = Field(description="the position after this line")
+    object: Literal["log.line"] = "log.line"
+    attempt: int
+    rank: int
+    timestamp: str | None = Field(examples=["2026-11-23T19:00:00.123Z"])
+    text: str
+
+
+class Point(Wire):
+    step: int
+    value: Number
+    timestamp: datetime
+
+
+class Series(Wire):
+    id: str = Field(description="the key")
+    object: Literal["series"] = "series"
+    key: str = Field(examples=["train/loss"])
+    points: list[Point]
+
+
+class GradientMatrix(Wire):
+    """Norm of every layer's gradient at each recorded step."""
+
+    object: Literal["gradient_matrix"] = "gradient_matrix"
+    job_id: str
+    layers: list[str] = Field(description="in network order", examples=[["features.0", "features.3", "head"]])
+    steps: list[int] = Field(examples=[[0, 1]])
+    norms: list[list[Number]] = Field(
+        description="one row a step, one number a layer", examples=[[[0.71, 0.52, 0.9], [0.66, 0.5, 0.84]]]
+    )
+
+
+class StoredFile(Wire):
+    path: str = Field(examples=["model.safetensors"])
+    bytes: int
+    sha256: str
+
+
+class Checkpoint(Wire):
+    id: str = Field(examples=["ckpt-0000000100"])
+    object: Literal["checkpoint"] = "checkpoint"
+    job_id: str
+    step: int
+    created_at: datetime
+    bytes: int
+    metrics: dict[str, Number]
+    files: list[StoredFile]
+
+
+class ModelFile(Wire):
+    id: str
+    object: Literal["model.file"] = "model.file"
+    path: str = Field(examples=["model.safetensors"])
+    bytes: int
+
+
+class Amount(Wire):
+    cpus: float
+    gpus: float
+    memory: int = Field(description="bytes")
+
+    @classmethod
+    def of(cls, resources: Resources) -> Self:
+        return cls(cpus=resources.cpus, gpus=resources.gpus, memory=resources.memory)
+
+
+class ClusterNode(Wire):
+    id: str
+    address: str
+    total: Amount
+
+    @classmethod
+    def of(cls, node: Node) -> Self:
+        return cls(id=node.id, address=node.address, total=Amount.of(node.total))
+
+
+class SchedulerState(Wire):
+    alive: bool
+    seen_at: datetime | None
+
+
+class Cluster(Wire):
+    object: Literal["cluster"] = "cluster"
+    reachable: bool
+    message: str | None = Field(description="why it is not reachable")
+    updated_at: datetime | None = Field(description="when the scheduler last looked")
+    nodes: list[ClusterNode]
+    used: Amount = Field(description="reserved by jobs")
+    scheduler: SchedulerState
+    queued: int = Field(description="jobs that wait")
+    active: int = Field(description="jobs that hold resources")
+
+    @classmethod
+    def of(cls, view: values.ClusterView) -> Self:
+        return cls(
+            reachable=view.reachable, message=view.message, updated_at=view.updated_at,
+            nodes=[ClusterNode.of(node) for node in view.capacity.nodes], used=Amount.of(view.used),
+            scheduler=SchedulerState(alive=view.scheduler_alive, seen_at=view.scheduler_seen_at),
+            queued=view.queued, active=view.active,
+        )  # fmt: skip
+
+
+class Check(Wire):
+    ok: bool
+    message: str | None
+
+
+class Readiness(Wire):
+    object: Literal["readiness"] = "readiness"
+    ready: bool
+    checks: dict[Literal["database", "scheduler", "cluster"], Check]
+
+
+class Alive(Wire):
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,117 @@
+"""The Ray driver: a child process of the scheduler, which asks it over pipes (``service/ray_driver.py``).
+
+A process that called ``ray.init`` ends itself a minute after the head's GCS has died, and the scheduler must outlive that. All
+that is launched is detached: it belongs to no driver and goes on when this process ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import ray
+from ray.exceptions import GetTimeoutError, RaySystemError, RpcError
+
+from service.wire import decode, encode, launch_value, observation_document
+from workers import launcher
+from workers.controller import NAMESPACE
+from workers.reports import StopMode
+
+# A controller that is being started does not answer, and everybody would wait for it: it is asked again in the next pass.
+OBSERVE_SECONDS = 0.25
+UNAVAILABLE = (RpcError, RaySystemError, GetTimeoutError, ConnectionError, TimeoutError)
+PR_SET_PDEATHSIG = 1
+
+
+def main(address: str, parent: int) -> int:
+    die_with(parent)
+    requests, answers = sys.stdin.buffer, private_stdout()
+    try:
+        connect(address)
+    except Exception as error:
+        answers.write(encode({"fatal": first_line(error)}))
+        return 1
+    answers.write(encode({"ready": True}))
+    serve(requests, answers)
+    ray.shutdown()
+    return 0
+
+
+def connect(address: str) -> None:
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Until the scheduler closes the pipe, or is gone."""
+    for line in requests:
+        request = decode(line)
+        answers.write(encode({"id": request["id"], **answer(request["call"], request["arguments"])}))
+
+
+def answer(call: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": CALLS[call](**arguments)}
+    except UNAVAILABLE as error:
+        return {"unavailable": first_line(error)}
+    except Exception as error:
+        return {"failed": first_line(error)}
+
+
+def launch(launch: Mapping[str, Any]) -> None:
+    value = launch_value(launch)
+    launcher.start(
+        value.name,
+        value.job_id,
+        value.attempt,
+        value.spec.model_dump_json(),
+        value.folder,
+        value.mlflow_url,
+        value.experiment,
+    )
+
+
+def observe(seen: Mapping[str, int]) -> dict[str, Any]:
+    answers = launcher.observe(seen, timeout_seconds=OBSERVE_SECONDS)
+    return {name: observation_document(observation) for name, observation in answers.items()}
+
+
+def stop(name: str, mode: str) -> None:
+    launcher.stop(name, StopMode(mode))
+
+
+CALLS: Mapping[str, Callable[..., Any]] = {
+    "capacity": launcher.capacity,
+    "launch": launch,
+    "observe": observe,
+    "stop": stop,
+    "remove": launcher.remove,
+    "names": lambda: sorted(launcher.names()),
+}
+
+
+def private_stdout() -> BinaryIO:
+    """The pipe to the scheduler. Whatever else is printed here, by Ray too, goes to standard error."""
+    pipe = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return pipe
+
+
+def die_with(parent: int) -> None:
+    """The kernel ends this process with its parent, also when that is killed while a call to Ray hangs."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be watched
+        sys.exit(1)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0][:500]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

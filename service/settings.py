@@ -1,0 +1,91 @@
+"""What an operator can set: environment variables ``CHAINRULE_<FIELD>``, read once when a process starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Every process of one installation must see the same ``home``, ``database_url`` and ``storage``."""
+
+    model_config = SettingsConfigDict(env_prefix="CHAINRULE_", extra="ignore", frozen=True, validate_default=True)
+
+    home: Path = Field(Path("~/.chainrule"), description="folder of the database, the keys and, by default, the storage")
+    database_url: str = Field("", description="SQLAlchemy URL; default: chainrule.db in home (SQLite)")
+    storage: Path = Field("", description="folder of the jobs' results; default: storage in home")
+
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=0, le=65535)] = 8400
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="folders that jobs may read, separated by ':'; none: any path, while the API listens on loopback"
+    )
+
+    mlflow_url: str | None = Field(None, description="address of the MLflow server; none: jobs are not tracked there")
+    experiment: str = Field("chainrule", description="MLflow experiment of the jobs' runs")
+    ray_address: str = Field("auto", description="host:port of the Ray head, or auto: the cluster of this machine")
+
+    lease_seconds: Seconds = Field(10, description="after so long without renewal another scheduler takes over")
+    poll_active_seconds: Seconds = Field(0.2, description="pause between passes while jobs are active")
+    poll_idle_seconds: Seconds = Field(0.5, description="pause between passes while none is; new jobs are seen at once")
+    controller_lost_seconds: Seconds = Field(
+        10, description="an attempt that the answering cluster does not know for so long is given up"
+    )
+    controller_silent_seconds: Seconds = Field(60, description="an attempt that does not answer for so long is given up")
+    launch_timeout_seconds: Seconds = Field(120, description="an attempt must have shown a sign of life by then")
+    cancel_timeout_seconds: Seconds = Field(300, description="a cancel that takes longer becomes a kill")
+    kill_timeout_seconds: Seconds = Field(10, description="a kill that takes longer removes everything of the attempt")
+    tracking_timeout_seconds: Seconds = Field(60, description="how long an ended attempt may go on sending to MLflow")
+    never_fits_seconds: Seconds = Field(60, description="a cluster smaller than a waiting job for so long is the answer")
+    backfill_seconds: Seconds = Field(
+        300, description="how long smaller jobs may overtake the first of the queue before everything waits for it"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _default_database(cls, url: str, info: ValidationInfo) -> str:
+        return url or f"sqlite:///{info.data['home'] / 'chainrule.db'}"
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _default_storage(cls, storage: Any, info: ValidationInfo) -> Path:
+        return Path(storage).expanduser().absolute() if storage else info.data["home"] / "storage"
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("data_roots", mode="after")
+    @classmethod
+    def _absolute_roots(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        if relative := [str(root) for root in roots if not root.expanduser().is_absolute()]:
+            raise ValueError(f"data_roots must be absolute paths, got {', '.join(relative)}")
+        return tuple(root.expanduser() for root in roots)
+
+    @property
+    def admin_key_file(self) -> Path:
+        return self.home / "admin.key"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only people of this machine can reach the API."""
+        if self.api_host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.api_host).is_loopback
+        except ValueError:  # a host name: it may resolve to anything
+            return False

@@ -1,0 +1,149 @@
+"""What use-cases return: frozen values that hold no database session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from service.cluster import Capacity, Resources
+from workers.reports import REASONS, Level, ReasonCode, Whose
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+    MEMBER = "member"
+    VIEWER = "viewer"
+
+
+class Status(StrEnum):
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+
+
+class Desired(StrEnum):
+    """What the user wants, apart from what is."""
+
+    RUN = "run"
+    CANCEL = "cancel"
+    KILL = "kill"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, as proven by the key."""
+
+    key_id: str
+    project: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    id: str
+    name: str
+    role: Role
+    project: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Reason:
+    code: ReasonCode
+    message: str
+    detail: Mapping[str, Any]  # facts of the outcome, e.g. rank and traceback, or the last metrics
+
+    @property
+    def whose(self) -> Whose:
+        return REASONS[self.code].whose
+
+    @property
+    def retryable(self) -> bool:
+        return REASONS[self.code].retryable
+
+
+@dataclass(frozen=True)
+class Job:
+    id: str
+    name: str
+    project: str
+    status: Status
+    desired: Desired
+    reason: Reason | None  # why it ended
+    waiting: str | None  # why it has not started yet, or not again
+    created_at: datetime
+    started_at: datetime | None  # when it first ran
+    finished_at: datetime | None
+    deadline_at: datetime | None
+    attempt: int  # number of the newest attempt, 0 before the first
+    priority: int
+    progress: Mapping[str, Any] | None  # step, steps, epoch, samples_per_second, eta_seconds
+    latest: Mapping[str, float | str]  # newest value of each series; non-finite ones as "NaN", "Infinity", "-Infinity"
+    health: Mapping[str, Any]  # verdict, sentence, findings
+    workers: Sequence[Mapping[str, Any]]  # rank, pid, node, device, state, started_at
+    links: Mapping[str, str]
+    metadata: Mapping[str, str]
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    id: str
+    job_id: str
+    sequence: int  # from 1, without holes within a job
+    created_at: datetime
+    level: Level
+    type: str
+    message: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    id: str
+    job_id: str
+    number: int
+    created_at: datetime
+    started_at: datetime | None  # when its controller was first seen
+    finished_at: datetime | None
+    reason: Reason | None
+    recoveries: int  # how often its workers were replaced
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Page(Generic[T_co]):
+    data: Sequence[T_co]
+    has_more: bool
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """The cluster as the scheduler last saw it."""
+
+    reachable: bool
+    message: str | None  # why it is not reachable
+    capacity: Capacity
+    used: Resources  # reserved by jobs
+    updated_at: datetime | None  # None: no scheduler has looked yet
+    scheduler_alive: bool
+    scheduler_seen_at: datetime | None
+    queued: int
+    active: int

@@ -1,0 +1,63 @@
+"""Plain values as JSON lines, for the pipes between the scheduler and its Ray driver.
+
+Both ends are ours and of one version. JSON rather than pickle, so that nothing that comes from the cluster can run code here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from service.cluster import Capacity, Launch, Node, Resources
+from workers.reports import Observation
+from workers.spec import JobSpec
+
+_OBSERVATION = TypeAdapter(Observation)
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One line. NaN and infinity pass (Python's JSON on both ends); what is no JSON becomes its text."""
+    return json.dumps(message, default=str).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(line)
+    return message
+
+
+def launch_document(launch: Launch) -> dict[str, Any]:
+    return {
+        "name": launch.name,
+        "job_id": launch.job_id,
+        "attempt": launch.attempt,
+        "spec": launch.spec.model_dump_json(),
+        "folder": launch.folder,
+        "mlflow_url": launch.mlflow_url,
+        "experiment": launch.experiment,
+    }
+
+
+def launch_value(document: Mapping[str, Any]) -> Launch:
+    return Launch(**{**document, "spec": JobSpec.model_validate_json(document["spec"])})
+
+
+def observation_document(observation: Observation | None) -> dict[str, Any] | None:
+    return None if observation is None else asdict(observation)
+
+
+def observation_value(document: Mapping[str, Any] | None) -> Observation | None:
+    return None if document is None else _OBSERVATION.validate_python(document)
+
+
+def capacity_value(documents: Sequence[Mapping[str, Any]]) -> Capacity:
+    """From ``workers.launcher.capacity``: id, address, cpus, gpus and memory (bytes) of each machine."""
+    return Capacity(
+        tuple(
+            Node(node["id"], node["address"], Resources(node["cpus"], node["gpus"], int(node["memory"])))
+            for node in documents
+        )
+    )

@@ -1,0 +1,257 @@
+"""Training checkpoints: torch DCP for tensors, JSON for the rest, and a manifest of digests written last.
+
+A folder counts as a checkpoint only if its ``manifest.json`` exists and every file has the size and SHA-256 that stand there: torch and safetensors
+both load a flipped bit without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written. ``str()`` says which and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    path: Path
+    problem: str
+
+
+def folder_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:010d}"
+
+
+# --- what is saved ----------------------------------------------------------------------------------------------------
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(all tensors by name, plain values by name) of model and optimizer. The tensors are the live ones, not copies."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    values: dict[str, Any] = {}
+    names = _optimized_names(model)
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            target = tensors if isinstance(value, Tensor) else values
+            target[f"optimizer.{names[index]}.{key}"] = value
+    return tensors, values
+
+
+def restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Puts back what ``tensors_of`` gave. Names or shapes that do not fit raise, nothing is skipped."""
+    model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")})
+    names = _optimized_names(model)
+    index_of = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {}
+    for full, value in [*tensors.items(), *values.items()]:
+        if full.startswith("optimizer."):
+            name, _, key = full.removeprefix("optimizer.").rpartition(".")
+            state.setdefault(index_of[name], {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _optimized_names(model: nn.Module) -> list[str]:
+    """In the order in which the optimizer got the parameters."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    *,
+    rank: int,
+    world_size: int,
+    group: dist.ProcessGroup | None,
+) -> Checkpoint:
+    """Writes one checkpoint; all ranks call it. Complete when rank 0 has returned. Raises CheckpointError, on every rank."""
+    path = folder_of(root, step)
+    problem: str | None = None
+    try:
+        if rank == 0:
+            shutil.rmtree(path, ignore_errors=True)  # the remains of an attempt that died while writing
+            path.mkdir(parents=True)
+        if world_size > 1:
+            dist.barrier(group=group)
+        tensors, values = tensors_of(model, optimizer)
+        with _quiet():
+            dcp.save(
+                tensors,
+                storage_writer=FileSystemWriter(path, single_file_per_rank=True, sync_files=True),
+                process_group=group,
+                no_dist=world_size == 1,
+            )
+        if rank == 0:
+            document = {"step": step, "optimizer_values": values, **state}
+            _write_durably(path / STATE, json.dumps(document).encode())
+            _write_manifest(path, step, metrics, world_size)
+    except OSError as error:
+        problem = str(error)
+    except dcp.api.CheckpointException as error:
+        problem = "; ".join(f"rank {failed}: {reason[0]}" for failed, reason in error.failures.items())
+    if problem is not None:
+        raise CheckpointError(f"checkpoint of step {step} could not be written to {path}: {problem}")
+    return Checkpoint(path, step, dict(metrics))
+
+
+def _write_manifest(path: Path, step: int, metrics: Mapping[str, float], world_size: int) -> None:
+    files = [_file_entry(path, file) for file in sorted(path.rglob("*")) if file.is_file() and file.name != MANIFEST]
+    document = {
+        "format": 1,
+        "step": step,
+        "created_at": time.time(),
+        "metrics": dict(metrics),
+        "world_size": world_size,
+        "files": files,
+    }
+    _write_durably(path / MANIFEST, json.dumps(document, indent=1).encode())
+
+
+def _file_entry(root: Path, file: Path) -> dict[str, Any]:
+    return {"path": str(file.relative_to(root)), "bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    """So that after a crash at any instant the file is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def verify(path: Path) -> dict[str, Any] | Damaged:
+    """The manifest of a complete, undamaged checkpoint, or what is wrong with it."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+        for entry in manifest["files"]:
+            file = path / entry["path"]
+            if path.resolve() not in file.resolve().parents:
+                return Damaged(path, f"the manifest names {entry['path']!r}, outside of the checkpoint")
+            if file.stat().st_size != entry["bytes"]:
+                return Damaged(path, f"{entry['path']} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+            if sha256(file) != entry["sha256"]:
+                return Damaged(path, f"{entry['path']} does not have the recorded SHA-256")
+    except FileNotFoundError as error:
+        return Damaged(path, f"{Path(error.filename).name} is missing")
+    except (ValueError, KeyError, TypeError) as error:
+        return Damaged(path, f"unreadable manifest ({error})")
+    return manifest
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[Damaged]]:
+    """The newest checkpoint that verifies, and the damaged ones passed over on the way to it (unfinished ones are no damage)."""
+    damaged: list[Damaged] = []
+    for path in sorted(root.glob("step-*"), reverse=True):
+        if not (path / MANIFEST).exists():
+            continue
+        manifest = verify(path)
+        if isinstance(manifest, Damaged):
+            damaged.append(manifest)
+            continue
+        return Checkpoint(path, manifest["step"], manifest["metrics"]), damaged
+    return None, damaged
+
+
+def load(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
+    """Puts model and optimizer back as they were, on any number of ranks; returns the state saved beside them.
+
+    The caller has verified the checkpoint: DCP's own index is a pickle, and is only read when its digest is ours.
+    """
+    reader = FileSystemReader(checkpoint.path)
+    tensors = {
+        name: torch.empty(meta.size, dtype=meta.properties.dtype, device=device if meta.size else "cpu")
+        for name, meta in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(meta, TensorStorageMetadata)
+    }
+    with _quiet():
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_bytes())
+    restore(model, optimizer, tensors, state.pop("optimizer_values"))
+    return state
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns when it works without a process group, which is what is meant here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+# --- retention --------------------------------------------------------------------------------------------------------
+
+
+def prune(root: Path, *, keep_last: int, keep_best: int, best: str, mode: str) -> list[Path]:
+    """Removes what retention no longer keeps, and unfinished folders older than the newest complete one. Rank 0 only."""
+    complete: list[tuple[Path, Mapping[str, float]]] = []
+    unfinished: list[Path] = []
+    for path in sorted(root.glob("step-*")):
+        try:
+            complete.append((path, json.loads((path / MANIFEST).read_bytes())["metrics"]))
+        except (OSError, ValueError, KeyError):
+            unfinished.append(path)
+    kept = {path for path, _ in complete[-keep_last:]}
+    scored = [(metrics[best], path) for path, metrics in complete if best in metrics]
+    scored.sort(key=lambda pair: pair[0], reverse=mode == "max")
+    kept |= {path for _, path in scored[:keep_best]}
+    gone = [path for path, _ in complete if path not in kept]
+    gone += [path for path in unfinished if complete and path < complete[-1][0]]
+    for path in gone:
+        # The manifest first: a half-removed checkpoint must not look like one.
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    return gone

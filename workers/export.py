@@ -1,0 +1,140 @@
+"""The finished model: safetensors and JSON, in a folder that is an MLflow model too. Nothing in it is a pickle.
+
+model.safetensors    weights
+model.json           task specification, input shape, class names, preprocessing
+MLmodel, python_env.yaml, requirements.txt    for mlflow.pyfunc.load_model and `mlflow models serve`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from torch import nn
+
+from workers import spec as job_spec
+from workers.tasks import FACTORIES
+from workers.tasks.base import ModelFacts, Task
+
+if TYPE_CHECKING:
+    import pandas
+
+WEIGHTS, FACTS, FORMAT = "model.safetensors", "model.json", 1
+REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "mlflow")
+
+
+def export_model(folder: Path, model: nn.Module, task: Task, spec: job_spec.JobSpec) -> None:
+    """Writes the model; a reader finds the whole folder or (for an instant, when an older one is replaced) none."""
+    from safetensors.torch import save_model
+
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_model(model, str(partial / WEIGHTS))  # knows of tensors that layers share
+    document = {
+        "format": FORMAT,
+        "name": spec.name,
+        "task": spec.task.model_dump(mode="json"),
+        "facts": dataclasses.asdict(task.facts()),
+    }
+    (partial / FACTS).write_text(json.dumps(document, indent=1), encoding="utf-8")
+    for name, content in _mlflow_files().items():
+        (partial / name).write_text(content, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _mlflow_files() -> dict[str, str]:
+    """What MLflow's python_function flavor wants, without importing MLflow into the training process."""
+    description = {
+        "flavors": {
+            "python_function": {
+                "loader_module": "workers.export",
+                "python_version": platform.python_version(),
+                "env": {"virtualenv": "python_env.yaml"},
+            }
+        },
+        "mlflow_version": version("mlflow"),
+        "model_uuid": uuid.uuid4().hex,
+        "utc_time_created": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+    }
+    packages = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS] + ["chainrule"]
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    return {
+        "MLmodel": yaml.safe_dump(description),
+        "python_env.yaml": yaml.safe_dump(environment),
+        "requirements.txt": "\n".join(packages) + "\n",
+    }
+
+
+class Predictor:
+    """A finished model, ready to use. Loading reads safetensors and JSON only."""
+
+    def __init__(self, folder: str | Path) -> None:
+        from safetensors.torch import load_model as load_weights
+
+        root = Path(folder)
+        document = json.loads((root / FACTS).read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise ValueError(f"{root / FACTS} has format {document['format']}; this version reads {FORMAT}")
+        self.name: str = document["name"]
+        self._task_spec: Any = TypeAdapter(job_spec.Task).validate_python(document["task"])
+        known = document["facts"]
+        self._facts = ModelFacts(tuple(known["input_shape"]), tuple(known["class_names"]), known["preprocessing"])
+        self._module = importlib.import_module(FACTORIES[self._task_spec.kind].partition(":")[0])
+        self._model: nn.Module = self._module.build_model(self._task_spec, self._facts)
+        load_weights(self._model, str(root / WEIGHTS))
+        self._model.eval()
+
+    def predict(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Inputs in the units of the training data; what comes back is described at the task's ``predict``."""
+        found: dict[str, NDArray[Any]] = self._module.predict(self._model, self._task_spec, self._facts, inputs)
+        return found
+
+    def feature_names(self) -> list[str]:
+        names: Any = self._facts.preprocessing.get("features", [])
+        return list(names)
+
+
+def load_model(folder: str | Path) -> Predictor:
+    return Predictor(folder)
+
+
+class PyfuncModel:
+    """What ``mlflow.pyfunc.load_model`` wraps. Gives a table with one row a sample."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pandas.DataFrame:
+        """``model_input``: an array, or a DataFrame whose columns are the features (or, for images, the pixels in order)."""
+        import pandas
+
+        if isinstance(model_input, pandas.DataFrame):
+            names = self._predictor.feature_names()
+            frame = model_input[names] if names and set(names) <= set(model_input.columns) else model_input
+            model_input = frame.to_numpy()
+        found = self._predictor.predict(np.asarray(model_input))
+        columns: dict[str, Any] = {name: values for name, values in found.items() if values.ndim == 1}
+        if "probabilities" in found:
+            columns["probability"] = found["probabilities"].max(axis=1)
+        return pandas.DataFrame(columns)
+
+
+def _load_pyfunc(path: str) -> PyfuncModel:
+    """Called by MLflow, which knows this module as the model's loader."""
+    return PyfuncModel(Predictor(path))

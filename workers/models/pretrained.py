@@ -1,0 +1,76 @@
+"""Image classifiers of the transformers library, from a configuration, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from workers.sources.problems import BadDataError
+from workers.spec import TransformersImageModel
+
+SMALL_IMAGE = 64  # pixels; the library's defaults are made for 224 and would shrink these to nothing
+
+
+def transformers_classifier(spec: TransformersImageModel, image: tuple[int, int, int], classes: int) -> nn.Module:
+    """(B, C, H, W) -> (B, classes); ``image`` is (C, H, W). Raises BadDataError for configurations that cannot be built."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    settings = {**_defaults(spec.architecture, image), **spec.config}
+    known = AutoConfig.for_model(spec.architecture)
+    for key in spec.config:
+        if not hasattr(known, key):
+            raise BadDataError(f"task.model.config.{key}", f"{spec.architecture} has no such setting")
+    given = {"num_labels": classes, "num_channels": image[0]}
+    if hasattr(known, "image_size") and "image_size" not in spec.config:
+        given["image_size"] = image[1]
+    try:
+        config = AutoConfig.for_model(spec.architecture, **settings, **given)
+        model = AutoModelForImageClassification.from_config(config)
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+        raise BadDataError("task.model.config", f"{spec.architecture} cannot be built so: {error}") from error
+    return Logits(model)
+
+
+def _defaults(architecture: str, image: tuple[int, int, int]) -> Mapping[str, Any]:
+    """Settings for small images; what the job says comes on top."""
+    size = min(image[1:])
+    if size > SMALL_IMAGE:
+        return {}
+    patch = max(p for p in (1, 2, 4, 8) if (size % p == 0 and size // p >= 4) or p == 1)
+    transformer = {
+        "patch_size": patch,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+    }
+    convnext = {"patch_size": 2, "num_stages": 3, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]}
+    table: dict[str, Mapping[str, Any]] = {
+        "resnet": {
+            "embedding_size": 32,
+            "hidden_sizes": [32, 64, 128],
+            "depths": [2, 2, 2],
+            "layer_type": "basic",
+        },
+        "vit": transformer,
+        "deit": transformer,
+        "beit": transformer,
+        "dinov2": {k: v for k, v in transformer.items() if k != "intermediate_size"},
+        "convnext": convnext,
+        "convnextv2": convnext,
+    }
+    return table.get(architecture, {})
+
+
+class Logits(nn.Module):
+    """Gives the logits alone. Parameters keep the names that the library gives them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.network = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixel_values=x).logits
+        return logits

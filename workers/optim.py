@@ -1,0 +1,61 @@
+"""Optimizers by name and learning rates as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.spec import Optimizer, Schedule
+
+CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+}
+# One fused kernel a step instead of several passes over the weights; torch has it for these on CPU and CUDA.
+FUSED_DEVICES = {"sgd": ("cpu", "cuda"), "adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda"), "adagrad": ("cpu",)}
+
+
+def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if spec.momentum is not None:
+        settings["momentum"] = spec.momentum
+    if spec.nesterov is not None:
+        settings["nesterov"] = spec.nesterov
+    if spec.betas is not None:
+        settings["betas"] = tuple(spec.betas)
+    if spec.epsilon is not None:
+        settings["eps"] = spec.epsilon
+    if device.type in FUSED_DEVICES.get(spec.name, ()):
+        settings["fused"] = True
+    return CLASSES[spec.name]([p for p in parameters if p.requires_grad], **settings)
+
+
+def learning_rate(step: int, steps: int, spec: Schedule, peak: float) -> float:
+    """The rate of step ``step`` (from 0) of ``steps``: linear warm-up from ``peak / warmup_steps``, then the schedule.
+
+    Cosine as in Loshchilov and Hutter 2017 (one cycle, no restarts), ending at ``final_factor * peak`` at the last step.
+    """
+    warmup = min(spec.warmup_steps, steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if spec.name == "constant":
+        return peak
+    done = (step - warmup) / max(1, steps - 1 - warmup)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if spec.name == "cosine" else 1 - done
+    return peak * (spec.final_factor + (1 - spec.final_factor) * left)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,156 @@
+"""From the device to the reporter: what each step measured waits in a ring buffer and is copied out every few steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers import health
+from workers.reports import Progress, Reporter
+
+ROWS = 64  # the ring's size
+FLUSH_SECONDS = 0.4  # so that a person who watches sees steps as they happen
+NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
+SCALARS = ("loss_sum", "count", "norm", "factor")
+
+
+@dataclass(frozen=True)
+class HostValues:
+    """What the host knows of a step without asking the device."""
+
+    learning_rate: float
+    samples: int
+    epoch: float
+    data_wait_seconds: float
+
+
+class Recorder:
+    """Used by rank 0. ``record`` never waits for the device; ``flush`` does, a few times a second."""
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        layers: tuple[str, ...],
+        device: torch.device,
+        *,
+        steps: int,
+        every_steps: int,
+        warmup_steps: int,
+    ) -> None:
+        self._reporter, self._layers, self._steps = reporter, layers, steps
+        self._every_steps, self._warmup_steps = every_steps, warmup_steps
+        self._ring = torch.zeros((ROWS, len(SCALARS) + len(layers)), dtype=torch.float64, device=device)
+        self._pending: list[tuple[int, float, float, HostValues]] = []
+        self._flushed_at = self._step_ended_at = time.perf_counter()
+        self._losses: list[float] = []
+        self._norms: list[np.ndarray] = []
+        self._kept_steps: list[int] = []
+        self._verdict: str | None = None
+        self._seconds_per_step: float | None = None
+        self.bad_steps = 0  # in a row, up to the last flush
+        self.latest: dict[str, float] = {}
+
+    def step_begins(self) -> None:
+        """Called after anything that is not part of a step (evaluation, a checkpoint), so that steps are timed alone."""
+        self._step_ended_at = time.perf_counter()
+
+    def record(
+        self, step: int, loss_sum: Tensor, count: Tensor, norms: Tensor, norm: Tensor, factor: Tensor, host: HostValues
+    ) -> None:
+        """``step`` counts from 1: optimizer steps done."""
+        row = self._ring[len(self._pending)]
+        row[: len(SCALARS)] = torch.stack([loss_sum.double(), count.double(), norm, factor.double()])
+        row[len(SCALARS) :] = norms
+        now = time.perf_counter()
+        self._pending.append((step, time.time(), now - self._step_ended_at, host))
+        self._step_ended_at = now
+        if len(self._pending) == ROWS or now - self._flushed_at > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._pending:
+            return
+        rows = self._ring[: len(self._pending)].cpu().numpy().copy()
+        gradients: list[tuple[int, list[float]]] = []
+        for (step, timestamp, seconds, host), row in zip(self._pending, rows, strict=True):
+            norms = row[len(SCALARS) :]
+            values = self._values(row, norms, seconds, host)
+            self._reporter.metrics(step, values, timestamp)
+            if step % self._every_steps == 0 or step == 1:
+                gradients.append((step, norms.tolist()))
+            self._remember(step, values["train/loss"], norms)
+            self.latest.update(values)
+        if gradients:
+            self._reporter.gradients(self._layers, gradients)
+        self._report_progress(len(rows))
+        self._pending.clear()
+        self._flushed_at = time.perf_counter()
+
+    def _values(self, row: np.ndarray, norms: np.ndarray, seconds: float, host: HostValues) -> dict[str, float]:
+        loss_sum, count, norm, factor = row[: len(SCALARS)].tolist()
+        quarter = max(1, len(norms) // 4)
+        last = float(np.median(norms[-quarter:])) if len(norms) else 0.0
+        return {
+            "train/loss": loss_sum / count if count else math.nan,
+            "train/learning_rate": host.learning_rate,
+            "train/epoch": host.epoch,
+            "train/step_seconds": seconds,
+            "train/data_wait_seconds": host.data_wait_seconds,
+            "train/samples_per_second": host.samples / seconds if seconds > 0 else 0.0,
+            "gradient/norm": norm,
+            "gradient/norm_clipped": norm * factor,
+            "gradient/clipped": float(factor < 1.0),
+            "gradient/largest_layer_norm": float(norms.max(initial=0.0)),
+            "gradient/smallest_layer_norm": float(norms.min()) if len(norms) else 0.0,
+            "gradient/first_to_last_ratio": float(np.median(norms[:quarter])) / last if last > 0 else 0.0,
+            "gradient/nonfinite_layers": float(np.count_nonzero(~np.isfinite(norms))),
+        }
+
+    def _remember(self, step: int, loss: float, norms: np.ndarray) -> None:
+        self.bad_steps = 0 if math.isfinite(loss) else self.bad_steps + 1
+        self._kept_steps.append(step)
+        self._losses.append(loss)
+        self._norms.append(norms)
+        if len(self._kept_steps) > 4096:  # judging needs the shape of the run, not each of its steps
+            for kept in (self._kept_steps, self._losses, self._norms):
+                kept[:] = kept[:32] + kept[32::2]
+
+    def _report_progress(self, steps: int) -> None:
+        seconds = sum(seconds for _, _, seconds, _ in self._pending) / steps
+        previous = self._seconds_per_step
+        self._seconds_per_step = seconds if previous is None else 0.8 * previous + 0.2 * seconds
+        step, _, _, host = self._pending[-1]
+        per_second = host.samples / self._seconds_per_step if self._seconds_per_step > 0 else None
+        left = (self._steps - step) * self._seconds_per_step
+        self._reporter.progress(Progress(step, self._steps, host.epoch, per_second, left))
+
+    def judge(self) -> health.Judgement:
+        judgement = health.judge(
+            health.History(
+                np.array(self._kept_steps, dtype=np.int64),
+                np.array(self._losses),
+                self._layers,
+                np.array(self._norms).reshape(len(self._norms), len(self._layers)),
+                self._steps,
+                self._warmup_steps,
+            )
+        )
+        nothing_new = (
+            judgement.verdict == "unknown" and not self._kept_steps
+        )  # resumed at its end: the earlier verdict stands
+        if judgement.verdict != self._verdict and not nothing_new:
+            self._verdict = judgement.verdict
+            level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
+            self._reporter.event(level, "health.verdict", judgement.sentence, judgement.as_dict())
+        return judgement
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values that are not of every step, such as an evaluation's."""
+        self.latest.update(values)
+        self._reporter.metrics(step, values, time.time())

@@ -1,0 +1,115 @@
+"""Folders of image files, one folder a class."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.sources.arrays import stratified_holdout
+from workers.sources.problems import BadDataError
+from workers.spec import FolderData
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+MAX_PIXELS = 100_000_000  # more is refused: a small file may decode to gigabytes
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    paths: tuple[Path, ...]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    train: ImageFiles
+    evaluation: ImageFiles
+    class_names: tuple[str, ...]
+
+
+def read_folder(data: FolderData) -> FolderImages:
+    """The files by name only; nothing is decoded."""
+    class_names, train = _scan("task.data.path", data.path, None)
+    if data.evaluation_path is not None:
+        _, evaluation = _scan("task.data.evaluation_path", data.evaluation_path, class_names)
+        return FolderImages(train, evaluation, class_names)
+    size = round(len(train.paths) * data.holdout)
+    if not 0 < size < len(train.paths):
+        raise BadDataError(
+            "task.data.holdout", f"{data.holdout} of {len(train.paths)} images leaves a part without any"
+        )
+    held_out = stratified_holdout(train.labels, size)
+    return FolderImages(_part(train, ~held_out), _part(train, held_out), class_names)
+
+
+def _part(files: ImageFiles, mask: NDArray[np.bool_]) -> ImageFiles:
+    return ImageFiles(tuple(path for path, taken in zip(files.paths, mask, strict=True) if taken), files.labels[mask])
+
+
+def _scan(field: str, root: str, known: tuple[str, ...] | None) -> tuple[tuple[str, ...], ImageFiles]:
+    top = Path(root)
+    if not top.is_dir():
+        raise BadDataError(field, f"there is no folder {root}")
+    folders = sorted(entry for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = known or tuple(folder.name for folder in folders)
+    if len(names) < 2:
+        raise BadDataError(field, f"{root} must have a folder for each class, at least 2; it has {len(names)}")
+    paths, labels = [], []
+    for folder in folders:
+        if folder.name not in names:
+            raise BadDataError(field, f"class {folder.name!r} is not among the training classes: {', '.join(names)}")
+        found = [file for file in sorted(folder.rglob("*")) if is_image(file)]
+        if not found and known is None:
+            raise BadDataError(field, f"class folder {folder} has no image ({', '.join(sorted(EXTENSIONS))})")
+        _stay_inside(field, top, found)
+        paths += found
+        labels += [names.index(folder.name)] * len(found)
+    if not paths:
+        raise BadDataError(field, f"there is no image in {root}")
+    return names, ImageFiles(tuple(paths), np.array(labels, dtype=np.int64))
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _stay_inside(field: str, top: Path, files: list[Path]) -> None:
+    root = os.path.realpath(top) + os.sep
+    for file in files:
+        if file.is_symlink() and not os.path.realpath(file).startswith(root):
+            raise BadDataError(field, f"{file} is a link to a place outside of {top}")
+
+
+def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
+    """The image as (size, size, channels) uint8. Raises BadDataError that names the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadDataError(
+                    "task.data.path",
+                    f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are allowed",
+                )
+            picture = image.convert("RGB" if channels == 3 else "L").resize((size, size), Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, BadDataError):
+            raise
+        raise BadDataError("task.data.path", f"image {path} cannot be decoded: {error}") from error
+    pixels: NDArray[Any] = np.asarray(picture, dtype=np.uint8)
+    return pixels.reshape(size, size, channels)
+
+
+def check_header(path: Path) -> None:
+    """A quick look: format and structure, without decoding. Raises BadDataError that names the file."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadDataError("task.data.path", f"image {path} cannot be read: {error}") from error

@@ -1,0 +1,121 @@
+"""Training without Ray, MLflow and the service: one process, or several under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workers import parallel
+from workers.jobfile import JobFileError, read_job_file
+from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
+from workers.reports import Level, Progress, ReasonCode
+from workers.sources.problems import BadDataError
+from workers.spec import JobSpec, SpecError, parse_spec
+from workers.train import RunContext, train
+
+
+class FolderReporter:
+    """Prints what a person wants to see and writes the same files as the service does."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self._folder = folder
+        self._gradients = GradientWriter(folder.gradients_path, 1)
+        self._events = 0
+        self._loss = float("nan")
+        self._printed_at = 0.0
+
+    def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
+        row = {"step": step, "timestamp": timestamp, "values": {key: encode(value) for key, value in values.items()}}
+        append_lines(self._folder.metrics_path(1), [row])
+        self._loss = values.get("train/loss", self._loss)
+
+    def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
+        self._gradients.append(layers, rows)
+
+    def progress(self, progress: Progress) -> None:
+        if time.monotonic() - self._printed_at < 2.0:
+            return
+        self._printed_at = time.monotonic()
+        print(
+            f"step {progress.step}/{progress.steps}  loss {self._loss:.4g}  "
+            f"{progress.samples_per_second or 0:.0f} samples/s  {progress.eta_seconds or 0:.0f} s left",
+            flush=True,
+        )
+
+    def event(self, level: Level, type: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        self._events += 1
+        row = {"sequence": self._events, "timestamp": time.time(), "level": level, "type": type}
+        append_lines(
+            self._folder.events_path(1), [row | {"message": message, "data": dict(data or {}), "source": None}]
+        )
+        print(message, flush=True)
+
+
+class SilentReporter:
+    """For the ranks that have nothing to say."""
+
+    def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None: ...
+
+    def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def event(self, level: Level, type: str, message: str, data: Mapping[str, Any] | None = None) -> None: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: trained to the end; 1: did not succeed; 2: the job file cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.train", description="Train one job file, without the service."
+    )
+    parser.add_argument("job", type=Path, help="job file, YAML or JSON")
+    parser.add_argument(
+        "--output", type=Path, help="folder for checkpoints, metrics and the model (default: outputs/<name>)"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        spec = parse_spec(read_job_file(given.job))
+    except (JobFileError, SpecError) as error:
+        for problem in getattr(error, "problems", [error]):
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    rank, world_size, local_rank = parallel.environment_rank()
+    folder = JobFolder.at(given.output or Path("outputs") / _folder_name(spec))
+    context = RunContext(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        device=parallel.choose_device(local_rank, spec.workers.gpus),
+        reporter=FolderReporter(folder) if rank == 0 else SilentReporter(),
+        checkpoints=folder.checkpoints_path,
+        model_folder=folder.model_path,
+        stop_requested=lambda: None,
+    )
+    if world_size > 1:
+        parallel.init_process_group(rank, world_size, None, context.device)
+    with contextlib.closing(_Group()):
+        try:
+            outcome = train(spec, context)
+        except BadDataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    if rank == 0:
+        metrics = ", ".join(
+            f"{key} {value:.4g}" for key, value in outcome.detail["metrics"].items() if key.startswith("eval/")
+        )
+        print(f"{outcome.code}: {outcome.message}. {metrics}. Everything is in {folder.path}.")
+    return 0 if outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED) else 1
+
+
+class _Group:
+    def close(self) -> None:
+        parallel.destroy_process_group()
+
+
+def _folder_name(spec: JobSpec) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in spec.name)

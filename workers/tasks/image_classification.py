@@ -1,0 +1,173 @@
+"""Images into classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.models import builtin
+from workers.sources import arrays, folders
+from workers.sources.problems import BadDataError
+from workers.spec import CnnModel, DigitsData, FolderData, ImageClassificationTask, MlpModel, NpzData
+from workers.tasks.base import Batch, Datasets, ModelFacts
+
+IN_MEMORY_BYTES = 256 << 20  # sets whose floats are smaller are converted once, not batch by batch
+STATISTICS_FILES = 512  # of a folder, evenly spread, for mean and deviation
+
+
+class ImageClassification:
+    def __init__(self, spec: ImageClassificationTask, *, seed: int) -> None:
+        self._spec = spec
+        self._facts: ModelFacts | None = None
+
+    def datasets(self) -> Datasets:
+        data = self._spec.data
+        if isinstance(data, FolderData):
+            return self._folder_datasets(data)
+        if isinstance(data, DigitsData):
+            images = arrays.read_digits(data)
+        elif isinstance(data, NpzData):
+            images = arrays.read_npz(data)
+        else:
+            images = arrays.read_idx(data)  # type: ignore[arg-type]  # the union has no other member left
+        mean, deviation = channel_statistics(images.train.pixels, images.scale)
+        self._facts = _facts(images.train.pixels.shape[1:], images.class_names, mean, deviation, images.scale)
+        return Datasets(ArrayImages(images.train, self._facts), ArrayImages(images.evaluation, self._facts))
+
+    def _folder_datasets(self, data: FolderData) -> Datasets:
+        images = folders.read_folder(data)
+        sample = images.train.paths[:: max(1, len(images.train.paths) // STATISTICS_FILES)]
+        pixels = np.stack([folders.decode(path, data.image_size, data.channels) for path in sample])
+        mean, deviation = channel_statistics(pixels, 255.0)
+        self._facts = _facts(pixels.shape[1:], images.class_names, mean, deviation, 255.0)
+        return Datasets(FileImages(images.train, data, self._facts), FileImages(images.evaluation, data, self._facts))
+
+    def model(self) -> nn.Module:
+        return build_model(self._spec, self.facts())
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = model(batch["pixels"])
+        labels = batch["labels"]
+        return functional.cross_entropy(logits.float(), labels, reduction="sum"), _count(labels)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        logits = model(batch["pixels"]).float()
+        labels = batch["labels"]
+        count = _count(labels)
+        return {
+            "loss": (functional.cross_entropy(logits, labels, reduction="sum"), count),
+            "accuracy": ((logits.argmax(1) == labels).sum(), count),
+        }
+
+    def facts(self) -> ModelFacts:
+        assert self._facts is not None, "datasets() comes first"
+        return self._facts
+
+
+def _count(labels: Tensor) -> Tensor:
+    return torch.tensor(len(labels), device=labels.device)
+
+
+def _facts(
+    shape: Sequence[int], class_names: tuple[str, ...], mean: NDArray[Any], deviation: NDArray[Any], scale: float
+) -> ModelFacts:
+    height, width, channels = shape
+    preprocessing = {"scale": scale, "mean": mean.tolist(), "deviation": deviation.tolist()}
+    return ModelFacts((channels, height, width), class_names, preprocessing)
+
+
+def channel_statistics(pixels: NDArray[Any], scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation (C,) of (N, H, W, C) pixels in units of ``scale``; the same on every worker."""
+    flat = pixels.reshape(-1, pixels.shape[-1])
+    mean = flat.mean(axis=0, dtype=np.float64) / scale
+    deviation = flat.std(axis=0, dtype=np.float64) / scale
+    return mean, np.where(deviation > 1e-6, deviation, 1.0)
+
+
+def standardised(pixels: NDArray[Any], facts: ModelFacts) -> Tensor:
+    """(N, H, W, C) as in the file -> (N, C, H, W) float32, each channel with mean 0 and deviation 1 over the training set."""
+    preprocessing: Any = facts.preprocessing
+    mean = torch.tensor(preprocessing["mean"], dtype=torch.float32)
+    deviation = torch.tensor(preprocessing["deviation"], dtype=torch.float32)
+    values = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(preprocessing["scale"])
+    return values.sub_(mean).div_(deviation).permute(0, 3, 1, 2).contiguous()
+
+
+class ArrayImages:
+    """Images in memory."""
+
+    def __init__(self, images: arrays.Images, facts: ModelFacts) -> None:
+        self._pixels, self._facts = images.pixels, facts
+        self._labels = torch.from_numpy(images.labels)
+        small = images.pixels.size * 4 <= IN_MEMORY_BYTES
+        self._converted = standardised(images.pixels, facts) if small else None
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        pixels = (
+            self._converted[rows]
+            if self._converted is not None
+            else standardised(self._pixels[list(indices)], self._facts)
+        )
+        return {"pixels": pixels, "labels": self._labels[rows]}
+
+
+class FileImages:
+    """Image files, decoded when they are needed."""
+
+    def __init__(self, files: folders.ImageFiles, data: FolderData, facts: ModelFacts) -> None:
+        self._files, self._data, self._facts = files, data, facts
+
+    def __len__(self) -> int:
+        return len(self._files.paths)
+
+    def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
+        size, channels = self._data.image_size, self._data.channels
+        pixels = np.stack([folders.decode(self._files.paths[index], size, channels) for index in indices])
+        return {
+            "pixels": standardised(pixels, self._facts),
+            "labels": torch.from_numpy(self._files.labels[list(indices)]),
+        }
+
+
+# --- the model, also without its data ---------------------------------------------------------------------------------
+
+
+def build_model(spec: ImageClassificationTask, facts: ModelFacts) -> nn.Module:
+    channels, height, width = facts.input_shape
+    classes = len(facts.class_names)
+    if isinstance(spec.model, MlpModel):
+        return builtin.mlp(spec.model, channels * height * width, classes)
+    if isinstance(spec.model, CnnModel):
+        return builtin.cnn(spec.model, (channels, height, width), classes)
+    from workers.models.pretrained import transformers_classifier
+
+    return transformers_classifier(spec.model, (channels, height, width), classes)
+
+
+def predict(model: nn.Module, spec: ImageClassificationTask, facts: ModelFacts, inputs: NDArray[Any]) -> dict[str, Any]:
+    """``inputs``: images as in the training files, (N, H, W) or (N, H, W, C), or flat rows. Gives class, label and probabilities."""
+    channels, height, width = facts.input_shape
+    try:
+        pixels = np.asarray(inputs).reshape(len(inputs), height, width, channels)
+    except ValueError as error:
+        raise BadDataError(
+            "inputs", f"shape {np.shape(inputs)} does not fit images of {(height, width, channels)}"
+        ) from error
+    with torch.no_grad():
+        probabilities = model(standardised(pixels, facts)).softmax(1).numpy()
+    classes = probabilities.argmax(1)
+    return {
+        "class": classes,
+        "label": np.array([facts.class_names[index] for index in classes]),
+        "probabilities": probabilities,
+    }
