@@ -9,6 +9,7 @@ from importlib.metadata import version
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from api import openapi
@@ -25,9 +26,8 @@ from service.jobs import cluster_view
 from service.keys import ensure_admin_key
 from service.settings import Settings
 
-ROUTERS = tuple(
-    module.router for module in (jobs, events, logs, telemetry, checkpoints, cluster, schema, health, docs)
-)
+ROUTERS = tuple(module.router for module in (jobs, events, logs, telemetry, checkpoints, cluster, schema, health, docs))
+ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
 CONCURRENT_ADMISSIONS = 8
 
 
@@ -53,7 +53,7 @@ def create_app(settings: Settings, stream_limits: StreamLimits | None = None) ->
     app.state.services = Services(settings, store, monitoring, streams, CapacityLimiter(CONCURRENT_ADMISSIONS))
     _add_routes(app)
     _add_middleware(app, settings, store, monitoring)
-    openapi.install(app)
+    openapi.install(app, ROUTES)
     return app
 
 
@@ -61,6 +61,7 @@ def _add_routes(app: FastAPI) -> None:
     check_permissions(ROUTERS)
     for router in ROUTERS:
         app.include_router(router)
+    app.state.methods = _methods
     for error in (ApiError, ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, handle)
 
@@ -72,6 +73,11 @@ def _add_middleware(app: FastAPI, settings: Settings, store: Store, monitoring: 
     if settings.on_loopback:
         app.add_middleware(OriginMiddleware, hosts=LOOPBACK_NAMES | {settings.api_host})
     app.add_middleware(RequestContextMiddleware, monitoring=monitoring)
+
+
+def _methods(path: str) -> list[str]:
+    """What can be done with the address ``path``."""
+    return sorted({method for route in ROUTES if route.path_regex.match(path) for method in route.methods or ()})
 
 
 def _jobs_by_state(store: Store) -> dict[str, int]:

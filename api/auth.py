@@ -57,7 +57,9 @@ def needs_key(path: str) -> bool:
 def bearer_token(headers: Headers, query: bytes) -> str:
     named = {name.lower() for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)}
     if named & KEY_PARAMETERS:
-        raise Unauthorized("Keys are not accepted in the address, where logs would keep them. Use the Authorization header.")
+        raise Unauthorized(
+            "Keys are not accepted in the address, where logs would keep them. Use the Authorization header."
+        )
     given = headers.getlist("authorization")
     if not given:
         raise Unauthorized("No key. Send the header 'Authorization: Bearer <key>'.")

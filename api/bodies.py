@@ -20,6 +20,7 @@ from workers.spec import shorten
 
 MAX_DEPTH = 32
 MAX_NODES = 1_000_000
+MAX_YAML_BYTES = 1 << 20  # its parser takes a second for each
 JSON_TYPE, YAML_TYPES = "application/json", ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
 BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
@@ -44,9 +45,13 @@ def media_type(request: Request) -> str:
 
 def parse_document(body: bytes, kind: str) -> object:
     """The document in ``body``. Raises a 400 that says what is broken, and where."""
+    if kind != JSON_TYPE and len(body) > MAX_YAML_BYTES:
+        raise ApiError(413, "body_too_large", f"YAML may have {MAX_YAML_BYTES >> 20} MiB at most; send JSON instead.")
     text = _text(body)
     document = _json(text) if kind == JSON_TYPE else _yaml(text)
-    _check_size(document)
+    _check_tree(document)
+    if "\\" in text:  # only an escape can make half of a surrogate pair
+        _check_surrogates(document)
     return document
 
 
@@ -67,9 +72,9 @@ def _text(body: bytes) -> str:
         raise _broken(f"the body is not valid UTF-8 (byte {error.start})") from None
 
 
-def _json(text: str) -> object:
+def _json(text: str) -> Any:
     try:
-        document = json.loads(
+        return json.loads(
             text,
             object_pairs_hook=_object,
             parse_constant=_no_constant,
@@ -80,12 +85,6 @@ def _json(text: str) -> object:
         raise _broken(f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise _broken(f"nested deeper than {MAX_DEPTH} levels") from None
-    if "\\u" in text:
-        try:
-            json.dumps(document, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise _broken("a text has half of a surrogate pair, which is no character") from None
-    return document
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,31 +117,41 @@ def _yaml(text: str) -> object:
     try:
         return parse_job_text(text, ".yaml")
     except JobFileError as error:
-        raise _broken(f"not valid YAML: {error}") from None
+        raise _broken(f"not valid YAML: {shorten(str(error), 300)[1:-1]}") from None
+    except ValueError:  # of int(): thousands of digits
+        raise _broken("not valid YAML: a number has too many digits") from None
     except RecursionError:
         raise _broken(f"nested deeper than {MAX_DEPTH} levels") from None
 
 
-def _check_size(document: object) -> None:
-    """Bounds depth and the number of values; YAML aliases can make a small text into a huge tree."""
+def _check_tree(document: object) -> None:
+    """Bounds depth and the number of values (YAML aliases can make a small text into a huge tree, or into a circle), and
+    refuses what JSON does not have."""
     level: list[object] = [document]
     nodes = 0
     for _ in range(MAX_DEPTH + 1):
         nodes += len(level)
-        if nodes > MAX_NODES:
-            raise _broken(f"more than {MAX_NODES} values")
         below: list[object] = []
         for value in level:
             if isinstance(value, dict):
                 below.extend(value.values())
             elif isinstance(value, list):
                 below.extend(value)
-            if len(below) > MAX_NODES:
+            elif not isinstance(value, str | int | float | None):
+                raise _broken(f"it holds a {type(value).__name__}, which a job cannot have")
+            if nodes + len(below) > MAX_NODES:
                 raise _broken(f"more than {MAX_NODES} values")
         if not below:
             return
         level = below
     raise _broken(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_surrogates(document: object) -> None:
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _broken("a text has half of a surrogate pair, which is no character") from None
 
 
 def _broken(what: str) -> ApiError:

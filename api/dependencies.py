@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Path
 from starlette.requests import Request
 
+from api.examples import JOB_ID as JOB_ID_EXAMPLE
 from api.monitoring import Monitoring
 from api.streams import Streams
 from service.database import Store
@@ -37,7 +38,7 @@ async def _services(request: Request) -> Services:
     return services
 
 
-async def _job_id(job_id: Annotated[str, Path(description="id of the job", examples=["job-0kq3v8r2m5"])]) -> str:
+async def _job_id(job_id: Annotated[str, Path(description="id of the job", examples=[JOB_ID_EXAMPLE])]) -> str:
     """Text that cannot be an id never reaches the database or a path."""
     if not JOB_ID.fullmatch(job_id):
         raise NotFound("There is no such job.", param="job_id")

@@ -33,12 +33,16 @@ def render_page(document: Schema) -> str:
     body = [f"<h1>{escape(title)}</h1>", '<p class="dim">For programs: <a href="/openapi.json">/openapi.json</a></p>']
     body += [_prose(info["description"]), _contents(document, operations)]
     for tag in document["tags"]:
-        body.append(f'<h2 id="{_anchor(tag["name"])}">{escape(tag["name"].capitalize())}</h2>{_prose(tag["description"])}')
+        body.append(
+            f'<h2 id="{_anchor(tag["name"])}">{escape(tag["name"].capitalize())}</h2>{_prose(tag["description"])}'
+        )
         body += [_operation(*found) for found in operations if tag["name"] in found[2]["tags"]]
     body.append('<h2 id="shapes">Shapes</h2>')
     body += [_shape(name, schema) for name, schema in sorted(document["components"]["schemas"].items())]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(body)}</body></html>'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(body)}</body></html>'
+    )
 
 
 def _operations(document: Schema) -> Iterator[tuple[str, str, Schema]]:
@@ -128,7 +132,11 @@ def _shape(name: str, schema: Schema) -> str:
         f"<td>{_notes(part, part.get('description'))}</td></tr>"
         for field, part in schema.get("properties", {}).items()
     ]
-    table = f"<table><tr><th>field</th><th>type</th><th></th></tr>{''.join(rows)}</table>" if rows else f"<p>{_type(schema)}</p>"
+    table = (
+        f"<table><tr><th>field</th><th>type</th><th></th></tr>{''.join(rows)}</table>"
+        if rows
+        else f"<p>{_type(schema)}</p>"
+    )
     return f'<h3 id="{_anchor("shape", name)}"><code>{escape(name)}</code></h3>{_prose(schema.get("description", ""))}{table}'
 
 

@@ -5,19 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from api import schemas
+from api.errors import error_type
 
+# status -> (when, code, an example of the message)
 _ERRORS: dict[int, tuple[str, str, str]] = {
-    400: ("A parameter or the body cannot be read.", "invalid_parameter", "limit: Input should be less than or equal to 100 (got '500')"),
-    401: ("No key, or one that is not valid.", "unauthorized", "No key. Send the header 'Authorization: Bearer <key>'."),
-    403: ("The key's role does not allow this.", "forbidden", "This key has the role viewer; the request needs member."),
+    400: (
+        "A parameter or the body cannot be read.",
+        "invalid_parameter",
+        "limit: Input should be less than or equal to 100 (got '500')",
+    ),
+    401: (
+        "No key, or one that is not valid.",
+        "unauthorized",
+        "No key. Send the header 'Authorization: Bearer <key>'.",
+    ),
+    403: (
+        "The key's role does not allow this.",
+        "forbidden",
+        "this needs the role member; the key has the role viewer",
+    ),
     404: ("There is no such thing, or it belongs to another project.", "not_found", "There is no such job."),
-    409: ("The request does not fit what is there.", "idempotency_key_reused", "This Idempotency-Key was used with another body."),
-    413: ("The body is larger than 10 MiB.", "body_too_large", "The body is larger than 10 MiB."),
-    415: ("The body is neither JSON nor YAML.", "unsupported_media_type", "Content-Type must be application/json or application/yaml; there was none."),
-    422: ("The job cannot be accepted; all its problems are listed.", "invalid_request", "training.batch_size: Input should be greater than or equal to 1 (got 0)"),
+    409: (
+        "The request does not fit what is there.",
+        "idempotency_key_reused",
+        "this Idempotency-Key was used before with another body; use a new key",
+    ),
+    413: ("The body is too large.", "body_too_large", "The body is larger than 10 MiB."),
+    415: (
+        "The body is neither JSON nor YAML.",
+        "unsupported_media_type",
+        "Content-Type must be application/json or application/yaml; there was none.",
+    ),
+    422: (
+        "The job cannot be accepted; all its problems are listed.",
+        "invalid_request",
+        "training.batch_size: Input should be greater than or equal to 1 (got 0)",
+    ),
     429: ("Too many open streams.", "too_many_streams", "Too many open streams; a key may have 20 at a time."),
-    503: ("Not available right now; try again after the time in Retry-After.", "unavailable", "The database does not answer."),
-}  # fmt: skip
+    503: (
+        "Not available right now; try again after the time in Retry-After.",
+        "unavailable",
+        "the database is busy or cannot be reached; try again in a moment",
+    ),
+}
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -57,9 +87,7 @@ def files() -> Responses:
 
 def _error(status: int) -> dict[str, Any]:
     description, code, message = _ERRORS[status]
-    family = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error"}
-    kind = family.get(status, "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error")
-    error: dict[str, Any] = {"message": message, "type": kind, "param": None, "code": code}
+    error: dict[str, Any] = {"message": message, "type": error_type(status), "param": None, "code": code}
     if status == 422:
         path, value = "training.batch_size", "0"
         error["param"] = path

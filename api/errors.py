@@ -6,7 +6,6 @@ escaped characters, and nothing from inside (tracebacks, SQL, paths of this mach
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -29,8 +28,6 @@ from service.errors import (
     Unavailable,
 )
 from workers.spec import Problem, shorten
-
-logger = logging.getLogger("api.errors")
 
 STATUS: Mapping[type[ServiceError], int] = {
     ServiceError: 500,
@@ -55,6 +52,7 @@ TYPES: Mapping[int, str] = {
 MAX_PROBLEMS = 100  # a body of 10 MB can hold a million of them
 MAX_PROBLEMS_IN_MESSAGE = 20
 MAX_MESSAGE = 4000
+INTERNAL = "Something went wrong inside the service."
 
 
 class ApiError(Exception):
@@ -80,15 +78,14 @@ def render(error: Exception, request_id: str = "") -> Response:
     """The response for any exception. Unknown ones say nothing but the request id, under which the log has the rest."""
     known = _as_api_error(error)
     if known is None:
-        message = f"Something went wrong inside the service. The log has it under request id {request_id}."
-        known = ApiError(500, "internal_error", message)
+        known = ApiError(500, "internal_error", f"{INTERNAL} The log has it under request id {request_id}.")
     return json_response(envelope(known), known.status, _headers(known))
 
 
 def envelope(error: ApiError) -> dict[str, Any]:
     body: dict[str, Any] = {
         "message": error.message if len(error.message) <= MAX_MESSAGE else error.message[: MAX_MESSAGE - 3] + "...",
-        "type": TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error"),
+        "type": error_type(error.status),
         "param": error.param,
         "code": error.code,
     }
@@ -100,9 +97,13 @@ def envelope(error: ApiError) -> dict[str, Any]:
     return {"error": body}
 
 
+def error_type(status: int) -> str:
+    return TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+
+
 def as_envelope(error: Exception) -> dict[str, Any]:
     """The envelope alone, for errors inside an event stream."""
-    return envelope(_as_api_error(error) or ApiError(500, "internal_error", "Something went wrong inside the service."))
+    return envelope(_as_api_error(error) or ApiError(500, "internal_error", INTERNAL))
 
 
 def _as_api_error(error: Exception) -> ApiError | None:
@@ -146,8 +147,8 @@ def _from_framework(error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, "unknown_route", "There is no such address. /docs lists all routes.", headers=headers)
     if error.status_code == 405:
-        allowed = headers.get("Allow") or headers.get("allow") or "another method"
-        return ApiError(405, "method_not_allowed", f"This address does not know this method; use {allowed}.", headers=headers)
+        message = f"This address does not know this method; use {headers['Allow']}."
+        return ApiError(405, "method_not_allowed", message, headers=headers)
     phrase = HTTPStatus(error.status_code).phrase
     return ApiError(error.status_code, phrase.lower().replace(" ", "_"), f"{phrase}.", headers=headers)
 
@@ -168,4 +169,6 @@ def _headers(error: ApiError) -> dict[str, str]:
 
 async def handle(request: Request, error: Exception) -> Response:
     """FastAPI's exception handler for the classes that it would otherwise render itself."""
+    if isinstance(error, HTTPException) and error.status_code == 405:  # the router names the methods of one route only
+        error = HTTPException(405, headers={"Allow": ", ".join(request.app.state.methods(request.url.path))})
     return render(error, getattr(request.state, "request_id", ""))

@@ -53,7 +53,9 @@ class RequestContextMiddleware:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("request %s failed", request_id)
-            if status:  # too late for another answer: the server closes the connection, so that nobody takes it for whole
+            if (
+                status
+            ):  # too late for another answer: the server closes the connection, so that nobody takes it for whole
                 raise
             await render(error, request_id)(scope, receive, send_with_id)
         finally:
@@ -61,7 +63,11 @@ class RequestContextMiddleware:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "OTHER"
+        method = (
+            scope["method"]
+            if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+            else "OTHER"
+        )
         self.monitoring.count_request(method, route, status)
         caller = scope["state"].get("caller")
         access_log.info(
@@ -94,7 +100,9 @@ class OriginMiddleware:
                 param="Host",
             )  # fmt: skip
         if any(_host_of(origin) not in self.hosts for origin in headers.getlist("origin")):
-            return ApiError(403, "origin_not_allowed", "Requests of other sites' pages are not accepted.", param="Origin")
+            return ApiError(
+                403, "origin_not_allowed", "Requests of other sites' pages are not accepted.", param="Origin"
+            )
         return None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from api.auth import needs_key
 from workers.spec import JobSpec
@@ -50,18 +52,18 @@ def job_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "/v1/schema", **schema}
 
 
-def install(app: FastAPI) -> None:
-    """Makes ``app.openapi`` give the document, built once."""
+def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
+    """Makes ``app.openapi`` give the document, built once. ``routes``: all that it describes."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _build(app)
+            app.openapi_schema = _build(app, routes)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _build(app: FastAPI) -> dict[str, Any]:
+def _build(app: FastAPI, routes: Sequence[APIRoute]) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS,
     )  # fmt: skip
@@ -76,9 +78,22 @@ def _build(app: FastAPI) -> dict[str, Any]:
             _drop_default_validation_error(operation)
             if needs_key(path):
                 operation["security"] = [{"key": []}]
+    for route in routes:
+        if route.include_in_schema:
+            _restore_examples(document, route)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return document
+
+
+def _restore_examples(document: dict[str, Any], route: APIRoute) -> None:
+    """FastAPI leaves every null out of the document, also out of examples, whose nulls mean something."""
+    for method in route.methods or ():
+        described = document["paths"][route.path_format][method.lower()]["responses"]
+        for status, response in route.responses.items():
+            for kind, media in response.get("content", {}).items():
+                if "example" in media:
+                    described[str(status)]["content"][kind]["example"] = media["example"]
 
 
 def _drop_default_validation_error(operation: dict[str, Any]) -> None:

@@ -42,7 +42,9 @@ class Query(BaseModel):
 
 
 class JobsQuery(Query):
-    after: Cursor | None = Field(None, description="id of the last job of the page before", examples=["job-1a2b3c"])
+    after: Cursor | None = Field(
+        None, description="id of the last job of the page before", examples=["job-5f0c2a9be61d4873a0c4d7e2"]
+    )
     limit: Annotated[Integer, Field(ge=1, le=100, description="jobs of a page")] = 20
     order: Annotated[Order, Field(description="by time of creation: desc is newest first")] = "desc"
     status: Annotated[Status | None, Field(description="only jobs in this state")] = None

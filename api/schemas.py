@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,7 +77,7 @@ class Links(Wire):
 
 
 class Job(Wire):
-    id: str = Field(examples=["job-0kq3v8r2m5"])
+    id: str = Field(examples=["job-5f0c2a9be61d4873a0c4d7e2"])
     object: Literal["job"] = "job"
     name: str = Field(examples=["digits"])
     status: Status
@@ -105,7 +105,7 @@ class Job(Wire):
             waiting=job.waiting, project=job.project, priority=job.priority, created_at=job.created_at,
             started_at=job.started_at, finished_at=job.finished_at, deadline_at=job.deadline_at, attempt=job.attempt,
             progress=Progress.model_validate(job.progress) if job.progress else None,
-            latest=dict(job.latest), health=dict(job.health), workers=[dict(worker) for worker in job.workers],
+            latest=cast(dict[str, Number], dict(job.latest)), health=dict(job.health), workers=[dict(worker) for worker in job.workers],
             metadata=dict(job.metadata), spec=dict(job.spec),
             links=Links(mlflow=job.links.get("mlflow"), dashboard=job.links.get("dashboard")),
         )  # fmt: skip

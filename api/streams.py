@@ -35,7 +35,7 @@ READING_THREADS = 8  # streams share these, so that any number of them leaves th
 
 
 LastEventId = Annotated[
-    str | None, Header(description="where a stream goes on: the id of the last event that arrived", examples=["12"])
+    str | None, Header(alias="Last-Event-ID", description="where a stream goes on: the id of the last event that arrived", examples=["12"])
 ]
 
 

@@ -166,10 +166,7 @@ def wanted(job: JobState, now: datetime, limits: Limits) -> Wish:
         since = job.deadline_at if since is None else min(since, job.deadline_at)
     if since is None:
         return Wish(None, False)
-    if job.desired is Desired.KILL:
-        kill_at = job.desired_at
-    else:
-        kill_at = since + timedelta(seconds=limits.cancel)
+    kill_at = job.desired_at if job.desired is Desired.KILL else since + timedelta(seconds=limits.cancel)
     kill_for = (now - kill_at).total_seconds()
     return Wish(StopMode.KILL if kill_for >= 0 else StopMode.CANCEL, kill_for >= limits.kill)
 
@@ -208,7 +205,7 @@ def over(job: JobState, outcome: Outcome, now: datetime) -> Decision:
 
 def backoff(attempt: int) -> timedelta:
     """Pause after the attempt of that number: 1 s, 2 s, 4 s, ... a minute."""
-    return min(BACKOFF_FIRST * 2 ** min(attempt - 1, 10), BACKOFF_LONGEST)
+    return min(BACKOFF_FIRST * (1 << min(attempt - 1, 10)), BACKOFF_LONGEST)
 
 
 def _unseen(job: JobState, attempt: AttemptState, sight: Sight, now: datetime, limits: Limits) -> Decision:

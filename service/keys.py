@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from service.database import Store, database_now
+from service.database import Store
 from service.errors import Forbidden, NotFound
 from service.tables import ApiKeyRow
 from service.values import ApiKey, Caller, Role

@@ -5,6 +5,7 @@ Whatever goes wrong between here and Ray is a ClusterUnavailableError. Training 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -123,7 +124,7 @@ class RayDriver:
         assert self._child is not None
         self._child.kill()
         self._child = None
-        pause = min(BACKOFF_FIRST * 2 ** min(self._failures, 10), BACKOFF_LONGEST)
+        pause = min(BACKOFF_FIRST * (1 << min(self._failures, 10)), BACKOFF_LONGEST)
         self._failures += 1
         self._not_before = time.monotonic() + pause
         self._problem = f"no connection to the Ray cluster at {self._address}: {problem}"
@@ -176,11 +177,9 @@ class _Child:
 
     def close(self) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self._process.stdin.close()
             self._process.wait(CLOSE_SECONDS)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
         self.kill()
 
     def kill(self) -> None:
@@ -191,10 +190,8 @@ class _Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._reader.join()
-        try:
+        with contextlib.suppress(BrokenPipeError):  # what was still to be sent
             self._process.stdin.close()
-        except BrokenPipeError:  # what was still to be sent
-            pass
         self._process.stdout.close()
 
     def _read(self) -> None:

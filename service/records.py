@@ -114,9 +114,7 @@ class Records:
     def cluster(self, capacity: Capacity, problem: str | None, now: datetime) -> None:
         with self._write() as session:
             nodes = [node_document(node) for node in capacity.nodes]
-            session.merge(
-                ClusterRow(id=1, reachable=problem is None, message=problem, nodes=nodes, updated_at=now)
-            )
+            session.merge(ClusterRow(id=1, reachable=problem is None, message=problem, nodes=nodes, updated_at=now))
 
     @contextmanager
     def _write(self) -> Iterator[Session]:

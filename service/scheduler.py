@@ -140,7 +140,7 @@ class Trouble:
         if self._times == 0:
             log.warning("%s: %s", self._what, error)
         self._times += 1
-        return min(TROUBLE_SECONDS * 2 ** (self._times - 1), TROUBLE_LONGEST)
+        return min(TROUBLE_SECONDS * (1 << min(self._times - 1, 10)), TROUBLE_LONGEST)
 
     def over(self) -> None:
         if self._times:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -16,16 +16,27 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseSettings):
     """Every process of one installation must see the same ``home``, ``database_url`` and ``storage``."""
 
-    model_config = SettingsConfigDict(env_prefix="CHAINRULE_", extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CHAINRULE_", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
+    )
 
-    home: Path = Field(Path("~/.chainrule"), description="folder of the database, the keys and, by default, the storage")
-    database_url: str = Field("", description="SQLAlchemy URL; default: chainrule.db in home (SQLite)")
-    storage: Path = Field("", description="folder of the jobs' results; default: storage in home")
+    home: Path = Field(
+        Path("~/.chainrule"), description="folder of the database, the keys and, by default, the storage"
+    )
+    database_url: str = Field(
+        default_factory=lambda data: f"sqlite:///{data['home'] / 'chainrule.db'}",
+        description="SQLAlchemy URL; default: chainrule.db in home (SQLite)",
+    )
+    storage: Path = Field(
+        default_factory=lambda data: data["home"] / "storage",
+        description="folder of the jobs' results; default: storage in home",
+    )
 
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8400
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (), description="folders that jobs may read, separated by ':'; none: any path, while the API listens on loopback"
+        (),
+        description="folders that jobs may read, separated by ':'; none: any path, while the API listens on loopback",
     )
 
     mlflow_url: str | None = Field(None, description="address of the MLflow server; none: jobs are not tracked there")
@@ -38,12 +49,16 @@ class Settings(BaseSettings):
     controller_lost_seconds: Seconds = Field(
         10, description="an attempt that the answering cluster does not know for so long is given up"
     )
-    controller_silent_seconds: Seconds = Field(60, description="an attempt that does not answer for so long is given up")
+    controller_silent_seconds: Seconds = Field(
+        60, description="an attempt that does not answer for so long is given up"
+    )
     launch_timeout_seconds: Seconds = Field(120, description="an attempt must have shown a sign of life by then")
     cancel_timeout_seconds: Seconds = Field(300, description="a cancel that takes longer becomes a kill")
     kill_timeout_seconds: Seconds = Field(10, description="a kill that takes longer removes everything of the attempt")
     tracking_timeout_seconds: Seconds = Field(60, description="how long an ended attempt may go on sending to MLflow")
-    never_fits_seconds: Seconds = Field(60, description="a cluster smaller than a waiting job for so long is the answer")
+    never_fits_seconds: Seconds = Field(
+        60, description="a cluster smaller than a waiting job for so long is the answer"
+    )
     backfill_seconds: Seconds = Field(
         300, description="how long smaller jobs may overtake the first of the queue before everything waits for it"
     )
@@ -54,15 +69,10 @@ class Settings(BaseSettings):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    @field_validator("database_url", mode="after")
+    @field_validator("storage", mode="after")
     @classmethod
-    def _default_database(cls, url: str, info: ValidationInfo) -> str:
-        return url or f"sqlite:///{info.data['home'] / 'chainrule.db'}"
-
-    @field_validator("storage", mode="before")
-    @classmethod
-    def _default_storage(cls, storage: Any, info: ValidationInfo) -> Path:
-        return Path(storage).expanduser().absolute() if storage else info.data["home"] / "storage"
+    def _absolute_storage(cls, storage: Path) -> Path:
+        return storage.expanduser().absolute()
 
     @field_validator("data_roots", mode="before")
     @classmethod

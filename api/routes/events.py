@@ -85,7 +85,9 @@ def _sequence(services: Services, caller: Caller, job_id: str, after: str | None
         return 0
     digits = after.removeprefix(f"event-{job_id.removeprefix('job-')}-")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
-        raise ApiError(400, "invalid_parameter", "after must be the id or the sequence number of an event.", param="after")
+        raise ApiError(
+            400, "invalid_parameter", "after must be the id or the sequence number of an event.", param="after"
+        )
     newest = jobs.list_events(services.store, caller, job_id, limit=1, order="desc")
     last = newest[0].sequence if newest else 0
     if int(digits) > last:

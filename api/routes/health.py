@@ -62,7 +62,9 @@ def check(store: Store) -> schemas.Readiness:
     known = view.reachable and bool(view.capacity.nodes)
     checks = {
         "database": schemas.Check(ok=True, message=None),
-        "scheduler": schemas.Check(ok=view.scheduler_alive, message=None if view.scheduler_alive else "no scheduler is at work"),
+        "scheduler": schemas.Check(
+            ok=view.scheduler_alive, message=None if view.scheduler_alive else "no scheduler is at work"
+        ),
         "cluster": schemas.Check(ok=known, message=None if known else "the cluster has not been reached"),
     }
     return schemas.Readiness(ready=all(part.ok for part in checks.values()), checks=checks)  # type: ignore[arg-type]
@@ -71,7 +73,10 @@ def check(store: Store) -> schemas.Readiness:
 @router.get(
     "/metrics",
     summary="Numbers for Prometheus",
-    responses={200: {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}, **protected()},
+    responses={
+        200: {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **protected(),
+    },
 )
 def metrics(caller: Viewer, services: Provided) -> Response:
     """Requests by route and status, jobs by status, open streams."""

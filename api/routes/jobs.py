@@ -27,6 +27,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 IdempotencyKey = Annotated[
     str | None,
     Header(
+        alias="Idempotency-Key",
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
@@ -42,7 +43,9 @@ IdempotencyKey = Annotated[
     summary="Submit a job",
     openapi_extra=examples.JOB_BODY,
     responses={
-        **success(schemas.Job, examples.QUEUED_JOB, status=201, description="The job, queued. Location has its address."),
+        **success(
+            schemas.Job, examples.QUEUED_JOB, status=201, description="The job, queued. Location has its address."
+        ),
         **protected(400, 409, 413, 415, 422),
     },
 )

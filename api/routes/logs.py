@@ -61,7 +61,9 @@ def read_logs(
 
     def read(position: str) -> Chunk:
         now = jobs.get_job(services.store, caller, job_id)  # before the lines: after the end none is added
-        lines = read_lines(folder, Position.parse(position, "after"), STREAM_CHUNK, attempt=query.attempt, rank=query.rank)
+        lines = read_lines(
+            folder, Position.parse(position, "after"), STREAM_CHUNK, attempt=query.attempt, rank=query.rank
+        )
         complete = now.status.ended and len(lines) < STREAM_CHUNK
         return Chunk([(line.position, _line(line)) for line in lines], complete, {"id": now.id, "status": now.status})
 

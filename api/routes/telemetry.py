@@ -47,7 +47,9 @@ class GradientsQuery(QueryModel):
     summary="Read metric series",
     responses={**success(schemas.ListOf[schemas.Series], examples.listed(examples.SERIES)), **of_job(400)},
 )
-def read_metrics(caller: Viewer, services: Provided, job_id: JobId, query: Annotated[MetricsQuery, Query()]) -> Response:
+def read_metrics(
+    caller: Viewer, services: Provided, job_id: JobId, query: Annotated[MetricsQuery, Query()]
+) -> Response:
     """One item a series: losses, learning rate, throughput, gradient norms, evaluations, system load. A long series is
     thinned to ``max_points``; first and last point, peaks and non-finite values stay. A key that has no values yet has no points."""
     keys = _keys(query.keys)
@@ -87,7 +89,9 @@ def _series(key: str, series: Series | None, max_points: int) -> dict[str, Any]:
     points: list[dict[str, Any]] = []
     if series is not None:
         kept = downsample(series.values, max_points)
-        moments = np.datetime_as_string((series.timestamps[kept] * 1000).round().astype("datetime64[ms]"), timezone="UTC")
+        moments = np.datetime_as_string(
+            (series.timestamps[kept] * 1000).round().astype("datetime64[ms]"), timezone="UTC"
+        )
         points = [
             {"step": step, "value": value, "timestamp": moment}
             for step, value, moment in zip(

@@ -52,9 +52,7 @@ def upgrade() -> None:
         _json("links"),
     )
     op.create_index("jobs_by_age", "jobs", ["project", "created_at", "id"])
-    op.create_index(
-        "jobs_not_ended", "jobs", ["intent_at"], sqlite_where=NOT_ENDED, postgresql_where=NOT_ENDED
-    )
+    op.create_index("jobs_not_ended", "jobs", ["intent_at"], sqlite_where=NOT_ENDED, postgresql_where=NOT_ENDED)
     op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),

@@ -1,0 +1,77 @@
+"""What the commands share: where the service is, how to print, and how to end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from api.client import ApiError, Client, NoServiceError
+from api.home import Home
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the installation [$CHAINRULE_HOME, else ~/.chainrule]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
+JobArgument = Annotated[str, typer.Argument(help="Id of the job")]
+
+# Names and messages come from other people; a terminal must not obey them.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def clean(text: object) -> str:
+    return CONTROL.sub("\ufffd", str(text))
+
+
+def say(message: object, style: str = "") -> None:
+    """One line for people, on standard output; never read as markup."""
+    out.print(Text(clean(message), style=style))
+
+
+def fail(message: object, code: int = 1) -> typer.Exit:
+    """To be raised: prints what went wrong."""
+    err.print(Text(f"error: {clean(message)}", style="red"))
+    return typer.Exit(code)
+
+
+def print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def service(home: Path | None) -> Iterator[Client]:
+    """A client of the service; what goes wrong with it becomes a message and an exit code: 1 refused, 3 nobody there."""
+    try:
+        with Client.from_environment(Home(home)) as client:
+            yield client
+    except ApiError as error:
+        for problem in error.problems:
+            value = f" (got {problem['value']})" if problem.get("value") is not None else ""
+            err.print(Text(f"  {clean(problem['path'])}: {clean(problem['message'])}{clean(value)}", style="red"))
+        raise fail(error.message, 1) from error
+    except NoServiceError as error:
+        raise fail(error, 3) from error
+
+
+def number(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,134 @@
+"""Following a job to its end: a live bar on a terminal, plain lines elsewhere, and the summary."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from api.cli.console import clean, duration, number, out, say
+from api.client import Client, Document
+
+TICK_SECONDS, LINE_SECONDS = 0.25, 2.0
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+QUIET = frozenset(
+    {"evaluation", "job.created", "job.status", "training.finished", "tracking.complete", "workers.started"}
+)
+STYLES = {"warning": "yellow", "error": "red"}
+
+
+def follow(client: Client, job_id: str) -> Document:
+    """Shows the job until it has ended and returns it. Ctrl-C ends the showing, not the job."""
+    display = _Bar() if out.is_terminal else _Lines()
+    seen: str | None = None
+    with display:
+        while True:
+            job = client.get_job(job_id)
+            page = client.events(job_id, after=seen)
+            for event in page["data"]:
+                seen = event["id"]
+                if event["type"] not in QUIET:
+                    say(event["message"], STYLES.get(event["level"], "dim"))
+            display.show(job)
+            if job["status"] in ENDED and not page["has_more"]:
+                return job
+            time.sleep(TICK_SECONDS)
+
+
+def figures(job: Document) -> str:
+    """The numbers of the moment in a line."""
+    latest, progress = job["latest"], job["progress"] or {}
+    parts = [
+        ("loss", latest.get("train/loss")),
+        ("accuracy", latest.get("eval/accuracy")),
+        ("gradient norm", latest.get("gradient/norm")),
+        ("samples/s", progress.get("samples_per_second")),
+    ]
+    shown = [f"{name} {number(value)}" for name, value in parts if value is not None]
+    if progress.get("eta_seconds") is not None and job["status"] not in ENDED:
+        shown.append(f"{duration(progress['eta_seconds'])} left")
+    return "  ".join(shown)
+
+
+class _Bar:
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), console=out
+        )
+        self._task: TaskID = self._progress.add_task("queued", total=None, figures="")
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, job: Document) -> None:
+        progress = job["progress"]
+        if progress is None:
+            self._progress.update(self._task, description=job["status"], figures=clean(job.get("waiting") or ""))
+            return
+        self._progress.update(
+            self._task,
+            description=f"{job['status']} {progress['step']}/{progress['steps']}",
+            completed=progress["step"],
+            total=progress["steps"],
+            figures=figures(job),
+        )
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._status, self._shown_at = "", 0.0
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, job: Document) -> None:
+        progress = job["progress"]
+        if job["status"] != self._status:
+            self._status = job["status"]
+            say(f"{job['id']} is {job['status']}" + (f": {job['waiting']}" if job.get("waiting") else ""))
+        if progress and time.monotonic() - self._shown_at > LINE_SECONDS:
+            self._shown_at = time.monotonic()
+            say(f"step {progress['step']}/{progress['steps']}  {figures(job)}")
+
+
+def summary(client: Client, job: Document) -> None:
+    """Where the job stands: why it ended, what came out, what the gradients looked like, where everything is."""
+    reason = job["reason"]
+    style = {"succeeded": "green", "failed": "red"}.get(job["status"], "yellow")
+    say("")
+    say(f"{job['name']} ({job['id']}): {job['status']}" + (f", {reason['message']}" if reason else ""), f"bold {style}")
+    rows: list[tuple[str, Any]] = []
+    metrics = {key: value for key, value in job["latest"].items() if key.startswith("eval/")}
+    if metrics:
+        rows.append(("evaluation", ", ".join(f"{key[5:]} {number(value)}" for key, value in sorted(metrics.items()))))
+    if job["progress"]:
+        rows.append(("training", f"step {job['progress']['step']} of {job['progress']['steps']}, {figures(job)}"))
+    if job["started_at"] and job["finished_at"]:
+        rows.append(("took", f"{_seconds(job):.1f} s from start to end"))
+    if job["health"].get("sentence"):
+        rows.append(("gradients", f"{job['health']['verdict']}: {job['health']['sentence']}"))
+    rows += [("finding", f"{f['code']}: {f['suggestion']}") for f in job["health"].get("findings", [])]
+    checkpoints = client.checkpoints(job["id"])["data"]
+    if checkpoints:
+        kept = ", ".join(str(checkpoint["step"]) for checkpoint in checkpoints)
+        rows.append(("checkpoints", f"of step {kept}"))
+    if client.model_files(job["id"])["data"]:
+        rows.append(("model", f"{client.url}/v1/jobs/{job['id']}/model"))
+    if job.get("folder"):
+        rows.append(("folder", job["folder"]))
+    if job["links"].get("mlflow"):
+        rows.append(("MLflow run", job["links"]["mlflow"]))
+    for name, value in rows:
+        say(f"  {name:12} {value}")
+
+
+def _seconds(job: Document) -> float:
+    from datetime import datetime
+
+    started, finished = (datetime.fromisoformat(job[key]) for key in ("started_at", "finished_at"))
+    return (finished - started).total_seconds()

@@ -1,0 +1,194 @@
+"""Commands about jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.console import (
+    HomeOption,
+    JobArgument,
+    JsonOption,
+    clean,
+    duration,
+    err,
+    fail,
+    number,
+    out,
+    print_json,
+    say,
+    service,
+)
+from api.cli.follow import follow, summary
+from workers.jobfile import JobFileError, read_job_file
+from workers.spec import SpecError, data_paths, parse_spec
+
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
+FAILED, INTERRUPTED = 1, 130
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The job of a file, checked here already; data paths in it are taken from the file's folder. Raises typer.Exit(2)."""
+    try:
+        document = read_job_file(path)
+        spec = parse_spec(document)
+    except JobFileError as error:
+        raise fail(error, 2) from error
+    except SpecError as error:
+        for problem in error.problems:
+            err.print(Text(f"  {clean(problem)}", style="red"))
+        raise fail(f"{path} has {len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}", 2) from error
+    assert isinstance(document, dict)
+    for field, value in data_paths(spec):
+        parts = field.split(".")
+        target = document
+        for part in parts[:-1]:
+            target = target[part]
+        target[parts[-1]] = str((path.resolve().parent / value).absolute())
+    return document
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="Job file, YAML or JSON")],
+    follow_: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it has ended")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Post a job. With --follow: exit 0 when it succeeded, 1 when not."""
+    document = read_job(file)
+    with service(home) as client:
+        job = client.create_job(document)
+        if not follow_:
+            print_json(job) if as_json else say(f"{job['id']} is {job['status']}")
+            return
+        if not as_json:
+            say(f"{job['id']} was accepted")
+        try:
+            job = follow(client, job["id"])
+        except KeyboardInterrupt:
+            say(f"\n{job['id']} goes on; `chainrule cancel {job['id']}` ends it", "yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        print_json(job) if as_json else summary(client, job)
+    raise typer.Exit(0 if job["status"] == "succeeded" else FAILED)
+
+
+def jobs(
+    limit: Annotated[int, typer.Option(help="How many", min=1, max=100)] = 20,
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status")] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """List jobs, newest first."""
+    with service(home) as client:
+        page = client.list_jobs(limit=limit, status=status)
+    if as_json:
+        print_json(page)
+        return
+    table = Table("job", "name", "status", "step", "loss", "left", "gradients", box=None)
+    for job in page["data"]:
+        progress = job["progress"] or {}
+        cells = (
+            job["id"],
+            job["name"],
+            job["status"],
+            f"{progress['step']}/{progress['steps']}" if progress else "",
+            number(job["latest"].get("train/loss", "")),
+            duration(progress["eta_seconds"]) if progress.get("eta_seconds") and not job["finished_at"] else "",
+            job["health"].get("verdict", ""),
+        )
+        table.add_row(*(Text(clean(cell)) for cell in cells))
+    out.print(table)
+
+
+def show(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show one job: how far it is, or how it ended, and where its results are."""
+    with service(home) as client:
+        job = client.get_job(job_id)
+        print_json(job) if as_json else summary(client, job)
+
+
+def events(
+    job_id: JobArgument, follow_: FollowOption = False, as_json: JsonOption = False, home: HomeOption = None
+) -> None:
+    """Print what happened to a job."""
+    with service(home) as client:
+        found = client.follow_events(job_id) if follow_ else _all_events(client, job_id)
+        for event in found:
+            if as_json:
+                print_json(event)
+            else:
+                say(f"{event['created_at']}  {event['level']:7}  {event['type']:20}  {event['message']}")
+
+
+def _all_events(client: Any, job_id: str) -> Any:
+    after: str | None = None
+    while True:
+        page = client.events(job_id, after=after)
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        after = page["last_id"]
+
+
+def logs(
+    job_id: JobArgument,
+    follow_: FollowOption = False,
+    rank: Annotated[int | None, typer.Option(help="Only this worker", min=0)] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Print what the workers of a job printed."""
+    with service(home) as client:
+        found = client.follow_logs(job_id, rank) if follow_ else _all_logs(client, job_id, rank)
+        for line in found:
+            if as_json:
+                print_json(line)
+            else:
+                say(f"{line['timestamp'] or ''} rank {line['rank']}: {line['text']}")
+
+
+def _all_logs(client: Any, job_id: str, rank: int | None) -> Any:
+    after: str | None = None
+    while True:
+        page = client.logs(job_id, rank=rank, after=after)
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        after = page["last_id"]
+
+
+def metrics(
+    job_id: JobArgument,
+    keys: Annotated[str | None, typer.Option(help="Series, separated by commas (default: all)")] = None,
+    points: Annotated[int, typer.Option(help="At most so many points a series", min=2, max=10000)] = 20,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Print the series of a job."""
+    with service(home) as client:
+        page = client.metrics(job_id, keys=keys, max_points=points)
+    if as_json:
+        print_json(page)
+        return
+    for series in page["data"]:
+        say(series["key"], "bold")
+        for point in series["points"]:
+            say(f"  {point['step']:>8}  {number(point['value'], 6)}")
+
+
+def cancel(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Finish the step, write a checkpoint, end the job."""
+    with service(home) as client:
+        job = client.cancel_job(job_id)
+    print_json(job) if as_json else say(f"{job['id']} is {job['status']}")
+
+
+def kill(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """End the job now; nothing is written."""
+    with service(home) as client:
+        job = client.kill_job(job_id)
+    print_json(job) if as_json else say(f"{job['id']} is {job['status']}")

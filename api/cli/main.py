@@ -1,0 +1,39 @@
+"""The command line. Each command is a function of its module; this page lists them."""
+
+from __future__ import annotations
+
+import typer
+
+from api.cli import doctor, jobs, local
+
+app = typer.Typer(
+    name="chainrule",
+    help="Distributed training that watches backpropagation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    local.up,
+    local.run,
+    jobs.submit,
+    jobs.jobs,
+    jobs.show,
+    jobs.logs,
+    jobs.events,
+    jobs.metrics,
+    jobs.cancel,
+    jobs.kill,
+    doctor.doctor,
+    local.api,
+    local.scheduler,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The Python client of the REST API.
+
+    client = Client.from_environment()
+    job = client.create_job({"name": "digits", "task": {...}})
+    for event in client.follow_events(job["id"]):
+        print(event["message"])
+
+Answers are the JSON documents that the API describes at ``/docs``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from api.home import Home
+
+Document = dict[str, Any]
+RETRIES, FIRST_PAUSE_SECONDS = 4, 0.3
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+STREAM_TIMEOUT = httpx.Timeout(10.0, read=60.0)  # the server sends a heartbeat every 15 s
+
+
+class ApiError(Exception):
+    """The API refused. ``problems`` lists every problem of a refused job."""
+
+    def __init__(self, status: int, error: Mapping[str, Any], request_id: str | None) -> None:
+        self.status, self.request_id = status, request_id
+        self.code: str = error.get("code") or "unknown"
+        self.message: str = error.get("message") or f"HTTP status {status}"
+        self.param: str | None = error.get("param")
+        self.problems: list[Document] = error.get("problems") or []
+        super().__init__(self.message)
+
+
+class NoServiceError(Exception):
+    """There is no service to talk to, or no key for it. ``str()`` is for people."""
+
+
+class Client:
+    def __init__(self, url: str, key: str, transport: httpx.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {key}"}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport)
+
+    @classmethod
+    def from_environment(cls, home: Home | None = None) -> Self:
+        """The service of $CHAINRULE_URL and $CHAINRULE_API_KEY; what is not set comes from the one that runs on the home."""
+        home = home or Home()
+        url, key = os.environ.get("CHAINRULE_URL"), os.environ.get("CHAINRULE_API_KEY")
+        if not url:
+            service = home.service()
+            if service is None:
+                raise NoServiceError(
+                    f"no service runs on {home.path}; start one with `chainrule up`, or set CHAINRULE_URL and CHAINRULE_API_KEY"
+                )
+            url = service.url
+        key = key or home.admin_key()
+        if not key:
+            raise NoServiceError(f"no API key: set CHAINRULE_API_KEY ({home.path / 'admin.key'} cannot be read)")
+        return cls(url, key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    def create_job(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> Document:
+        """Posts a job. It is safe to retry, and is retried, because the key makes the second one the same job."""
+        headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
+        return self._request("POST", "/v1/jobs", json=spec, headers=headers)
+
+    def get_job(self, job_id: str) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}")
+
+    def list_jobs(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> Document:
+        """One page, newest first: ``data``, ``has_more``, ``last_id``."""
+        return self._request("GET", "/v1/jobs", params={"limit": limit, "after": after, "status": status})
+
+    def cancel_job(self, job_id: str) -> Document:
+        return self._request("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def kill_job(self, job_id: str) -> Document:
+        return self._request("POST", f"/v1/jobs/{job_id}/kill")
+
+    # --- what a job tells ---------------------------------------------------------------------------------------------
+
+    def events(self, job_id: str, *, after: str | int | None = None, limit: int = 100) -> Document:
+        return self._request(
+            "GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": limit, "order": "asc"}
+        )
+
+    def attempts(self, job_id: str) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}/attempts")
+
+    def metrics(self, job_id: str, *, keys: str | None = None, max_points: int | None = None) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}/metrics", params={"keys": keys, "max_points": max_points})
+
+    def gradients(self, job_id: str, *, max_points: int | None = None) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}/gradients", params={"max_points": max_points})
+
+    def checkpoints(self, job_id: str) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}/checkpoints")
+
+    def model_files(self, job_id: str) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}/model")
+
+    def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int = 1000) -> Document:
+        return self._request("GET", f"/v1/jobs/{job_id}/logs", params={"rank": rank, "after": after, "limit": limit})
+
+    def follow_events(self, job_id: str, after: str | None = None) -> Iterator[Document]:
+        """Events as they happen, until the job has ended; goes on without loss when the connection breaks."""
+        return self._follow(f"/v1/jobs/{job_id}/events", "job.event", after, {})
+
+    def follow_logs(self, job_id: str, rank: int | None = None) -> Iterator[Document]:
+        return self._follow(f"/v1/jobs/{job_id}/logs", "log", None, {"rank": rank})
+
+    # --- the service --------------------------------------------------------------------------------------------------
+
+    def cluster(self) -> Document:
+        return self._request("GET", "/v1/cluster")
+
+    def schema(self) -> Document:
+        return self._request("GET", "/v1/schema")
+
+    # --- HTTP ---------------------------------------------------------------------------------------------------------
+
+    def _request(self, method: str, path: str, **settings: Any) -> Document:
+        if "params" in settings:
+            settings["params"] = {key: value for key, value in settings["params"].items() if value is not None}
+        pause = FIRST_PAUSE_SECONDS
+        for attempt in range(RETRIES + 1):
+            try:
+                answer = self._http.request(method, path, **settings)
+            except httpx.TransportError as error:
+                if attempt == RETRIES:
+                    raise NoServiceError(f"{self.url} does not answer: {error}") from error
+            else:
+                if answer.status_code < 400:
+                    document: Document = answer.json()
+                    return document
+                if answer.status_code not in (429, 502, 503) or attempt == RETRIES:
+                    raise self._refusal(answer)
+                pause = max(pause, min(5.0, float(answer.headers.get("retry-after", "0") or 0)))
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def _refusal(self, answer: httpx.Response) -> ApiError:
+        try:
+            error = answer.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            error = {"message": f"HTTP status {answer.status_code} from {answer.url}"}
+        return ApiError(answer.status_code, error, answer.headers.get("x-request-id"))
+
+    def _follow(self, path: str, name: str, position: str | None, params: Mapping[str, Any]) -> Iterator[Document]:
+        silent_since = time.monotonic()
+        while True:
+            headers = {"accept": "text/event-stream"} | ({"last-event-id": position} if position else {})
+            wanted = {key: value for key, value in params.items() if value is not None}
+            try:
+                with self._http.stream("GET", path, params=wanted, headers=headers, timeout=STREAM_TIMEOUT) as answer:
+                    if answer.status_code != 200:
+                        answer.read()
+                        if answer.status_code not in (429, 502, 503):
+                            raise self._refusal(answer)
+                    else:
+                        for kind, identity, data in server_sent_events(answer.iter_lines()):
+                            silent_since = time.monotonic()
+                            position = identity or position
+                            if kind == "done":
+                                return
+                            if kind == name:
+                                yield json.loads(data)
+            except httpx.TransportError as error:
+                if time.monotonic() - silent_since > 60:
+                    raise NoServiceError(f"{self.url} does not answer any more: {error}") from error
+            time.sleep(0.5)
+
+
+def server_sent_events(lines: Iterator[str]) -> Iterator[tuple[str, str | None, str]]:
+    """(event, id, data) of each message of a text/event-stream; comments, the heartbeats, are passed over."""
+    kind, identity, data = "message", None, list[str]()
+    for line in lines:
+        if not line:
+            if data:
+                yield kind, identity, "\n".join(data)
+            kind, identity, data = "message", None, []
+            continue
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            kind = value
+        elif field == "id":
+            identity = value
+        elif field == "data":
+            data.append(value)

@@ -1,0 +1,60 @@
+"""Whole trees of processes: becoming the one that orphans come home to, and ending everything beneath."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+
+import psutil
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def become_subreaper() -> None:
+    """Descendants whose parents die become children of this process instead of init's. Linux only; elsewhere nothing happens."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGTERM for this process when its parent dies, however it dies. ``parent``: its pid, for it may be gone already."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def reap() -> dict[int, int]:
+    """Collects all children that have ended: pid -> exit status (negative: the signal)."""
+    ended = {}
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended[pid] = os.waitstatus_to_exitcode(status)
+    return ended
+
+
+def end_descendants(grace_seconds: float = 5.0, limit_seconds: float = 20.0) -> list[int]:
+    """Ends every process beneath this one: SIGTERM, and after the grace SIGKILL, again and again until none is left (dying parents hand
+    over new orphans). Returns pids that outlived it, normally none."""
+    started = time.monotonic()
+    while True:
+        reap()
+        beneath = psutil.Process().children(recursive=True)
+        waited = time.monotonic() - started
+        if not beneath or waited > limit_seconds:
+            return [process.pid for process in beneath]
+        number = signal.SIGTERM if waited < grace_seconds else signal.SIGKILL
+        for process in beneath:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+        time.sleep(0.2)
