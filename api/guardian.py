@@ -1,7 +1,7 @@
 """The process beneath which ``chainrule up`` runs its services: it starts them, starts those again that die, and ends them all.
 
-It is told by the kernel when ``up`` dies, and every orphan beneath it (Ray's daemons, the workers of detached actors) becomes its child. So nothing is left
-behind however ``up`` ends. Should the guardian itself be killed, ``up`` inherits its children and ends them.
+It is told by the kernel when ``up`` dies, and every orphan beneath it (Ray's daemons, the workers of detached actors) becomes its
+child. So nothing is left behind however ``up`` ends. Should the guardian itself be killed, ``up`` inherits its children and ends them.
 """
 
 from __future__ import annotations

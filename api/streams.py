@@ -30,12 +30,17 @@ from service.errors import Unavailable
 logger = logging.getLogger("api.streams")
 
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 1.0
-AWAY_PAUSE_SECONDS = 2.0  # while the database does not answer
+AWAY_PAUSE_SECONDS = 1.0  # while the database does not answer
 READING_THREADS = 8  # streams share these, so that any number of them leaves the threads of other requests alone
 
 
 LastEventId = Annotated[
-    str | None, Header(alias="Last-Event-ID", description="where a stream goes on: the id of the last event that arrived", examples=["12"])
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="where a stream goes on: the id of the last event that arrived",
+        examples=["12"],
+    ),
 ]
 
 

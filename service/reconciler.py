@@ -295,4 +295,5 @@ def _candidate(job: JobState) -> Candidate:
 def _held(job: JobState, answers: Mapping[str, Observation | None]) -> Held:
     seen = answers.get(job.name(job.current)) if job.current is not None else None
     workers = seen.workers if seen is not None else ()
-    return Held(job.gang, tuple(worker.node for worker in workers if worker.state in ("starting", "running")))
+    # A worker that is being started has no place yet.
+    return Held(job.gang, tuple(worker.node for worker in workers if worker.node and worker.state != "lost"))

@@ -13,24 +13,27 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+INDEX = ".metadata"  # DCP's own
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written. ``str()`` says which and why."""
+    """A checkpoint could not be written or read. ``str()`` says which and why."""
 
 
 @dataclass(frozen=True)
@@ -101,34 +104,54 @@ def save(
     world_size: int,
     group: dist.ProcessGroup | None,
 ) -> Checkpoint:
-    """Writes one checkpoint; all ranks call it. Complete when rank 0 has returned. Raises CheckpointError, on every rank."""
+    """Writes one checkpoint; all ranks call it. Complete when it returns. Raises CheckpointError, on every rank."""
     path = folder_of(root, step)
-    problem: str | None = None
-    try:
-        if rank == 0:
-            shutil.rmtree(path, ignore_errors=True)  # the remains of an attempt that died while writing
-            path.mkdir(parents=True)
-        if world_size > 1:
-            dist.barrier(group=group)
-        tensors, values = tensors_of(model, optimizer)
+    tensors, values = tensors_of(model, optimizer)
+
+    def write_tensors() -> None:
         with _quiet():
-            dcp.save(
+            save_tensors(
                 tensors,
                 storage_writer=FileSystemWriter(path, single_file_per_rank=True, sync_files=True),
                 process_group=group,
                 no_dist=world_size == 1,
             )
-        if rank == 0:
-            document = {"step": step, "optimizer_values": values, **state}
-            _write_durably(path / STATE, json.dumps(document).encode())
-            _write_manifest(path, step, metrics, world_size)
-    except OSError as error:
-        problem = str(error)
-    except dcp.api.CheckpointException as error:
-        problem = "; ".join(f"rank {failed}: {reason[0]}" for failed, reason in error.failures.items())
+
+    def finish() -> None:
+        document = {"step": step, "optimizer_values": values, **state}
+        _write_durably(path / STATE, json.dumps(document).encode())
+        _write_manifest(path, step, metrics, world_size)
+
+    problem = _shared(_problem(lambda: _empty_folder(path)) if rank == 0 else None, world_size, group)
+    problem = problem or _problem(write_tensors)  # DCP raises on every rank what went wrong on any
+    problem = problem or _shared(_problem(finish) if rank == 0 else None, world_size, group)
     if problem is not None:
         raise CheckpointError(f"checkpoint of step {step} could not be written to {path}: {problem}")
     return Checkpoint(path, step, dict(metrics))
+
+
+def _problem(action: Callable[[], None]) -> str | None:
+    try:
+        action()
+    except OSError as error:
+        return str(error)
+    except CheckpointException as error:
+        return "; ".join(f"rank {failed}: {reason[0]}" for failed, reason in error.failures.items())
+    return None
+
+
+def _shared(problem: str | None, world_size: int, group: dist.ProcessGroup | None) -> str | None:
+    """Rank 0's problem, on every rank, so that none waits for it in the next collective."""
+    if world_size == 1:
+        return problem
+    found = [problem]
+    dist.broadcast_object_list(found, src=0, group=group)
+    return found[0]
+
+
+def _empty_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # the remains of an attempt that died while writing
+    path.mkdir(parents=True)
 
 
 def _write_manifest(path: Path, step: int, metrics: Mapping[str, float], world_size: int) -> None:
@@ -175,19 +198,32 @@ def verify(path: Path) -> dict[str, Any] | Damaged:
     """The manifest of a complete, undamaged checkpoint, or what is wrong with it."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-        for entry in manifest["files"]:
-            file = path / entry["path"]
-            if path.resolve() not in file.resolve().parents:
-                return Damaged(path, f"the manifest names {entry['path']!r}, outside of the checkpoint")
-            if file.stat().st_size != entry["bytes"]:
-                return Damaged(path, f"{entry['path']} has {file.stat().st_size} bytes instead of {entry['bytes']}")
-            if sha256(file) != entry["sha256"]:
-                return Damaged(path, f"{entry['path']} does not have the recorded SHA-256")
-    except FileNotFoundError as error:
-        return Damaged(path, f"{Path(error.filename).name} is missing")
+        problem = _problem_of(path, manifest)
+    except OSError as error:
+        problem = f"{Path(error.filename or path).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError) as error:
-        return Damaged(path, f"unreadable manifest ({error})")
-    return manifest
+        problem = f"unreadable manifest ({type(error).__name__}: {error})"
+    return manifest if problem is None else Damaged(path, problem)
+
+
+def _problem_of(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """The manifest itself has no digest, so what it says must fit the folder's name and what every checkpoint has."""
+    if manifest["format"] != 1 or folder_of(path.parent, manifest["step"]) != path:
+        return f"the manifest is of format {manifest['format']!r} and step {manifest['step']!r}"
+    if not isinstance(manifest["metrics"], dict):
+        return "the manifest has no metrics"
+    named = {entry["path"] for entry in manifest["files"]}
+    if missing := {STATE, INDEX} - named:
+        return f"the manifest does not name {', '.join(sorted(missing))}"
+    for entry in manifest["files"]:
+        file = path / entry["path"]
+        if path.resolve() not in file.resolve().parents:
+            return f"the manifest names {entry['path']!r}, outside of the checkpoint"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{entry['path']} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        if sha256(file) != entry["sha256"]:
+            return f"{entry['path']} does not have the recorded SHA-256"
+    return None
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[Damaged]]:
@@ -218,7 +254,9 @@ def load(
         if isinstance(meta, TensorStorageMetadata)
     }
     with _quiet():
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        problem = _problem(lambda: load_tensors(tensors, storage_reader=reader, no_dist=True))
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {checkpoint.path} could not be read: {problem}")
     state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_bytes())
     restore(model, optimizer, tensors, state.pop("optimizer_values"))
     return state

@@ -299,7 +299,7 @@ class GradientWriter:
         import pyarrow.parquet as parquet
 
         norms = np.array([norms for _, norms in self._rows], dtype=np.float32)
-        columns = {"step": np.array([step for step, _ in self._rows], dtype=np.int64)}
+        columns: dict[str, NDArray[Any]] = {"step": np.array([step for step, _ in self._rows], dtype=np.int64)}
         columns |= {layer: norms[:, index] for index, layer in enumerate(self._layers)}
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"attempt-{self._attempt:04d}-part-{self._part:06d}.parquet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import Store
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,7 +33,7 @@ def choose_device(local_rank: int, gpus: float) -> torch.device:
 def init_process_group(
     rank: int,
     world_size: int,
-    store: dist.Store | None,
+    store: Store | None,
     device: torch.device,
     timeout_seconds: float = PROCESS_GROUP_TIMEOUT_SECONDS,
 ) -> None:
@@ -64,12 +66,14 @@ def wrap(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
     model = synchronise_batch_norm(model.to(device), world_size)
     if world_size == 1:
         return model
+    # Said of every convolution over one channel, where a dimension of size 1 has no stride to speak of.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         # Batch norm's running statistics are computed from the same synchronised numbers on every rank.
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
     )
 
 
@@ -137,7 +141,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         wide = x.float()
         sums = self._sums(wide, [0, *range(2, x.dim())], shape)
         if self.world_size > 1:
-            sums = _AllReduceSum.apply(sums * float(self.counted))
+            sums = _AllReduceSum.apply(sums * float(self.counted))  # type: ignore[no-untyped-call]  # torch has no types for it
         mean = sums[:C] / sums[-1]
         variance = (sums[C : 2 * C] / sums[-1] - mean.square()).clamp_min(0.0)
         if self.track_running_stats and self.running_mean is not None:

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workers import health
-from workers.reports import Progress, Reporter
+from workers.reports import Level, Progress, Reporter
 
 ROWS = 64  # the ring's size
 FLUSH_SECONDS = 0.4  # so that a person who watches sees steps as they happen
@@ -28,6 +29,9 @@ class HostValues:
     samples: int
     epoch: float
     data_wait_seconds: float
+
+
+_Row = TypeVar("_Row")
 
 
 class Recorder:
@@ -118,8 +122,9 @@ class Recorder:
         self._losses.append(loss)
         self._norms.append(norms)
         if len(self._kept_steps) > 4096:  # judging needs the shape of the run, not each of its steps
-            for kept in (self._kept_steps, self._losses, self._norms):
-                kept[:] = kept[:32] + kept[32::2]
+            self._kept_steps = _thinned(self._kept_steps)
+            self._losses = _thinned(self._losses)
+            self._norms = _thinned(self._norms)
 
     def _report_progress(self, steps: int) -> None:
         seconds = sum(seconds for _, _, seconds, _ in self._pending) / steps
@@ -146,7 +151,7 @@ class Recorder:
         )  # resumed at its end: the earlier verdict stands
         if judgement.verdict != self._verdict and not nothing_new:
             self._verdict = judgement.verdict
-            level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
+            level: Level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
             self._reporter.event(level, "health.verdict", judgement.sentence, judgement.as_dict())
         return judgement
 
@@ -154,3 +159,7 @@ class Recorder:
         """Values that are not of every step, such as an evaluation's."""
         self.latest.update(values)
         self._reporter.metrics(step, values, time.time())
+
+
+def _thinned(rows: list[_Row]) -> list[_Row]:
+    return rows[:32] + rows[32::2]

@@ -531,8 +531,10 @@ class JobSpec(Model):
 
 def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
-    fields = ("path", "evaluation_path") if not isinstance(spec.task.data, IdxData) else _IDX_FIELDS
-    found = ((f"task.data.{field}", getattr(spec.task.data, field, None)) for field in fields)
+    assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
+    data = spec.task.data
+    fields = ("path", "evaluation_path") if not isinstance(data, IdxData) else _IDX_FIELDS
+    found = ((f"task.data.{field}", getattr(data, field, None)) for field in fields)
     return [(field, value) for field, value in found if value is not None]
 
 
@@ -591,14 +593,15 @@ def _problem(details: ErrorDetails, document: object) -> Problem:
 
 def _walk(location: tuple[int | str, ...], document: object, *, missing: bool) -> tuple[str, object, bool]:
     """Path, value and whether it is there. Pydantic puts union tags into locations; they are no keys and are left out."""
-    path, value, present = "", document, True
+    path: str = ""
+    value, present = document, True
     for index, part in enumerate(location):
         if isinstance(part, int) and isinstance(value, list) and part < len(value):
             path, value = f"{path}[{part}]", value[part]
         elif isinstance(part, str) and isinstance(value, Mapping) and part in value:
             path, value = f"{path}.{part}" if path else part, value[part]
         elif missing and index == len(location) - 1:
-            path, value, present = f"{path}.{part}" if path else part, None, False
+            path, value, present = f"{path}.{part}" if path else str(part), None, False
     return path, value, present
 
 

@@ -94,7 +94,6 @@ class Run:
         self.step = 0  # optimizer steps done
         self.best: float | None = None
         self.evaluations_without_gain = 0
-        self.saved_step: int | None = None
         self.metrics: dict[str, float] = {}
         self.judged_at = time.monotonic()
         self.prefetcher: batches.Prefetcher | None = None
@@ -137,7 +136,7 @@ class Run:
                 totals += torch.stack([loss_sum.detach().double(), count.detach().double()]) * weight
                 if index == last:
                     self.agreement.start(totals, self.signal())  # travels while the backward pass computes
-                (loss_sum * (scale * weight)).backward()
+                torch.autograd.backward(loss_sum * (scale * weight))
             self.samples_seen += int(weight) * len(next(iter(batch.values())))
 
     def accumulating(self, more_to_come: bool) -> contextlib.AbstractContextManager[None]:
@@ -260,6 +259,14 @@ class Run:
         every = self.spec.checkpoint.every_steps
         if not last and not (every and self.step % every == 0):
             return
+        if not finite(self.plain_model):  # on all ranks alike: their weights are equal
+            self.tell(
+                "checkpoint.skipped",
+                f"No checkpoint of step {self.step}: its weights are not finite numbers. The older ones are kept.",
+                {"step": self.step},
+                level="warning",
+            )
+            return
         started = time.perf_counter()
         state = {
             "best": self.best,
@@ -277,7 +284,6 @@ class Run:
             world_size=self.context.world_size,
             group=self.agreement.group,
         )
-        self.saved_step = self.step
         if self.context.rank == 0:
             self.recorder.flush()
             self.tell_of_checkpoint(checkpoint, time.perf_counter() - started)
@@ -322,7 +328,7 @@ class Run:
         if checkpoint is None:
             return
         state = checkpoints.load(checkpoint, self.plain_model, self.optimizer, self.context.device)
-        self.step = self.saved_step = checkpoint.step
+        self.step = checkpoint.step
         self.best, self.evaluations_without_gain = state["best"], state["evaluations_without_gain"]
         self.metrics = dict(state["saved_metrics"])
         self.tell(
@@ -419,6 +425,8 @@ class Run:
             self.context.reporter.event("warning" if level == "warning" else "info", type, message, data)
 
     def close(self) -> None:
+        if self.context.rank == 0 and self.context.device.type == "cpu":
+            self.recorder.flush()  # what was measured before an exception; a failed accelerator cannot tell any more
         if self.prefetcher is not None:
             self.prefetcher.close()
 
@@ -436,6 +444,11 @@ def plan_of(spec: JobSpec, samples: int) -> batches.Plan:
     unit, length = spec.training.length
     steps = length if unit == "steps" else length * math.ceil(samples / batch_size)
     return batches.Plan(samples, batch_size, spec.training.seed, steps)
+
+
+@torch.no_grad()
+def finite(model: nn.Module) -> bool:
+    return bool(torch.stack(torch._foreach_norm(list(model.parameters()))).isfinite().all())
 
 
 def parameters_sha256(model: nn.Module) -> str:

@@ -92,8 +92,9 @@ class TrainWorker:
     def prepare(self) -> Ready:
         """Imports everything and, on rank 0, opens the store at which the group meets."""
         import ray
+        from torch.distributed import TCPStore
 
-        import workers.train
+        import workers.train  # noqa: F401  # what takes long is imported before the group meets
         from workers import parallel
 
         node = ray.util.get_node_ip_address()
@@ -101,7 +102,7 @@ class TrainWorker:
         device = parallel.choose_device(0, self._spec.workers.gpus)
         store = None
         if self._assignment.rank == 0 and self._assignment.world_size > 1:
-            self._store = workers.train.dist.TCPStore(node, 0, is_master=True, wait_for_workers=False)
+            self._store = TCPStore(node, 0, is_master=True, wait_for_workers=False)
             store = (node, self._store.port)
         return Ready(os.getpid(), node, str(device), store)
 

@@ -139,4 +139,4 @@ def scheduler(home: HomeOption = None) -> None:
     from service.scheduler import main
     from service.settings import Settings
 
-    raise typer.Exit(main(Settings(**({"home": home} if home else {}))))
+    raise typer.Exit(main(Settings(home=home) if home else Settings()))

@@ -67,7 +67,7 @@ def check(store: Store) -> schemas.Readiness:
         ),
         "cluster": schemas.Check(ok=known, message=None if known else "the cluster has not been reached"),
     }
-    return schemas.Readiness(ready=all(part.ok for part in checks.values()), checks=checks)  # type: ignore[arg-type]
+    return schemas.Readiness(ready=all(part.ok for part in checks.values()), checks=checks)
 
 
 @router.get(

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 TIMEOUT_SECONDS = 60.0
 
@@ -30,7 +30,7 @@ class Processes:
         store = str(folder / f"store-{os.urandom(4).hex()}")
         for rank, (_, pipe) in enumerate(chosen):
             pipe.send((function, rank, world_size, store, arguments))
-        answers = []
+        answers: list[tuple[str, Any]] = []
         for rank, (_, pipe) in enumerate(chosen):
             try:
                 answers.append(pipe.recv() if pipe.poll(TIMEOUT_SECONDS) else ("hangs", f"for {TIMEOUT_SECONDS} s"))
@@ -80,7 +80,7 @@ def _grouped(function: Callable[..., Any], rank: int, world_size: int, store: st
 
     if world_size == 1:
         return function(rank, world_size, *arguments)
-    parallel.init_process_group(rank, world_size, dist.FileStore(store, world_size), torch.device("cpu"), 30.0)
+    parallel.init_process_group(rank, world_size, FileStore(store, world_size), torch.device("cpu"), 30.0)
     try:
         return function(rank, world_size, *arguments)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.distributed
 
 @dataclass(frozen=True)
 class Case:
-    toy: Toy = Toy()
+    toy: Toy = field(default_factory=Toy)
     training: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +63,9 @@ def test_the_same_samples_in_the_same_order(processes: Processes, tmp_path: Path
     runs = {count: trained(processes, count, tmp_path / str(count), case) for count in (1, 2, 3)}
     (alone,) = runs[1]
     for count in (2, 3):
-        together = [sorted(sum(parts, [])) for parts in zip(*(result.read for result in runs[count]), strict=True)]
+        together = [
+            sorted(chain.from_iterable(parts)) for parts in zip(*(result.read for result in runs[count]), strict=True)
+        ]
         assert together == [sorted(batch) for batch in alone.read]
         seen = [result.outcome.detail["samples_seen"] for result in runs[count]]
         assert seen == [3 * 48 // count] * count  # each rank its share of every batch

@@ -53,6 +53,7 @@ class Toy:
     counts_weights: bool = False  # the loss's terms are not the samples
     untaught: bool = False  # the evaluation's labels are random: its loss soon rises
 
+
 class ToyTask:
     def __init__(self, toy: Toy) -> None:
         self.toy = toy
@@ -147,10 +148,17 @@ class Result:
 
 
 def train_toy(
-    rank: int, world_size: int, toy: Toy, spec: JobSpec, folder: Path, stop_after: int | None = None, stopper: int = 0
+    rank: int,
+    world_size: int,
+    toy: Toy,
+    spec: JobSpec,
+    folder: Path,
+    stop_after: int | None = None,
+    stopper: int = 0,
+    memory: Memory | None = None,
 ) -> Result:
     """Trains in this process. ``stop_after``: rank ``stopper`` asks to stop in the step of that number (from 1)."""
-    memory, asked = Memory(), 0
+    memory, asked = memory or Memory(), 0
 
     def stop_requested() -> StopMode | None:
         nonlocal asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_an_epoch_has_every_sample_once(samples: int, batch_size: int, seed: int
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         plan = Plan(100, 100, seed, steps=10)
-        return plan.step_indices(epoch).tolist()
+        return list(plan.step_indices(epoch))
 
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
@@ -66,7 +67,7 @@ def test_each_microbatch_has_the_same_samples_for_any_number_of_workers(sizes: t
     assert {len(parts) for parts in shares} == {len(alone)}  # so that all ranks join the same collectives
     for number, whole in enumerate(alone):
         together = [parts[number].indices.tolist() for parts in shares if parts[number].weight]
-        assert sorted(sum(together, [])) == sorted(whole)
+        assert sorted(chain.from_iterable(together)) == sorted(whole)
 
 
 def test_an_empty_share_gets_a_stand_in_that_counts_nothing() -> None:
@@ -145,7 +146,7 @@ def test_a_problem_while_reading_is_raised_at_its_step() -> None:
     plan = Plan(10, 4, seed=3, steps=6)
     bad = next(step for step in range(3) if 5 in plan.step_indices(step))
     prefetcher = prefetch(Squares(broken=True))
-    done = []
+    done: list[int] = []
     with pytest.raises(BadDataError, match="sample 5"):
         done.extend(data.step for data in prefetcher)
     prefetcher.close()

@@ -48,7 +48,7 @@ def test_each_layers_norm_is_that_of_its_parameters_together(net: Net) -> None:
     """Catches a bias counted as a layer, squares added to the neighbour, and norms added without squaring."""
     found = GradientMonitor(net, CPU).measure()
     assert found.dtype == torch.float64
-    owners = [net.scale, net.body[0], net.body[1], net.body[3]]
+    owners: list[nn.Module | nn.Parameter] = [net.scale, net.body[0], net.body[1], net.body[3]]
     expected = []
     for owner in owners:
         parameters = [owner] if isinstance(owner, nn.Parameter) else list(owner.parameters())

@@ -27,7 +27,7 @@ def test_settings_reach_torch_and_steps_equal_torchs_plain_ones(name: str) -> No
     extra: dict[str, Any] = {"momentum": 0.8} if name in ("sgd", "rmsprop") else {}
     if name in ("adam", "adamw", "nadam", "radam", "adamax"):
         extra["betas"] = [0.8, 0.95]
-    spec = Optimizer(name=name, learning_rate=0.02, weight_decay=0.1, **extra)
+    spec = Optimizer.model_validate({"name": name, "learning_rate": 0.02, "weight_decay": 0.1, **extra})
     torch.manual_seed(0)
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
@@ -48,7 +48,7 @@ def test_settings_reach_torch_and_steps_equal_torchs_plain_ones(name: str) -> No
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    optimizer = build_optimizer(Optimizer(), model.parameters(), CPU)
+    optimizer = build_optimizer(Optimizer.model_validate({}), model.parameters(), CPU)
     assert [tuple(p.shape) for p in optimizer.param_groups[0]["params"]] == [(2, 2)]
 
 
@@ -95,6 +95,7 @@ def test_short_runs_have_a_finite_rate(name: str, steps: int, warmup: int) -> No
 
 def test_the_rate_is_set_in_every_group() -> None:
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b], "lr": 5.0}], lr=1.0)
+    optimizer = torch.optim.SGD([a], lr=1.0)
+    optimizer.add_param_group({"params": [b], "lr": 5.0})
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

@@ -1,0 +1,171 @@
+"""Metrics, gradients, logs and files of a job, from a folder as the worker group writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api_service import Service, error_of, running_service
+
+from workers.jobfolder import GradientWriter, append_lines, encode
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with running_service(tmp_path / "home") as running:
+        yield running
+
+
+@pytest.fixture
+def job(service: Service) -> str:
+    return service.submit()
+
+
+def write_metrics(service: Service, job: str, key: str, values: list[float]) -> None:
+    rows = [
+        {"step": step, "timestamp": 1_800_000_000 + step / 4, "values": {key: encode(value)}}
+        for step, value in enumerate(values, start=1)
+    ]
+    append_lines(service.folder(job).metrics_path(1), rows)
+
+
+def test_series_with_values_that_are_no_numbers(service: Service, job: str) -> None:
+    write_metrics(service, job, "train/loss", [2.5, math.nan, math.inf, -math.inf, 0.1])
+    write_metrics(service, job, "eval/loss", [1.0])
+    everything = service.get(f"/v1/jobs/{job}/metrics").json()
+    assert [series["key"] for series in everything["data"]] == ["eval/loss", "train/loss"]
+    answer = service.get(f"/v1/jobs/{job}/metrics?keys=train/loss,eval/accuracy").json()
+    loss, accuracy = answer["data"]
+    assert [point["value"] for point in loss["points"]] == [2.5, "NaN", "Infinity", "-Infinity", 0.1]
+    assert loss["points"][0] == {"step": 1, "value": 2.5, "timestamp": "2027-01-15T08:00:00.250Z"}
+    assert accuracy == {"id": "eval/accuracy", "object": "series", "key": "eval/accuracy", "points": []}
+    assert (answer["first_id"], answer["last_id"], answer["has_more"]) == ("train/loss", "eval/accuracy", False)
+
+
+def test_a_long_series_is_thinned_and_keeps_its_peak(service: Service, job: str) -> None:
+    values = [1.0 + step * 1e-6 for step in range(20_000)]
+    values[12_345], values[777] = 99.0, math.nan
+    write_metrics(service, job, "train/loss", values)
+    points = service.get(f"/v1/jobs/{job}/metrics?keys=train/loss&max_points=50").json()["data"][0]["points"]
+    assert len(points) <= 50
+    assert {1, 20_000, 12_346, 778} <= {point["step"] for point in points}
+    default = service.get(f"/v1/jobs/{job}/metrics").json()["data"][0]["points"]
+    assert 500 < len(default) <= 1000
+
+
+def test_gradients_are_a_matrix_of_layers_and_steps(service: Service, job: str) -> None:
+    writer = GradientWriter(service.folder(job).gradients_path, 1)
+    writer.append(("conv", "head"), [(step, (0.1 * step, 1.0)) for step in range(1, 101)])
+    writer.append(("conv", "head"), [(101, (math.nan, math.inf))])
+    matrix = service.get(f"/v1/jobs/{job}/gradients").json()
+    assert (matrix["object"], matrix["job_id"], matrix["layers"]) == ("gradient_matrix", job, ["conv", "head"])
+    assert matrix["steps"] == list(range(1, 102))
+    assert matrix["norms"][2] == [0.3, 1.0]  # a float32 in its own few digits
+    assert matrix["norms"][-1] == ["NaN", "Infinity"]
+    part = service.get(f"/v1/jobs/{job}/gradients?first_step=10&last_step=29&max_points=4").json()
+    assert len(part["steps"]) == 4
+    assert set(part["steps"]) <= set(range(10, 30))
+    assert 29 in part["steps"]  # the largest norm of the last stretch
+
+
+def test_logs_come_in_pages_by_rank_and_attempt(service: Service, job: str) -> None:
+    for rank in (0, 1):
+        path = service.folder(job).log_path(1, rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(
+            b"".join(b"2026-11-23T19:00:0%d.%03dZ rank %d says \xff %d\n" % (n, rank, rank, n) for n in range(5))
+            + b"2026-11-23T19:00:09.000Z not yet wri"  # a line is shown when it is whole
+        )
+    url = f"/v1/jobs/{job}/logs"
+    everything = service.get(url).json()
+    assert len(everything["data"]) == 10
+    assert [line["rank"] for line in everything["data"]] == [0, 1] * 5  # merged by time
+    assert everything["data"][0]["text"] == "rank 0 says \ufffd 0"
+    assert everything["data"][1]["timestamp"] == "2026-11-23T19:00:00.001Z"
+    lines, page = [], service.get(f"{url}?limit=3").json()
+    while True:
+        lines += page["data"]
+        if not page["has_more"]:
+            break
+        page = service.get(url, params={"limit": "3", "after": page["last_id"]}).json()
+    assert lines == everything["data"]
+    only = service.get(f"{url}?rank=1&attempt=1&limit=1000").json()["data"]
+    assert [line["text"] for line in only] == [f"rank 1 says \ufffd {n}" for n in range(5)]
+    assert service.get(f"{url}?attempt=2").json()["data"] == []
+
+
+def write_checkpoint(
+    service: Service, job: str, step: int, files: dict[str, bytes], listed: list[str] | None = None
+) -> Path:
+    folder = service.folder(job).checkpoints_path / f"step-{step:010d}"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    entries = [
+        {"path": name, "bytes": len(files.get(name, b"")), "sha256": hashlib.sha256(files.get(name, b"")).hexdigest()}
+        for name in (listed or files)
+    ]
+    manifest = {
+        "format": 1,
+        "step": step,
+        "created_at": 1_800_000_000.0,
+        "metrics": {"eval/loss": 0.5},
+        "world_size": 2,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": entries}))
+    return folder
+
+
+def test_checkpoints_are_listed_and_downloaded(service: Service, job: str) -> None:
+    content = os.urandom(100_000)
+    write_checkpoint(service, job, 100, {"state.json": b"{}", "rank0.distcp": content})
+    (service.folder(job).checkpoints_path / "step-0000000200").mkdir()  # being written: not one yet
+    listed = service.get(f"/v1/jobs/{job}/checkpoints").json()["data"]
+    assert [checkpoint["id"] for checkpoint in listed] == ["ckpt-0000000100"]
+    assert listed[0]["bytes"] == 100_002
+    assert listed[0]["created_at"] == "2027-01-15T08:00:00.000Z"
+    url = f"/v1/jobs/{job}/checkpoints/ckpt-0000000100/files/rank0.distcp"
+    got = service.get(url)
+    assert got.content == content
+    assert hashlib.sha256(got.content).hexdigest() == listed[0]["files"][1]["sha256"]
+    assert service.get(url, headers={"Range": "bytes=10-19"}).content == content[10:20]
+    many = "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 20_000, 2))
+    assert service.get(url, headers={"Range": many}).status_code < 500
+    assert service.get(url, headers={"If-None-Match": '"junk', "If-Range": "junk"}).status_code == 200
+
+
+OUTSIDE = ["../../../job.json", "/etc/passwd", "..%2f..%2fjob.json", "%2e%2e/%2e%2e/job.json", "..\\x", "secret", "link",
+           "manifest.json", "", ".", "state.json/", "state.json%00", "STATE.JSON", "./state.json", "state.json;x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_only_listed_files_inside_the_folder_are_given(service: Service, job: str, tmp_path: Path, path: str) -> None:
+    """Also when the listing itself, which a worker wrote, names what lies outside."""
+    (tmp_path / "secret").write_text("secret")
+    lies = ["state.json", "../../../job.json", "/etc/passwd", "link", str(tmp_path / "secret")]
+    folder = write_checkpoint(service, job, 1, {"state.json": b"{}"}, listed=lies)
+    (folder / "link").symlink_to(tmp_path / "secret")
+    service.folder(job).write_document("job.json", {"name": "x"})
+    answer = service.get(f"/v1/jobs/{job}/checkpoints/ckpt-0000000001/files/{path}")
+    assert answer.status_code == 404, answer.text
+    error_of(answer)
+
+
+def test_the_finished_model(service: Service, job: str) -> None:
+    assert service.get(f"/v1/jobs/{job}/model").json()["data"] == []
+    folder = service.folder(job).model_path
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "model.safetensors").write_bytes(b"weights")
+    (folder / "MLmodel").write_text("flavors: {}")
+    listed = service.get(f"/v1/jobs/{job}/model").json()["data"]
+    assert {file["path"]: file["bytes"] for file in listed} == {"MLmodel": 11, "data/model.safetensors": 7}
+    assert service.get(f"/v1/jobs/{job}/model/files/data/model.safetensors").content == b"weights"
+    answer = service.get(f"/v1/jobs/{job}/model/files/../job.json")
+    assert answer.status_code == 404

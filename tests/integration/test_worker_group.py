@@ -1,0 +1,247 @@
+"""The worker group on a real Ray: real actors, real gloo, processes killed by pid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.conftest import wait_for
+from workers import launcher
+from workers.jobfolder import JobFolder
+from workers.reports import Observation, ReasonCode, StopMode
+from workers.spec import parse_spec
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
+
+DIGITS: dict[str, Any] = {
+    "name": "digits",
+    "task": {
+        "kind": "image_classification",
+        "data": {"source": "digits"},
+        "model": {"architecture": "mlp", "hidden": [32]},
+    },
+    "training": {"epochs": 2, "batch_size": 96},
+    "optimizer": {"learning_rate": 3e-3},
+    "workers": {"count": 2},
+}
+
+
+class Group:
+    """One attempt of a job, started as the control plane starts it."""
+
+    def __init__(self, folder: Path, spec: dict[str, Any], mlflow_url: str | None = None) -> None:
+        self.job_id = f"job-{uuid.uuid4().hex[:12]}"
+        self.name = f"{self.job_id}.1"
+        self.folder = JobFolder(folder, self.job_id)
+        spec_json = parse_spec(spec).model_dump_json()
+        self.folder.create(spec_json)
+        self.start = lambda: launcher.start(
+            self.name, self.job_id, 1, spec_json, str(self.folder.path), mlflow_url, "chainrule"
+        )
+        self.start()
+
+    def observe(self) -> Observation | None:
+        return launcher.observe({self.name: 0}).get(self.name)
+
+    def until(self, what: str, true: Any, seconds: float = 60.0) -> Observation:
+        def look() -> Observation | None:
+            seen = self.observe()
+            return seen if seen is not None and true(seen) else None
+
+        return wait_for(what, look, seconds)
+
+    def until_step(self, step: int) -> Observation:
+        return self.until(f"step {step}", lambda seen: seen.progress is not None and seen.progress.step >= step)
+
+    def finished(self, seconds: float = 90.0) -> Observation:
+        return self.until("the end", lambda seen: seen.phase == "finished", seconds)
+
+    def events(self, type: str) -> list[Any]:
+        seen = self.observe()
+        assert seen is not None
+        return [event for event in seen.events if event.type == type]
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> Iterator[Any]:
+    made: list[Group] = []
+
+    def make(spec: dict[str, Any], mlflow_url: str | None = None) -> Group:
+        made.append(Group(tmp_path, spec, mlflow_url))
+        return made[-1]
+
+    yield make
+    for group in made:
+        launcher.remove(group.name)
+    wait_for("nothing left of the groups", lambda: not {g.name for g in made} & launcher.names())
+
+
+def long(**changes: Any) -> dict[str, Any]:
+    """A job of some seconds, with checkpoints."""
+    spec = DIGITS | {
+        "training": {"epochs": 150, "batch_size": 96},
+        "checkpoint": {"every_steps": 20},
+        "evaluation": {"every_steps": 1000},
+    }
+    return spec | changes
+
+
+def test_two_ranks_train_together(groups: Any) -> None:
+    """Would catch ranks that train alone: their gradients would differ and both would see every sample."""
+    group = groups(DIGITS)
+    seen = group.finished()
+    assert seen.outcome.code is ReasonCode.COMPLETED, seen.outcome
+    ends = {event.data["rank"]: event.data for event in group.events("training.finished")}
+    assert set(ends) == {0, 1}
+    assert ends[0]["gradients_sha256"] == ends[1]["gradients_sha256"]
+    assert ends[0]["parameters_sha256"] == ends[1]["parameters_sha256"]
+    assert ends[0]["samples_sha256"] != ends[1]["samples_sha256"]
+    assert ends[0]["samples_seen"] + ends[1]["samples_seen"] == 2 * 1437
+    assert abs(ends[0]["samples_seen"] - ends[1]["samples_seen"]) <= 2 * 15  # at most one sample a step
+    (started,) = group.events("workers.started")
+    assert len({worker["pid"] for worker in started.data["workers"]}) == 2
+
+
+def test_everything_is_in_the_job_folder(groups: Any) -> None:
+    group = groups(DIGITS)
+    seen = group.finished()
+    series = group.folder.series()
+    assert list(series["train/loss"].steps) == list(range(1, 31))
+    assert series["train/loss"].values[-1] < series["train/loss"].values[0]
+    matrix = group.folder.gradient_matrix()
+    assert matrix.layers == ("linear1", "output")
+    assert matrix.norms.shape == (30, 2)
+    total = np.sqrt(np.square(matrix.norms.astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(total, series["gradient/norm"].values, rtol=1e-5)
+    assert [checkpoint.step for checkpoint in group.folder.checkpoints()] == [30]
+    assert {path for path, _ in group.folder.model_files()} >= {"model.safetensors", "model.json", "MLmodel"}
+    assert [event.sequence for event in seen.events] == list(range(1, len(seen.events) + 1))
+    assert [row["sequence"] for row in group.folder.events(1)] == [event.sequence for event in seen.events]
+    assert {log.rank for log in group.folder.log_files()} == {0, 1}
+
+
+def test_a_killed_worker_is_noticed_and_replaced(groups: Any) -> None:
+    group = groups(long())
+    seen = group.until_step(60)
+    victim = next(worker for worker in seen.workers if worker.rank == 1)
+    os.kill(victim.pid, signal.SIGKILL)
+    killed_at = time.time()
+    seen = group.until("the recovery", lambda seen: any(e.type == "training.resumed" for e in seen.events))
+    lost = next(event for event in seen.events if event.type == "worker.lost")
+    assert (lost.data["rank"], lost.data["pid"]) == (1, victim.pid), (
+        "the guilty rank, not the peer whose connection broke"
+    )
+    assert lost.timestamp - killed_at < 1.0
+    assert seen.recoveries == 1
+    resumed = next(event for event in seen.events if event.type == "training.resumed")
+    assert resumed.data["step"] >= 60 - 20
+    end = group.finished()
+    assert end.outcome.code is ReasonCode.COMPLETED
+    steps = group.folder.series(["train/loss"])["train/loss"].steps
+    assert list(steps) == list(range(1, len(steps) + 1)), "a step is missing"
+
+
+def test_a_job_that_never_gets_anywhere_ends(groups: Any) -> None:
+    group = groups(long(retry={"max_attempts": 2}, checkpoint={}))
+    killed: set[int] = set()
+
+    def kill_again(seen: Observation) -> bool:
+        for worker in seen.workers:
+            if worker.rank == 0 and worker.pid and worker.pid not in killed and seen.phase == "running":
+                killed.add(worker.pid)
+                os.kill(worker.pid, signal.SIGKILL)
+        return seen.phase == "finished"
+
+    end = group.until("the end", kill_again, 90)
+    assert end.outcome.code is ReasonCode.NO_PROGRESS, end.outcome
+    assert len(killed) >= 2
+
+
+def test_a_restarted_controller_finds_its_workers(groups: Any) -> None:
+    """Would catch a controller that starts training anew, or that tells events twice."""
+    import ray
+
+    group = groups(long())
+    seen = group.until_step(40)
+    workers = [worker.pid for worker in seen.workers]
+    controller = ray.get_actor(f"controller/{group.name}", namespace="chainrule")
+    os.kill(ray.get(controller.pid.remote()), signal.SIGKILL)
+    seen = group.until("the controller", lambda seen: any(e.type == "controller.restarted" for e in seen.events))
+    assert [worker.pid for worker in seen.workers] == workers
+    assert all(psutil.pid_exists(pid) for pid in workers)
+    end = group.finished()
+    assert end.outcome.code is ReasonCode.COMPLETED
+    assert end.recoveries == 0
+    assert len(group.events("training.started")) == 1
+    lines = group.folder.metrics_path(1).read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, lines) if "train/loss" in row["values"]]
+    assert sorted(set(steps)) == list(range(1, max(steps) + 1))
+
+
+def test_cancel_writes_a_checkpoint(groups: Any) -> None:
+    group = groups(long(checkpoint={}))
+    group.until_step(20)
+    launcher.stop(group.name, StopMode.CANCEL)
+    end = group.finished()
+    assert end.outcome.code is ReasonCode.CANCELLED
+    (checkpoint,) = group.folder.checkpoints()
+    assert checkpoint.step == end.outcome.detail["steps"]
+    assert not group.folder.model_files(), "a cancelled job has no finished model"
+
+
+def test_kill_is_now(groups: Any) -> None:
+    group = groups(long(checkpoint={}))
+    seen = group.until_step(20)
+    launcher.stop(group.name, StopMode.KILL)
+    end = group.finished(10)
+    assert end.outcome.code is ReasonCode.KILLED
+    assert not group.folder.checkpoints()
+    wait_for("the workers' end", lambda: not any(psutil.pid_exists(worker.pid) for worker in seen.workers), 10)
+
+
+def test_bad_data_ends_the_job_with_its_field(groups: Any, tmp_path: Path) -> None:
+    path = tmp_path / "empty.npz"
+    np.savez(path, x_train=np.zeros((0, 8, 8), np.uint8), y_train=np.zeros(0, np.int64))
+    data = {"source": "npz", "path": str(path), "evaluation_images": None, "evaluation_labels": None}
+    group = groups(DIGITS | {"task": {"kind": "image_classification", "data": data}})
+    end = group.finished()
+    assert end.outcome.code is ReasonCode.BAD_DATA
+    assert "task.data.train_images" in end.outcome.message
+    (failed, *_) = group.events("worker.failed")
+    assert "BadDataError" in failed.data["traceback"]
+
+
+def test_an_exception_reaches_the_user_with_rank_and_traceback(groups: Any) -> None:
+    """The model is built for other images than it gets: its forward pass raises."""
+    model = {"architecture": "vit", "config": {"image_size": 16}}
+    task = {"kind": "image_classification", "data": {"source": "digits"}, "model": model}
+    end = groups(DIGITS | {"task": task}).finished()
+    assert end.outcome.code is ReasonCode.USER_ERROR, end.outcome
+    assert end.outcome.message.startswith("rank ")
+    assert "image size" in end.outcome.message
+    assert "Traceback" in end.outcome.detail["traceback"]
+    assert end.recoveries == 0, "an error of the user's is not tried again"
+
+
+def test_starting_twice_is_harmless(groups: Any) -> None:
+    group = groups(DIGITS)
+    group.start()
+    group.finished()
+    group.start()
+    assert len(group.events("workers.started")) == 1
+
+
+def test_unknown_attempts_are_known_to_be_unknown() -> None:
+    assert launcher.observe({"job-nobody.1": 0}) == {"job-nobody.1": None}
+    launcher.stop("job-nobody.1", StopMode.KILL)
+    launcher.remove("job-nobody.1")
