@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, render
@@ -51,6 +52,8 @@ class RequestContextMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger.info("request %s: the client went away", request_id)
         except Exception as error:
             logger.exception("request %s failed", request_id)
             if (
@@ -116,8 +119,8 @@ def _host_of(url: str) -> str | None:
 class BodyLimitMiddleware:
     """Ends a body that is too large, announced or not, and one that does not end."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> None:
+        self.app, self.timeout_seconds = app, timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -126,15 +129,19 @@ class BodyLimitMiddleware:
         if not announced.isascii() or not announced.isdigit() or int(announced[:20]) > MAX_BODY_BYTES:
             return await render(_too_large())(scope, receive, send)
         received = 0
-        deadline = anyio.current_time() + BODY_TIMEOUT_SECONDS
+        deadline = anyio.current_time() + self.timeout_seconds
         complete = False
 
         async def bounded_receive() -> Message:
             nonlocal received, complete
             if complete:  # from here on receive() means waiting for the client to go away
                 return await receive()
-            with anyio.fail_after(deadline - anyio.current_time()):
-                message = await receive()
+            try:
+                with anyio.fail_after(deadline - anyio.current_time()):
+                    message = await receive()
+            except TimeoutError:
+                text = f"The body did not arrive within {self.timeout_seconds:g} seconds."
+                raise ApiError(408, "body_timeout", text, headers={"connection": "close"}) from None
             received += len(message.get("body", b""))
             if received > MAX_BODY_BYTES:
                 raise _too_large()

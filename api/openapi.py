@@ -69,8 +69,9 @@ def _build(app: FastAPI, routes: Sequence[APIRoute]) -> dict[str, Any]:
     )  # fmt: skip
     components = document["components"]
     schemas = components["schemas"]
-    spec = _without_later(JobSpec.model_json_schema(ref_template="#/components/schemas/{model}"))
-    schemas.update(spec.pop("$defs"))
+    # A prefix keeps the parts of the spec apart from shapes of the same name: Checkpoint is both.
+    spec = _without_later(JobSpec.model_json_schema(ref_template="#/components/schemas/JobSpec.{model}"))
+    schemas.update({f"JobSpec.{name}": part for name, part in spec.pop("$defs").items()})
     schemas["JobSpec"] = spec
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "an API key"}}
     for path, operations in document["paths"].items():
@@ -91,6 +92,9 @@ def _restore_examples(document: dict[str, Any], route: APIRoute) -> None:
     for method in route.methods or ():
         described = document["paths"][route.path_format][method.lower()]["responses"]
         for status, response in route.responses.items():
+            if int(status) >= 400:  # JSON, also where the route itself gives another type
+                error = {"schema": {"$ref": "#/components/schemas/Error"}, **response["content"]["application/json"]}
+                described[str(status)]["content"] = {"application/json": error}
             for kind, media in response.get("content", {}).items():
                 if "example" in media:
                     described[str(status)]["content"][kind]["example"] = media["example"]
@@ -118,4 +122,5 @@ def _without_later(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refers_to_later(node: Any) -> bool:
-    return isinstance(node, dict) and str(node.get("$ref", "")).rpartition("/")[2].startswith(_LATER)
+    name = str(node.get("$ref", "")).rpartition("/")[2] if isinstance(node, dict) else ""
+    return name.removeprefix("JobSpec.").startswith(_LATER)

@@ -29,8 +29,9 @@ def _plain_boolean(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_plain_integer)]
-Boolean = Annotated[bool, BeforeValidator(_plain_boolean)]
+# The last annotation, behind the bounds: before them it would hide them from the OpenAPI document.
+PLAIN_INTEGER = BeforeValidator(_plain_integer)
+PLAIN_BOOLEAN = BeforeValidator(_plain_boolean)
 Cursor = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:,=-]+$")]
 Order = Literal["asc", "desc"]
 
@@ -45,7 +46,7 @@ class JobsQuery(Query):
     after: Cursor | None = Field(
         None, description="id of the last job of the page before", examples=["job-5f0c2a9be61d4873a0c4d7e2"]
     )
-    limit: Annotated[Integer, Field(ge=1, le=100, description="jobs of a page")] = 20
+    limit: Annotated[int, Field(ge=1, le=100, description="jobs of a page"), PLAIN_INTEGER] = 20
     order: Annotated[Order, Field(description="by time of creation: desc is newest first")] = "desc"
     status: Annotated[Status | None, Field(description="only jobs in this state")] = None
     name: Annotated[

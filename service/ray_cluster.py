@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
@@ -21,8 +22,9 @@ from workers import launcher
 from workers.controller import NAMESPACE
 from workers.reports import StopMode
 
-# A controller that is being started does not answer, and everybody would wait for it: it is asked again in the next pass.
 OBSERVE_SECONDS = 0.25
+PATIENT_SECONDS = 3.0
+PATIENT_EVERY_SECONDS = 10.0
 UNAVAILABLE = (RpcError, RaySystemError, GetTimeoutError, ConnectionError, TimeoutError)
 PR_SET_PDEATHSIG = 1
 
@@ -74,9 +76,21 @@ def launch(launch: Mapping[str, Any]) -> None:
     )
 
 
-def observe(seen: Mapping[str, int]) -> dict[str, Any]:
-    answers = launcher.observe(seen, timeout_seconds=OBSERVE_SECONDS)
-    return {name: observation_document(observation) for name, observation in answers.items()}
+class Observer:
+    """A controller that is being started does not answer, and the news of all others would wait for it: so nobody is waited
+    for long. Now and then they are after all, so that a slow controller on a busy machine is not taken for a silent one."""
+
+    def __init__(self) -> None:
+        self._all_answered = True
+        self._patient_at = time.monotonic()
+
+    def __call__(self, seen: Mapping[str, int]) -> dict[str, Any]:
+        patient = not self._all_answered and time.monotonic() - self._patient_at >= PATIENT_EVERY_SECONDS
+        answers = launcher.observe(seen, timeout_seconds=PATIENT_SECONDS if patient else OBSERVE_SECONDS)
+        self._all_answered = len(answers) == len(seen)
+        if patient:
+            self._patient_at = time.monotonic()
+        return {name: observation_document(observation) for name, observation in answers.items()}
 
 
 def stop(name: str, mode: str) -> None:
@@ -86,7 +100,7 @@ def stop(name: str, mode: str) -> None:
 CALLS: Mapping[str, Callable[..., Any]] = {
     "capacity": launcher.capacity,
     "launch": launch,
-    "observe": observe,
+    "observe": Observer(),
     "stop": stop,
     "remove": launcher.remove,
     "names": lambda: sorted(launcher.names()),

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from workers.reports import Level, Progress, Reporter
 
 ROWS = 64  # the ring's size
 FLUSH_SECONDS = 0.4  # so that a person who watches sees steps as they happen
+BEGINNING = 32  # first steps of the run, against which later ones are judged: always kept
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")
 
@@ -135,6 +136,15 @@ class Recorder:
         left = (self._steps - step) * self._seconds_per_step
         self._reporter.progress(Progress(step, self._steps, host.epoch, per_second, left))
 
+    def beginning(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the history, so that a run that goes on later is judged by its own start."""
+        norms = [row.tolist() for row in self._norms[:BEGINNING]]
+        return {"steps": self._kept_steps[:BEGINNING], "losses": self._losses[:BEGINNING], "norms": norms}
+
+    def restore(self, beginning: Mapping[str, Any]) -> None:
+        self._kept_steps, self._losses = list(beginning["steps"]), list(beginning["losses"])
+        self._norms = [np.array(row) for row in beginning["norms"]]
+
     def judge(self) -> health.Judgement:
         judgement = health.judge(
             health.History(
@@ -162,4 +172,4 @@ class Recorder:
 
 
 def _thinned(rows: list[_Row]) -> list[_Row]:
-    return rows[:32] + rows[32::2]
+    return rows[:BEGINNING] + rows[BEGINNING::2]

@@ -222,8 +222,8 @@ class CnnModel(Model):
 
 
 TransformersArchitecture = Literal[
-    "resnet", "vit", "convnext", "convnextv2", "regnet", "mobilenet_v1", "mobilenet_v2", "swin", "beit", "deit",
-    "poolformer", "cvt", "levit", "dinov2", "efficientnet",
+    "resnet", "vit", "convnext", "convnextv2", "regnet", "mobilenet_v1", "mobilenet_v2", "beit", "poolformer", "cvt",
+    "dinov2", "efficientnet",
 ]  # fmt: skip
 
 

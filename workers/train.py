@@ -267,11 +267,13 @@ class Run:
                 level="warning",
             )
             return
+        self.recorder.flush()  # what a checkpoint stands on is reported before it
         started = time.perf_counter()
         state = {
             "best": self.best,
             "evaluations_without_gain": self.evaluations_without_gain,
             "saved_metrics": self.metrics,
+            "beginning": self.recorder.beginning(),
         }
         checkpoint = checkpoints.save(
             self.context.checkpoints,
@@ -285,7 +287,6 @@ class Run:
             group=self.agreement.group,
         )
         if self.context.rank == 0:
-            self.recorder.flush()
             self.tell_of_checkpoint(checkpoint, time.perf_counter() - started)
             keep = self.spec.checkpoint
             checkpoints.prune(
@@ -331,6 +332,7 @@ class Run:
         self.step = checkpoint.step
         self.best, self.evaluations_without_gain = state["best"], state["evaluations_without_gain"]
         self.metrics = dict(state["saved_metrics"])
+        self.recorder.restore(state["beginning"])
         self.tell(
             "training.resumed", f"Going on after step {self.step}, from {checkpoint.path.name}.", {"step": self.step}
         )

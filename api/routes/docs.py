@@ -15,7 +15,7 @@ CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-
 
 
 @router.get("/openapi.json")
-async def openapi_json(request: Request) -> Response:
+def openapi_json(request: Request) -> Response:
     return json_response(request.app.openapi())
 
 

@@ -14,7 +14,7 @@ from api.auth import Viewer
 from api.dependencies import JobId, Provided, Services
 from api.documented import of_job, success, with_stream
 from api.errors import ApiError
-from api.pagination import Boolean, Cursor, Integer, Order, page
+from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER, Cursor, Order, page
 from api.pagination import Query as QueryModel
 from api.responses import json_response
 from api.streams import Chunk, FollowResponse, LastEventId, start_position, wants_stream
@@ -30,9 +30,9 @@ class EventsQuery(QueryModel):
     after: Annotated[
         Cursor | None, Field(description="id or sequence number of the last event that you have", examples=["12"])
     ] = None
-    limit: Annotated[Integer, Field(ge=1, le=1000, description="events of a page")] = 100
+    limit: Annotated[int, Field(ge=1, le=1000, description="events of a page"), PLAIN_INTEGER] = 100
     order: Annotated[Order, Field(description="asc: oldest first")] = "asc"
-    stream: Annotated[Boolean, Field(description="true: as server-sent events")] = False
+    stream: Annotated[bool, Field(description="true: as server-sent events"), PLAIN_BOOLEAN] = False
 
 
 @router.get(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from api import schemas
 from api.auth import Viewer
@@ -73,6 +73,7 @@ def check(store: Store) -> schemas.Readiness:
 @router.get(
     "/metrics",
     summary="Numbers for Prometheus",
+    response_class=PlainTextResponse,
     responses={
         200: {"description": "Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
         **protected(),

@@ -14,7 +14,7 @@ from api.auth import Viewer
 from api.dependencies import JobId, Provided
 from api.documented import of_job, success, with_stream
 from api.logs import Line, Position, read_lines
-from api.pagination import Boolean, Integer, page
+from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER, page
 from api.pagination import Query as QueryModel
 from api.responses import json_response
 from api.streams import Chunk, FollowResponse, LastEventId, start_position, wants_stream
@@ -23,17 +23,17 @@ from service import jobs
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["events and logs"])
 
 STREAM_CHUNK = 200
-Filter = Annotated[Integer, Field(ge=0, lt=10**6)]
+Filter = Annotated[int, Field(ge=0, lt=10**6), PLAIN_INTEGER]
 
 
 class LogsQuery(QueryModel):
     after: Annotated[str, Field(min_length=1, max_length=20_000)] | None = Field(
         None, description="id of the last line that you have"
     )
-    limit: Annotated[Integer, Field(ge=1, le=1000, description="lines of a page")] = 100
+    limit: Annotated[int, Field(ge=1, le=1000, description="lines of a page"), PLAIN_INTEGER] = 100
     rank: Annotated[Filter | None, Field(description="only this worker")] = None
     attempt: Annotated[Filter | None, Field(description="only this attempt")] = None
-    stream: Annotated[Boolean, Field(description="true: as server-sent events")] = False
+    stream: Annotated[bool, Field(description="true: as server-sent events"), PLAIN_BOOLEAN] = False
 
 
 @router.get(

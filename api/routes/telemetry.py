@@ -17,7 +17,7 @@ from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.downsampling import downsample
 from api.errors import ApiError
-from api.pagination import Integer, page
+from api.pagination import PLAIN_INTEGER, page
 from api.pagination import Query as QueryModel
 from api.responses import nonfinite
 from service import jobs
@@ -26,20 +26,20 @@ from workers.jobfolder import GradientMatrix, Series
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["telemetry"])
 
 MAX_KEYS = 100
-Step = Annotated[Integer, Field(ge=0, le=2**53)]
+Step = Annotated[int, Field(ge=0, le=2**53), PLAIN_INTEGER]
 
 
 class MetricsQuery(QueryModel):
     keys: Annotated[str, Field(max_length=10_000, pattern=r"^[A-Za-z0-9_./,-]+$")] | None = Field(
         None, description="series, separated by commas; default: all", examples=["train/loss,eval/accuracy"]
     )
-    max_points: Annotated[Integer, Field(ge=4, le=10_000, description="most points of a series")] = 1000
+    max_points: Annotated[int, Field(ge=4, le=10_000, description="most points of a series"), PLAIN_INTEGER] = 1000
 
 
 class GradientsQuery(QueryModel):
     first_step: Annotated[Step | None, Field(description="leave out steps before this one")] = None
     last_step: Annotated[Step | None, Field(description="leave out steps after this one")] = None
-    max_points: Annotated[Integer, Field(ge=2, le=10_000, description="most steps")] = 1000
+    max_points: Annotated[int, Field(ge=2, le=10_000, description="most steps"), PLAIN_INTEGER] = 1000
 
 
 @router.get(

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processes import Processes
-from toys import Points, Toy, ToyTask
 from torch import Tensor, nn
+from toys import Points, Toy, ToyTask
 
 from workers import parallel
 from workers.evaluation import evaluate

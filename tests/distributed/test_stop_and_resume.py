@@ -142,3 +142,13 @@ def test_a_checkpoint_is_continued_by_another_number_of_workers(processes: Proce
     processes.run(3, tmp_path, train_toy, toy, spec(3), tmp_path / "three", 7)
     two = processes.run(2, tmp_path, train_toy, toy, spec(2), tmp_path / "three")[0]
     assert two.memory.series("train/loss") == pytest.approx(whole.memory.series("train/loss")[7:], rel=1e-4)
+
+
+def test_the_verdict_knows_the_steps_before_the_stop(tmp_path: Path) -> None:
+    """Five more steps say nothing by themselves, and a loss that is low already would look like one that never moves."""
+    job_spec = spec(training={"epochs": 6, "batch_size": 12}, optimizer={"name": "adamw", "learning_rate": 0.02})
+    undisturbed = train(TOY, job_spec, tmp_path / "whole")
+    assert undisturbed.outcome.detail["health"]["verdict"] == "healthy"
+    train(TOY, job_spec, tmp_path / "pieces", stop_after=25)
+    resumed = train(TOY, job_spec, tmp_path / "pieces")
+    assert resumed.outcome.detail["health"] == undisturbed.outcome.detail["health"]

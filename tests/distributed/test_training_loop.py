@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from toys import CLASSES, Memory, Points, Result, Toy, job, train_toy
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from toys import CLASSES, Memory, Points, Result, Toy, job, train_toy
 
 from workers import checkpoints
 from workers.batches import Plan
@@ -141,11 +143,11 @@ def test_bf16_trains_with_weights_in_fp32(tmp_path: Path) -> None:
     assert losses != exact  # autocast was on
     newest, _ = checkpoints.newest(tmp_path / "a" / "checkpoints")
     assert newest is not None
-    weights = checkpoints.FileSystemReader(newest.path).read_metadata().state_dict_metadata
+    weights = FileSystemReader(newest.path).read_metadata().state_dict_metadata
     assert {
         meta.properties.dtype
         for name, meta in weights.items()
-        if isinstance(meta, checkpoints.TensorStorageMetadata) and name.endswith(("weight", "bias"))
+        if isinstance(meta, TensorStorageMetadata) and name.endswith(("weight", "bias"))
     } == {torch.float32}
 
 
@@ -225,7 +227,7 @@ def test_nothing_to_evaluate_on(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadDataError, match="evaluation.best.*eval/loss, eval/accuracy"):
+    with pytest.raises(BadDataError, match=r"evaluation\.best.*eval/loss, eval/accuracy"):
         train(tmp_path, evaluation={"best": "eval/f1"})
 
 

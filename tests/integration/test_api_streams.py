@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -156,19 +156,15 @@ def write_log(path: Path, *lines: str) -> None:
         file.writelines(f"{line}\n" for line in lines)
 
 
-def exchange(address: str, request: bytes, seconds: float = 5.0) -> bytes:
-    """What the server answers to these bytes, until it closes or says nothing more for a while."""
+def exchange(address: str, request: bytes, answers: int = 1) -> bytes:
+    """What the server answers to these bytes: so many heads of responses, or less when it closes."""
     host, port = urlsplit(address).hostname, urlsplit(address).port
-    answer = b""
-    with socket.create_connection((host, port), timeout=seconds) as connection:
+    received = b""
+    with socket.create_connection((host, port), timeout=20) as connection:
         connection.sendall(request)
-        connection.settimeout(1.0)
-        try:
-            while piece := connection.recv(65536):
-                answer += piece
-        except TimeoutError:
-            pass
-    return answer
+        while received.count(b"HTTP/1.1 ") < answers and (piece := connection.recv(65536)):
+            received += piece
+    return received
 
 
 def test_a_chunked_body_without_end_is_ended(service: Service, address: str) -> None:
@@ -182,14 +178,13 @@ def test_a_chunked_body_without_end_is_ended(service: Service, address: str) -> 
     with socket.create_connection((host, port), timeout=10) as connection:
         connection.sendall(head.encode())
         try:
-            for sent in range(1000):
+            while sent < 1000:
                 connection.sendall(chunk)
+                sent += 1
         except OSError:  # the server has closed
             pass
-        try:
+        with suppress(OSError):
             answer = connection.recv(65536)
-        except OSError:
-            pass
     assert sent < 900, "the server took a body of more than 56 MB"
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
     assert service.job_count() == 0
@@ -222,7 +217,7 @@ def test_odd_requests_get_an_answer_that_is_no_server_error(service: Service, ad
 
 def test_pipelined_requests_are_all_answered(service: Service, address: str) -> None:
     request = f"GET /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {service.key}\r\n\r\n".encode()
-    answer = exchange(address, request * 100)
+    answer = exchange(address, request * 100, answers=100)
     assert answer.count(b"HTTP/1.1 200 OK") == 100
 
 
@@ -234,3 +229,25 @@ def test_other_requests_do_not_wait_for_streams(service: Service, address: str) 
         for _ in range(20):
             assert httpx.get(f"{address}/v1/jobs/{job}", headers=service.headers).status_code == 200
         assert time.monotonic() - started_at < 10
+
+
+def test_a_stream_outlives_an_outage_of_the_database(service: Service, address: str, tmp_path: Path) -> None:
+    """And meanwhile everything else says 503, with the time after which to come back."""
+    database, hidden = tmp_path / "chainrule.db", tmp_path / "hidden.db"
+    job = service.submit()
+    with follow(service, f"{address}/v1/jobs/{job}/events?after=1") as stream:
+        next(stream)
+        service.store.close()  # open connections would go on with the renamed file
+        database.rename(hidden)
+        database.mkdir()
+        answer = service.get("/v1/jobs")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert "sql" not in error_of(answer)["message"].lower()
+        assert service.client.get("/readyz").json()["checks"]["database"]["ok"] is False
+        assert service.client.get("/healthz").status_code == 200
+        assert service.get("/metrics").status_code == 503
+        database.rmdir()
+        hidden.rename(database)
+        service.post(f"/v1/jobs/{job}/kill")
+        assert next(without_heartbeats(stream)).name == "job.event"

@@ -160,15 +160,13 @@ def test_an_attempt_outlives_the_connection(build: Build, tmp_path: Path) -> Non
 
 
 def driver_process() -> psutil.Process:
-    [child] = [
-        child for child in psutil.Process().children() if "service.ray_cluster" in child.cmdline()
-    ]
+    [child] = [child for child in psutil.Process().children() if "service.ray_cluster" in child.cmdline()]
     return child
 
 
 def test_a_cluster_that_is_not_there_is_unavailable_and_says_so_at_once() -> None:
     driver = RayDriver("127.0.0.1:1", patience=0.2, connect_seconds=2)
-    problems = []
+    problems: list[str] = []
     deadline = time.monotonic() + 20
     while len(set(problems)) < 2:
         started = time.monotonic()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from sqlalchemy import event, update
 
-from databases import database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from service import jobs
 from service.cluster import ClusterUnavailableError, Launch, Resources
 from service.database import Store
@@ -389,7 +389,7 @@ def test_one_jobs_trouble_is_not_anothers(endless: World, caplog: pytest.LogCapt
             raise RuntimeError("this one is cursed")
         launch(wanted)
 
-    endless.cluster.launch = refuse  # type: ignore[method-assign]
+    endless.cluster.launch = refuse  # type: ignore[method-assign, assignment]
     endless.run_until(good, Status.RUNNING)
     assert f"{bad} could not be attended to" in caplog.text
     assert endless.job(bad).status is Status.STARTING
@@ -436,7 +436,8 @@ def test_a_scheduler_that_dies_at_any_call_loses_nothing_and_runs_nothing_twice(
 ) -> None:
     """Every call of the pass is the last one of some scheduler, each time it is made."""
     target: type = Records if hasattr(Records, call) else FakeCluster
-    real, deaths = getattr(target, call), []
+    real = getattr(target, call)
+    deaths: list[str] = []
 
     def deadly(self: object, *arguments: Any) -> Any:
         if moment == "before" and len(deaths) % 2 == 0:

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from databases import Postgres, database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from sqlalchemy import select, text, update
 
-from databases import Postgres, database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from service import database, jobs, keys, leases
 from service.database import Store, open_store
 from service.errors import Forbidden, IdempotencyMismatch, InvalidRequest, NotFound, StorageFull, Unavailable
@@ -123,7 +123,11 @@ def test_others_cannot_tell_that_a_job_exists(store: Store) -> None:
 def test_a_viewer_reads_and_changes_nothing(store: Store) -> None:
     job_id, viewer = create(store), Caller("key-viewer", "default", Role.VIEWER)
     assert jobs.get_job(store, viewer, job_id).id == job_id
-    for ask in (lambda: jobs.create_job(store, viewer, DOCUMENT), lambda: jobs.kill_job(store, viewer, job_id)):
+    asks: list[Callable[[], object]] = [
+        lambda: jobs.create_job(store, viewer, DOCUMENT),
+        lambda: jobs.kill_job(store, viewer, job_id),
+    ]
+    for ask in asks:
         with pytest.raises(Forbidden):
             ask()
 

@@ -32,9 +32,7 @@ pytestmark = pytest.mark.unit
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(lost=10, silent=60, launch=120, cancel=300, kill=10, tracking=60, never_fits=60)
-ATTEMPT = AttemptState(
-    1, created_at=NOW - timedelta(seconds=30), seen=True, finished_at=None, relayed=0, tracked=False
-)
+ATTEMPT = AttemptState(1, created_at=NOW - timedelta(seconds=30), seen=True, finished_at=None, relayed=0, tracked=False)
 JOB = JobState(
     id="job-1",
     status=Status.RUNNING,

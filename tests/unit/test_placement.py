@@ -27,9 +27,9 @@ gangs = st.builds(Gang, count=st.integers(1, 5), each=shares)
 capacities = st.lists(totals, max_size=4).map(
     lambda nodes: Capacity(tuple(Node(f"n{i}", f"10.0.0.{i}", total) for i, total in enumerate(nodes)))
 )
-queues = st.lists(
-    st.tuples(gangs, st.integers(-1, 1), st.integers(0, 600)), max_size=8
-).map(lambda items: [candidate(f"job-{i}", gang, priority, age) for i, (gang, priority, age) in enumerate(items)])
+queues = st.lists(st.tuples(gangs, st.integers(-1, 1), st.integers(0, 600)), max_size=8).map(
+    lambda items: [candidate(f"job-{i}", gang, priority, age) for i, (gang, priority, age) in enumerate(items)]
+)
 
 
 def candidate(job_id: str, gang: Gang, priority: int = 0, age_seconds: float = 0) -> Candidate:

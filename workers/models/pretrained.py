@@ -55,7 +55,6 @@ def _defaults(architecture: str, image: tuple[int, int, int]) -> Mapping[str, An
             "layer_type": "basic",
         },
         "vit": transformer,
-        "deit": transformer,
         "beit": transformer,
         "dinov2": {k: v for k, v in transformer.items() if k != "intermediate_size"},
         "convnext": convnext,

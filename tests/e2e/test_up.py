@@ -1,0 +1,183 @@
+"""``chainrule up`` and what is done with it: over curl, and while its processes are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import wait_for
+from tests.e2e.product import CHAINRULE, Product, environment, wait_until_nothing_is_left
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+LONG: dict[str, Any] = {
+    "name": "long",
+    "task": {
+        "kind": "image_classification",
+        "data": {"source": "digits"},
+        "model": {"architecture": "mlp", "hidden": [32]},
+    },
+    "training": {"steps": 3000, "batch_size": 96},
+    "workers": {"count": 2},
+    "evaluation": {"every_steps": 500},
+}
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """One for the module: starting it takes about 8 s. Ended with Ctrl-C, after which nothing may be left."""
+    product = Product(tmp_path_factory.mktemp("up") / "home")
+    try:
+        product.wait_until_ready()
+        yield product
+    finally:
+        product.end(signal.SIGINT)
+        wait_until_nothing_is_left(product.home)
+
+
+def test_everything_through_curl(product: Product) -> None:
+    """With nothing but what the OpenAPI page says: submit its example, follow it, read metrics and gradients, cancel another."""
+    page = product.curl(f"{product.url}/openapi.json")
+    body = page["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    example = next(iter(body["examples"].values()))["value"] if "examples" in body else body["example"]
+    import json
+
+    job = product.curl(
+        "-X", "POST", "-H", "Content-Type: application/json", "-d", json.dumps(example), f"{product.url}/v1/jobs"
+    )
+    assert job["object"] == "job", job
+    address = f"{product.url}/v1/jobs/{job['id']}"
+    stream = subprocess.run(
+        [
+            "curl",
+            "-sSN",
+            "-m",
+            "120",
+            "-H",
+            f"Authorization: Bearer {product.key}",
+            "-H",
+            "Accept: text/event-stream",
+            f"{address}/events",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=True,
+    ).stdout
+    assert "event: done" in stream
+    numbers = [int(line[3:]) for line in stream.splitlines() if line.startswith("id:")]
+    assert numbers[: len(set(numbers))] == list(range(1, len(set(numbers)) + 1)), "a hole, or an event told twice"
+    assert product.curl(address)["status"] == "succeeded"
+    series = product.curl(f"{address}/metrics?keys=train/loss,gradient/norm")["data"]
+    assert {item["key"] for item in series} == {"train/loss", "gradient/norm"}
+    assert all(item["points"] for item in series)
+    matrix = product.curl(f"{address}/gradients?max_points=10")
+    assert len(matrix["norms"]) == len(matrix["steps"]) == 10
+    assert all(len(row) == len(matrix["layers"]) for row in matrix["norms"])
+    assert product.curl(f"{address}/checkpoints")["data"]
+
+    other = product.curl(
+        "-X", "POST", "-H", "Content-Type: application/json", "-d", json.dumps(LONG), f"{product.url}/v1/jobs"
+    )
+    product.until(other["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 10)
+    assert product.curl("-X", "POST", f"{product.url}/v1/jobs/{other['id']}/cancel")["id"] == other["id"]
+    ended = product.until(other["id"], "the cancel", lambda job: job["status"] == "cancelled")
+    assert ended["reason"]["code"] == "cancelled"
+    again = product.curl("-X", "POST", f"{product.url}/v1/jobs/{other['id']}/cancel")
+    assert (again["status"], again["finished_at"]) == ("cancelled", ended["finished_at"])
+
+
+def test_api_and_scheduler_killed_while_a_job_trains(product: Product) -> None:
+    """No job lost, none run twice, training never stopped."""
+    job = product.http.post("/v1/jobs", json=LONG).json()
+    queued = product.http.post(
+        "/v1/jobs", json=LONG | {"name": "waits", "training": {"steps": 20, "batch_size": 96}}
+    ).json()
+    seen = product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 50)
+    pids = sorted(worker["pid"] for worker in seen["workers"])
+    for role in ("scheduler", "api", "scheduler"):
+        before = product.role(role)
+        os.kill(before.pid, signal.SIGKILL)
+        wait_for(f"a new {role}", lambda role=role, before=before: _another(product, role, before))  # type: ignore[misc]
+    seen = product.until(job["id"], "progress", lambda job: job["progress"]["step"] > seen["progress"]["step"] + 50)
+    if seen["status"] == "running":
+        assert sorted(worker["pid"] for worker in seen["workers"]) == pids
+    for each in (job, queued):
+        ended = product.until(each["id"], "the end", lambda job: job["status"] in ("succeeded", "failed"), 150)
+        assert ended["status"] == "succeeded", ended["reason"]
+        assert ended["attempt"] == 1
+        events = product.http.get(f"/v1/jobs/{each['id']}/events?limit=100").json()["data"]
+        types = [event["type"] for event in events]
+        assert types.count("training.started") == 1
+        assert types.count("workers.started") == 1
+        assert sorted(event["sequence"] for event in events) == list(range(1, len(events) + 1))
+
+
+def _another(product: Product, role: str, before: psutil.Process) -> bool:
+    try:
+        return product.role(role).pid != before.pid
+    except AssertionError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_however_up_ends(tmp_path: Path, number: int) -> None:
+    """With a job in training, whose workers are detached from everything."""
+    product = Product(tmp_path / "home")
+    try:
+        product.wait_until_ready()
+        job = product.http.post("/v1/jobs", json=LONG).json()
+        product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 1)
+    finally:
+        product.end(number)
+        wait_until_nothing_is_left(product.home)
+    if number == signal.SIGTERM:
+        assert not (product.home / "service.json").exists()
+
+
+def test_a_killed_guardian_takes_everything_with_it(tmp_path: Path) -> None:
+    product = Product(tmp_path / "home")
+    try:
+        product.wait_until_ready()
+        (guardian,) = psutil.Process(product.process.pid).children()
+        os.kill(guardian.pid, signal.SIGKILL)
+        assert product.process.wait(timeout=60) == 2
+        assert "guardian" in product.output.read_text()
+    finally:
+        product.end(signal.SIGKILL)
+        wait_until_nothing_is_left(product.home)
+
+
+def test_a_taken_home_is_said(product: Product) -> None:
+    run = subprocess.run(
+        [*CHAINRULE, "up"], env=environment(product.home), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 2
+    assert str(product.home) in run.stderr
+    assert str(product.process.pid) in run.stderr
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        run = subprocess.run(
+            [*CHAINRULE, "up", "--port", port],
+            env=environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert run.returncode == 2
+    assert f"--port {port}" in run.stderr
+    wait_until_nothing_is_left(tmp_path / "home", 5)
