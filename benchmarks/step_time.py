@@ -54,7 +54,7 @@ def ours(running: Stack, spec: dict[str, Any]) -> float:
     posted = running.client.create_job(spec)
     running.finish(posted["id"])
     series = running.client.metrics(posted["id"], keys="train/step_seconds", max_points=10000)["data"][0]
-    return statistics.median(point["value"] for point in series["points"] if point["step"] > WARM_UP)
+    return statistics.median(float(point["value"]) for point in series["points"] if point["step"] > WARM_UP)
 
 
 def theirs(folder: Path, spec: dict[str, Any]) -> float:

@@ -7,18 +7,16 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
-import psutil
 import pytest
+
+from tests.helpers import end_tree, free_port, listens, must_live, wait_for
 
 # Ray reads how to authenticate when it is imported, which some test module does before any fixture runs.
 RAY_FOLDER = Path(tempfile.mkdtemp(prefix="cr-"))  # short: Ray's sockets must stay under 108 characters
@@ -33,7 +31,6 @@ os.environ.update(
 )
 atexit.register(shutil.rmtree, RAY_FOLDER, ignore_errors=True)
 
-T = TypeVar("T")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -43,40 +40,6 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"there is no {SHARED_DATA.name} folder of data sets beside the project")
     return SHARED_DATA
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for(what: str, look: Callable[[], T | None], seconds: float = 30.0) -> T:
-    """The first result that is neither None nor False; fails with ``what`` after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = look()
-        if found is not None and found is not False:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
-
-
-def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and everything beneath it, by pid."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tree = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        for child in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        psutil.wait_procs(tree, timeout=10)
-    if process.poll() is None:
-        process.kill()
-        process.wait(timeout=10)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +57,7 @@ def ray_cluster() -> Iterator[str]:
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for("Ray's head", lambda: _listens(port) or _must_live(head, folder / "head.log"), 60)
+        wait_for("Ray's head", lambda: listens(port) or must_live(head, folder / "head.log"), 60)
         yield f"127.0.0.1:{port}"
     finally:
         end_tree(head)
@@ -130,7 +93,7 @@ class MlflowServer:
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
         process = self._process
-        wait_for("MLflow", lambda: self._healthy() or _must_live(process, self.folder / "server.log"), 90)
+        wait_for("MLflow", lambda: self._healthy() or must_live(process, self.folder / "server.log"), 90)
 
     def _healthy(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -150,14 +113,3 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     server.start()
     yield server
     server.stop()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _must_live(process: subprocess.Popen[bytes], log: Path) -> None:
-    if process.poll() is not None:
-        raise AssertionError(f"ended with {process.returncode}: {log.read_text()[-2000:]}")

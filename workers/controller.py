@@ -101,6 +101,8 @@ class JobController:
         self._recoveries = Recoveries()
         self._gradients = GradientWriter(self._folder.gradients_path, attempt.attempt)
         self._restore()
+        if not self._generation:
+            self._folder.create(attempt.spec_json)
         self._shipper = Shipper(attempt, self._spec, self._folder) if attempt.mlflow_url else None
         threading.Thread(target=self._main, name="controller", daemon=True).start()
 

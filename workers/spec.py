@@ -528,6 +528,19 @@ class JobSpec(Model):
             )
         return self
 
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        task = self.task
+        regression = isinstance(task, TabularTask) and task.objective == "regression"
+        measured = ("eval/loss", "eval/mse", "eval/mae") if regression else ("eval/loss", "eval/accuracy")
+        if self.evaluation.best not in measured:
+            raise PydanticCustomError(
+                "unknown_metric",
+                "evaluation.best {best} is not measured by this task; allowed is {allowed}",
+                {"best": self.evaluation.best, "allowed": ", ".join(measured)},
+            )
+        return self
+
 
 def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""

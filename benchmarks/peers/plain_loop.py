@@ -37,7 +37,8 @@ def main() -> None:
     if world_size > 1:
         dist.init_process_group("gloo")
         model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.optimizer.learning_rate, weight_decay=0.0)
+    # The quickest of torch's implementations, which we use too: the bar is the loop, not the optimizer.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.optimizer.learning_rate, weight_decay=0.0, fused=True)
 
     share = spec.training.batch_size // world_size
     steps = spec.training.length[1]

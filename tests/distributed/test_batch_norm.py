@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Processes
 from torch import Tensor, nn
 
+from tests.distributed.processes import Processes
 from workers import parallel
 
 pytestmark = pytest.mark.distributed

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Processes
 from torch import nn
 
+from tests.distributed.processes import Processes
 from workers import checkpoints
 from workers.checkpoints import MANIFEST, CheckpointError, Damaged
 

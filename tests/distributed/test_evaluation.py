@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import Processes
 from torch import Tensor, nn
-from toys import Points, Toy, ToyTask
 
+from tests.distributed.processes import Processes
+from tests.distributed.toys import Points, Toy, ToyTask
 from workers import parallel
 from workers.evaluation import evaluate
 from workers.tasks.base import Batch

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Processes
-from toys import Result, Toy, job, train_toy
 
+from tests.distributed.processes import Processes
+from tests.distributed.toys import Result, Toy, job, train_toy
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from toys import CLASSES, Memory, Points, Result, Toy, job, train_toy
 
+from tests.distributed.toys import CLASSES, Memory, Points, Result, Toy, job, train_toy
 from workers import checkpoints
 from workers.batches import Plan
 from workers.recording import NONFINITE_LIMIT

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from processes import Processes
-from toys import Result, Toy, job, train_toy
+
+from tests.distributed.processes import Processes
+from tests.distributed.toys import Result, Toy, job, train_toy
 
 pytestmark = pytest.mark.distributed
 

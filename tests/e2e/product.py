@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.conftest import wait_for
+from tests.helpers import wait_for
 
 CHAINRULE = (sys.executable, "-m", "api.cli.main")
 

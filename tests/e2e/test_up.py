@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import wait_for
 from tests.e2e.product import CHAINRULE, Product, environment, wait_until_nothing_is_left
+from tests.helpers import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_service import DIGITS, Service, error_of, running_service
+
+from tests.integration.api_service import DIGITS, Service, error_of, running_service
 
 pytestmark = pytest.mark.integration
 

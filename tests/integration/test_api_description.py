@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from api_service import DIGITS, Service, running_service
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from api import examples
+from tests.integration.api_service import DIGITS, Service, running_service
 
 pytestmark = pytest.mark.integration
 

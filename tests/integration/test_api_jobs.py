@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from api_service import DIGITS, Service, error_of, running_service
 
 from service.values import Role
+from tests.integration.api_service import DIGITS, Service, error_of, running_service
 
 pytestmark = pytest.mark.integration
 

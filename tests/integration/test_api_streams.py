@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from api_service import ServerEvent, Service, error_of, read_stream, running_service, served, wait_for
 
 from api.streams import StreamLimits
 from service.database import database_now
 from service.states import append_event, locked_job
+from tests.integration.api_service import ServerEvent, Service, error_of, read_stream, running_service, served, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_service import Service, error_of, running_service
 
+from tests.integration.api_service import Service, error_of, running_service
 from workers.jobfolder import GradientWriter, append_lines, encode
 
 pytestmark = pytest.mark.integration

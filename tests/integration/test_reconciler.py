@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from sqlalchemy import event, update
 
 from service import jobs
@@ -24,6 +23,7 @@ from service.records import Records
 from service.settings import Settings
 from service.tables import LeaseRow
 from service.values import Caller, Job, Role, Status
+from tests.integration.databases import database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from workers.reports import Outcome, ReasonCode, StopMode
 
 # ruff: noqa: F811 (fixtures are imported and then named as parameters)

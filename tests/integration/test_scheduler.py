@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from databases import Postgres, postgres  # noqa: F401 (fixture)
 
 from service import jobs
 from service.database import Store, open_store
@@ -23,6 +22,7 @@ from service.scheduler import Scheduler
 from service.settings import Settings
 from service.tables import LeaseRow
 from service.values import Caller, Job, Role, Status
+from tests.integration.databases import Postgres, postgres  # noqa: F401 (fixture)
 
 # ruff: noqa: F811 (fixtures are imported and then named as parameters)
 pytestmark = pytest.mark.integration

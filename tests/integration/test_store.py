@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from databases import Postgres, database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from sqlalchemy import select, text, update
 
 from service import database, jobs, keys, leases
@@ -28,6 +27,7 @@ from service.errors import Forbidden, IdempotencyMismatch, InvalidRequest, NotFo
 from service.states import append_event, locked_job
 from service.tables import ApiKeyRow, Base, IdempotencyRow, JobRow, LeaseRow
 from service.values import Caller, Desired, Role, Status
+from tests.integration.databases import Postgres, database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from workers.spec import parse_spec
 
 # ruff: noqa: F811 (fixtures are imported and then named as parameters)

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import wait_for
+from tests.helpers import wait_for
 from workers import launcher
 from workers.jobfolder import JobFolder
 from workers.reports import Observation, ReasonCode, StopMode
@@ -45,10 +45,11 @@ class Group:
         self.folder = JobFolder(folder, self.job_id)
         spec_json = parse_spec(spec).model_dump_json()
         self.folder.create(spec_json)
-        self.start = lambda: launcher.start(
-            self.name, self.job_id, 1, spec_json, str(self.folder.path), mlflow_url, "chainrule"
-        )
+        self._arguments = (self.name, self.job_id, 1, spec_json, str(self.folder.path), mlflow_url, "chainrule")
         self.start()
+
+    def start(self) -> None:
+        launcher.start(*self._arguments)
 
     def observe(self) -> Observation | None:
         return launcher.observe({self.name: 0}).get(self.name)

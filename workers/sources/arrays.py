@@ -76,10 +76,10 @@ def read_npz(data: NpzData) -> ImageArrays:
 
 def _npz_arrays(path: str, names: Sequence[str]) -> list[NDArray[Any]]:
     field = "task.data.path"
+    if not zipfile.is_zipfile(path) and Path(path).exists():
+        raise BadDataError(field, f"{path} cannot be read as .npz: it is no zip archive, or cut off")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise BadDataError(field, f"{path} is a single array, not an .npz archive")
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             missing = [name for name in names if name not in archive.files]
             if missing:
                 raise BadDataError(field, f"{path} has no array {missing[0]!r}; it has: {', '.join(archive.files)}")
@@ -127,6 +127,7 @@ def _idx_array(field: str, path: str) -> NDArray[Any]:
 def _checked(arrays: dict[str, NDArray[Any]], classes: int | None, holdout: float) -> ImageArrays:
     train = _images("train", arrays["train_images"], arrays["train_labels"])
     count = classes or max(2, int(train.labels.max()) + 1)
+    check_labels("task.data.train_labels", train.labels, count)
     if "evaluation_images" in arrays:
         evaluation = _images("evaluation", arrays["evaluation_images"], arrays["evaluation_labels"])
         if evaluation.pixels.shape[1:] != train.pixels.shape[1:]:
@@ -135,7 +136,6 @@ def _checked(arrays: dict[str, NDArray[Any]], classes: int | None, holdout: floa
                 f"images of shape {evaluation.pixels.shape[1:]} do not fit training images of {train.pixels.shape[1:]}",
             )
         check_labels("task.data.evaluation_labels", evaluation.labels, count)
-    check_labels("task.data.train_labels", train.labels, count)
     if "evaluation_images" not in arrays:
         train, evaluation = _split(train, holdout)
     scale = 255.0 if train.pixels.dtype == np.uint8 else 1.0
