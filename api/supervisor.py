@@ -24,6 +24,7 @@ from api.home import Home, Service
 from api.processes import become_subreaper, end_descendants
 
 MARK = "CHAINRULE_UP"  # in the environment of everything that belongs to one `up`
+API_PORT, MLFLOW_PORT = 8400, 8401
 READY_SECONDS = 120.0
 OBJECT_STORE_BYTES = 200 << 20  # training does not use Ray's object store for data
 
@@ -36,8 +37,8 @@ class StartError(RuntimeError):
 class Options:
     home: Home
     host: str = "127.0.0.1"
-    port: int = 8400  # 0: any free one
-    mlflow_port: int = 8401
+    port: int = API_PORT  # 0: any free one
+    mlflow_port: int = MLFLOW_PORT
     cpus: int | None = None
 
 
@@ -186,6 +187,14 @@ def claim_port(host: str, port: int, option: str) -> int:
                 f"{option} {port} on {host} cannot be used: {error.strerror}; choose another, or 0 for a free one"
             ) from error
     return port
+
+
+def usual_or_free(port: int) -> int:
+    """``port`` if nobody listens there, else 0, which means any free one."""
+    try:
+        return claim_port("127.0.0.1", port, "port")
+    except StartError:
+        return 0
 
 
 def free_port(host: str) -> int:

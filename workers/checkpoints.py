@@ -6,14 +6,12 @@ both load a flipped bit without a word.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -109,13 +102,9 @@ def save(
     tensors, values = tensors_of(model, optimizer)
 
     def write_tensors() -> None:
-        with _quiet():
-            save_tensors(
-                tensors,
-                storage_writer=FileSystemWriter(path, single_file_per_rank=True, sync_files=True),
-                process_group=group,
-                no_dist=world_size == 1,
-            )
+        from workers import tensor_files
+
+        tensor_files.write(path, tensors, world_size, group)
 
     def finish() -> None:
         document = {"step": step, "optimizer_values": values, **state}
@@ -135,8 +124,6 @@ def _problem(action: Callable[[], None]) -> str | None:
         action()
     except OSError as error:
         return str(error)
-    except CheckpointException as error:
-        return "; ".join(f"rank {failed}: {reason[0]}" for failed, reason in error.failures.items())
     return None
 
 
@@ -247,27 +234,15 @@ def load(
 
     The caller has verified the checkpoint: DCP's own index is a pickle, and is only read when its digest is ours.
     """
-    reader = FileSystemReader(checkpoint.path)
-    tensors = {
-        name: torch.empty(meta.size, dtype=meta.properties.dtype, device=device if meta.size else "cpu")
-        for name, meta in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(meta, TensorStorageMetadata)
-    }
-    with _quiet():
-        problem = _problem(lambda: load_tensors(tensors, storage_reader=reader, no_dist=True))
-    if problem is not None:
-        raise CheckpointError(f"checkpoint {checkpoint.path} could not be read: {problem}")
+    from workers import tensor_files
+
+    try:
+        tensors = tensor_files.read(checkpoint.path, device)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path} could not be read: {error}") from error
     state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_bytes())
     restore(model, optimizer, tensors, state.pop("optimizer_values"))
     return state
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns when it works without a process group, which is what is meant here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
 
 
 # --- retention --------------------------------------------------------------------------------------------------------

@@ -145,7 +145,8 @@ class Recorder:
         self._kept_steps, self._losses = list(beginning["steps"]), list(beginning["losses"])
         self._norms = [np.array(row) for row in beginning["norms"]]
 
-    def judge(self) -> health.Judgement:
+    def judge(self, *, final: bool = False) -> health.Judgement:
+        """Reports the verdict when it changes, and at the end of the run with the figures of the end."""
         judgement = health.judge(
             health.History(
                 np.array(self._kept_steps, dtype=np.int64),
@@ -156,10 +157,8 @@ class Recorder:
                 self._warmup_steps,
             )
         )
-        nothing_new = (
-            judgement.verdict == "unknown" and not self._kept_steps
-        )  # resumed at its end: the earlier verdict stands
-        if judgement.verdict != self._verdict and not nothing_new:
+        told = judgement.verdict == self._verdict and not final
+        if self._kept_steps and not told:  # a run that was resumed at its very end keeps its earlier verdict
             self._verdict = judgement.verdict
             level: Level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
             self._reporter.event(level, "health.verdict", judgement.sentence, judgement.as_dict())

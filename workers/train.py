@@ -376,7 +376,7 @@ class Run:
         judgement: Judgement | None = None
         if self.context.rank == 0:
             self.recorder.flush()
-            judgement = self.recorder.judge()
+            judgement = self.recorder.judge(final=True)
             if finished:
                 from workers.export import export_model
 

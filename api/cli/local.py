@@ -14,7 +14,16 @@ from api.cli.follow import follow, summary
 from api.cli.jobs import FAILED, INTERRUPTED, read_job
 from api.client import ApiError, Client, Document, NoServiceError
 from api.home import Home, HomeTakenError
-from api.supervisor import Options, StartError, StopRequestedError, Supervisor, stopping_on_signals
+from api.supervisor import (
+    API_PORT,
+    MLFLOW_PORT,
+    Options,
+    StartError,
+    StopRequestedError,
+    Supervisor,
+    stopping_on_signals,
+    usual_or_free,
+)
 
 TRACKING_SECONDS = 45.0
 
@@ -22,9 +31,9 @@ TRACKING_SECONDS = 45.0
 def up(
     home: HomeOption = None,
     host: Annotated[str, typer.Option(help="Address on which the API listens")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the API; 0: any free one", min=0, max=65535)] = 8400,
+    port: Annotated[int, typer.Option(help="Port of the API; 0: any free one", min=0, max=65535)] = API_PORT,
     cpus: Annotated[int | None, typer.Option(help="Processors for jobs [default: all]", min=1)] = None,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow; 0: any free one", min=0, max=65535)] = 8401,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow; 0: any free one", min=0, max=65535)] = MLFLOW_PORT,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C."""
     options = Options(Home(home), host, port, mlflow_port, cpus)
@@ -65,7 +74,12 @@ def run(
             else:
                 started = time.monotonic()
                 needed = document.get("workers", {}).get("count", 1)
-                options = Options(place, port=0, mlflow_port=0, cpus=cpus or max(needed, os.cpu_count() or 1))
+                options = Options(
+                    place,
+                    port=usual_or_free(API_PORT),
+                    mlflow_port=usual_or_free(MLFLOW_PORT),
+                    cpus=cpus or max(needed, os.cpu_count() or 1),
+                )
                 say("starting Ray, MLflow, the scheduler and the API ...")
                 with Supervisor(options, lambda message: None) as service:
                     say(f"the service is ready after {time.monotonic() - started:.1f} s at {service.url}")

@@ -1,0 +1,156 @@
+"""What MLflow gets, from a real job on a real server: everything, once, with its time; also when the server was away."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import MlflowServer
+from tests.helpers import wait_for
+from workers import launcher
+from workers.controller import Attempt
+from workers.jobfolder import JobFolder, append_lines
+from workers.reports import Outcome, ReasonCode
+from workers.spec import parse_spec
+from workers.tracking import Shipper
+
+pytestmark = pytest.mark.integration
+
+SPEC: dict[str, Any] = {
+    "name": "tracked",
+    "task": {
+        "kind": "image_classification",
+        "data": {"source": "digits"},
+        "model": {"architecture": "mlp", "hidden": [32]},
+    },
+    "training": {"epochs": 3, "batch_size": 96},
+    "optimizer": {"learning_rate": 3e-3},
+    "workers": {"count": 2},
+    "metadata": {"team": "vision"},
+}
+
+
+def client(server: MlflowServer) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(server.url)
+
+
+def run_of(server: MlflowServer, job_id: str) -> Any:
+    experiment = client(server).get_experiment_by_name("tracking-tests")
+    (run,) = client(server).search_runs([experiment.experiment_id], f"tags.`chainrule.job_id` = '{job_id}'")
+    return run
+
+
+@pytest.mark.usefixtures("ray_driver")
+def test_a_job_is_on_its_run(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    job_id = f"job-{uuid.uuid4().hex[:12]}"
+    name, spec_json = f"{job_id}.1", parse_spec(SPEC).model_dump_json()
+    folder = JobFolder(tmp_path, job_id)
+    launcher.start(name, job_id, 1, spec_json, str(folder.path), mlflow_server.url, "tracking-tests")
+    try:
+        wait_for("the tracking's end", lambda: _tracked(name), 120)
+    finally:
+        launcher.remove(name)
+    run = run_of(mlflow_server, job_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "tracked"
+    assert run.data.params["optimizer.learning_rate"] == "0.003"
+    assert run.data.params["task.data.source"] == "digits"
+    assert run.data.tags["chainrule.metadata.team"] == "vision"
+    assert run.data.tags["chainrule.reason"] == "completed"
+    aggregate = {key for key in run.data.metrics if not key.startswith("system/")}
+    assert aggregate >= {"train/loss", "train/learning_rate", "gradient/norm", "eval/loss", "eval/accuracy"}
+    assert len(aggregate) <= 25
+
+    history = client(mlflow_server).get_metric_history(run.info.run_id, "train/loss")
+    series = folder.series(["train/loss"])["train/loss"]
+    assert [point.step for point in history] == list(series.steps)
+    np.testing.assert_allclose([point.value for point in history], series.values)
+    np.testing.assert_allclose([point.timestamp / 1000 for point in history], series.timestamps, atol=0.002)
+
+    files = {entry.path for entry in client(mlflow_server).list_artifacts(run.info.run_id)}
+    assert files >= {"gradients", "checkpoints", "model", "health.json"}
+
+    import mlflow
+    import pandas
+    from mlflow.artifacts import download_artifacts
+
+    uri = mlflow_server.url
+    parquet = download_artifacts(run_id=run.info.run_id, artifact_path="gradients", tracking_uri=uri)
+    table = pandas.read_parquet(parquet)
+    assert list(table.columns) == ["step", "linear1", "output"]
+    assert len(table) == 45
+
+    from workers.sources.arrays import read_digits
+    from workers.spec import DigitsData
+
+    held_out = read_digits(DigitsData(source="digits")).evaluation
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    finally:
+        mlflow.set_tracking_uri(before)
+    accuracy = np.mean(model.predict(held_out.pixels)["class"].to_numpy() == held_out.labels)
+    assert abs(accuracy - run.data.metrics["eval/accuracy"]) < 1e-6
+
+
+def _tracked(name: str) -> bool:
+    seen = launcher.observe({name: 0}).get(name)
+    return seen is not None and any(event.type == "tracking.complete" for event in seen.events)
+
+
+@pytest.fixture
+def server_to_stop(tmp_path: Path) -> Iterator[MlflowServer]:
+    """A server of its own, because this test takes it away."""
+    server = MlflowServer(tmp_path)
+    yield server
+    server.stop()
+
+
+def rows(folder: JobFolder, steps: range, started_at: float) -> None:
+    append_lines(
+        folder.metrics_path(1),
+        [{"step": s, "timestamp": started_at + s, "values": {"train/loss": 1.0 / s, "odd": "NaN"}} for s in steps],
+    )
+
+
+def test_nothing_is_lost_while_the_server_is_away(server_to_stop: MlflowServer, tmp_path: Path) -> None:
+    """It is not there at the start, and it goes away in between. Would catch points sent twice, lost, or with a new time."""
+    folder = JobFolder(tmp_path / "storage", "job-1")
+    spec = parse_spec(SPEC)
+    attempt = Attempt(
+        "job-1.1", "job-1", 1, spec.model_dump_json(), str(folder.path), server_to_stop.url, "tracking-tests"
+    )
+    started_at = float(int(time.time()) - 10_000)
+    folder.create(attempt.spec_json)
+    shipper = Shipper(attempt, spec, folder)
+    shipper.start()
+    rows(folder, range(1, 501), started_at)
+    server_to_stop.start()
+    wait_for(
+        "the first points",
+        lambda: (folder.read_document("mlflow.json") or {}).get("steps", {}).get("train/loss") == 500,
+    )
+    server_to_stop.stop()
+    rows(folder, range(501, 901), started_at)
+    rows(folder, range(701, 1001), started_at)  # steps that a recovered group has done again
+    tracked: list[bool] = []
+    shipper.finish(Outcome(ReasonCode.CANCELLED, "x"), {"verdict": "healthy"}, lambda: tracked.append(True))
+    time.sleep(0.5)
+    assert not tracked
+    server_to_stop.start()
+    wait_for("the rest", lambda: tracked or None, 60)
+    run = run_of(server_to_stop, "job-1")
+    assert run.info.status == "KILLED"
+    history = client(server_to_stop).get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.timestamp) for point in history] == [
+        (step, int((started_at + step) * 1000)) for step in range(1, 1001)
+    ]
