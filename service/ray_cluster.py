@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, RaySystemError, RpcError
 
 from service.wire import decode, encode, launch_value, observation_document
 from workers import launcher
-from workers.controller import NAMESPACE
+from workers.ray_names import NAMESPACE
 from workers.reports import StopMode
 
 OBSERVE_SECONDS = 0.25

@@ -9,10 +9,9 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
-from workers.controller import (
+from workers.controller import Attempt, JobController
+from workers.ray_names import (
     NAMESPACE,
-    Attempt,
-    JobController,
     actors_of,
     attempt_of,
     controller_name,

@@ -1,0 +1,66 @@
+"""What a job's actors and placement group are called in Ray, and how they are found, ended and mourned by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup, get_placement_group
+
+NAMESPACE = "chainrule"
+
+
+def controller_name(attempt: str) -> str:
+    return f"controller/{attempt}"
+
+
+def group_name(attempt: str) -> str:
+    return f"group/{attempt}"
+
+
+def worker_name(attempt: str, generation: int, rank: int) -> str:
+    return f"worker/{attempt}/{generation}/{rank}"
+
+
+def attempt_of(name: str) -> str | None:
+    """The attempt to which a named actor or placement group belongs; None for names that are not ours."""
+    kind, _, rest = name.partition("/")
+    return rest.partition("/")[0] if kind in ("controller", "group", "worker") and rest else None
+
+
+def actors_of(attempt: str | None, kinds: Sequence[str] = ("worker",)) -> list[str]:
+    """Names of the living actors of ``attempt`` (of all attempts: None)."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    ours = (entry["name"] for entry in named if entry["namespace"] == NAMESPACE)
+    return [n for n in ours if n.partition("/")[0] in kinds and attempt in (None, attempt_of(n))]
+
+
+def kill_workers(attempt: str) -> None:
+    for name in actors_of(attempt):
+        kill_actor(name)
+
+
+def kill_actor(name: str) -> None:
+    with contextlib.suppress(ValueError):  # gone already
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+
+
+def find_placement_group(name: str) -> PlacementGroup | None:
+    try:
+        return get_placement_group(name)
+    except ValueError:
+        return None
+
+
+def cause_of_death(error: RayActorError) -> str:
+    """One line of what Ray knows; its messages run over many lines."""
+    text = str(error)
+    if "OOM" in text or ("memory" in text.lower() and "killed" in text.lower()):
+        return "killed because the machine ran out of memory"
+    if "node" in text.lower() and "died" in text.lower() and "The node" in text:
+        return "its machine was lost"
+    if "connection error code 2" in text or "SYSTEM_ERROR" in text or "unexpectedly" in text:
+        return "its process died unexpectedly (killed by a signal or crashed; its log has more)"
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "its process died")[:300]
