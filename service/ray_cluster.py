@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -27,9 +28,11 @@ PATIENT_SECONDS = 3.0
 PATIENT_EVERY_SECONDS = 10.0
 UNAVAILABLE = (RpcError, RaySystemError, GetTimeoutError, ConnectionError, TimeoutError)
 PR_SET_PDEATHSIG = 1
+STANDBY_SECONDS = 4.0
+LAUNCHED = threading.Event()
 
 
-def main(address: str, parent: int) -> int:
+def main(address: str, parent: int, standby_workers: int) -> int:
     die_with(parent)
     requests, answers = sys.stdin.buffer, private_stdout()
     try:
@@ -38,6 +41,7 @@ def main(address: str, parent: int) -> int:
         answers.write(encode({"fatal": first_line(error)}))
         return 1
     answers.write(encode({"ready": True}))
+    threading.Thread(target=keep_standby, args=(standby_workers,), name="standby", daemon=True).start()
     serve(requests, answers)
     ray.shutdown()
     return 0
@@ -65,6 +69,7 @@ def answer(call: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def launch(launch: Mapping[str, Any]) -> None:
     value = launch_value(launch)
+    LAUNCHED.set()
     launcher.start(
         value.name,
         value.job_id,
@@ -74,6 +79,19 @@ def launch(launch: Mapping[str, Any]) -> None:
         value.mlflow_url,
         value.experiment,
     )
+
+
+def keep_standby(count: int) -> None:
+    """Refills behind the jobs that take standbys, not while they are starting: importing takes seconds of a processor."""
+    while count:
+        try:
+            launcher.refill(count)
+        except UNAVAILABLE as error:
+            print(f"standby workers: {first_line(error)}", file=sys.stderr)
+        time.sleep(STANDBY_SECONDS)
+        while LAUNCHED.is_set():
+            LAUNCHED.clear()
+            time.sleep(STANDBY_SECONDS)
 
 
 class Observer:
@@ -128,4 +146,4 @@ def first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

@@ -42,12 +42,13 @@ class RayDriver:
     def __init__(
         self,
         address: str,
+        standby_workers: int = 0,
         *,
         call_seconds: float = 15.0,
         connect_seconds: float = 60.0,
         patience: float = 1.0,
     ) -> None:
-        self._address = address
+        self._address, self._standby_workers = address, standby_workers
         self._call_seconds = call_seconds
         self._connect_seconds = connect_seconds
         self._patience = patience
@@ -102,7 +103,7 @@ class RayDriver:
         if self._child is None:
             if time.monotonic() < self._not_before:
                 raise ClusterUnavailableError(self._problem)
-            self._child = _Child(self._address)
+            self._child = _Child(self._address, self._standby_workers)
         if self._child.ready:
             return self._child
         try:
@@ -142,11 +143,11 @@ class _NoAnswerError(_ChildError):
 class _Child:
     """The process, with a thread that reads its answers so that waiting for one can end."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, standby_workers: int) -> None:
         self.ready = False
         self._started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.ray_cluster", address, str(os.getpid())],
+            [sys.executable, "-m", "service.ray_cluster", address, str(os.getpid()), str(standby_workers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # a Ctrl-C in the terminal is for the scheduler

@@ -40,7 +40,7 @@ def main(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
-    Scheduler(settings, lambda: RayDriver(settings.ray_address), stop).run()
+    Scheduler(settings, lambda: RayDriver(settings.ray_address, settings.standby_workers), stop).run()
     return 0
 
 

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     experiment: str = Field("chainrule", description="MLflow experiment of the jobs' runs")
     ray_address: str = Field("auto", description="host:port of the Ray head, or auto: the cluster of this machine")
 
+    standby_workers: Annotated[int, Field(ge=0, le=1000)] = Field(
+        2, description="processes that wait for jobs with everything imported; each takes some 300 MB of memory"
+    )
+
     lease_seconds: Seconds = Field(10, description="after so long without renewal another scheduler takes over")
     poll_active_seconds: Seconds = Field(0.2, description="pause between passes while jobs are active")
     poll_idle_seconds: Seconds = Field(0.5, description="pause between passes while none is; new jobs are seen at once")

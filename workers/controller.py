@@ -16,43 +16,22 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import remove_placement_group
 
 from workers.group_decisions import End, Recover, Recoveries, Seen, conclude
 from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
-from workers.ray_names import (
-    NAMESPACE,
-    cause_of_death,
-    find_placement_group,
-    group_name,
-    kill_workers,
-    worker_name,
-)
+from workers.placing import Attempt, end_workers, place_worker, reserve
+from workers.ray_names import NAMESPACE, cause_of_death, find_placement_group, group_name
 from workers.reports import Event, Level, Observation, Outcome, Progress, ReasonCode, StopMode, WorkerStatus
 from workers.spec import JobSpec
 from workers.tracking import Shipper
-from workers.worker import Assignment, Failure, Poll, Ready, TrainWorker
+from workers.worker import Failure, Poll, Ready
 
 POLL_SECONDS = 0.2
 STOP_GRACE_SECONDS = 60.0  # without a step, after a worker was asked to stop
 STATE = "controller.json"
 
 Phase = Literal["starting", "running", "recovering", "stopping", "finished"]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What a controller is for. ``name`` is ``<job id>.<attempt>``."""
-
-    name: str
-    job_id: str
-    attempt: int
-    spec_json: str
-    folder: str
-    mlflow_url: str | None
-    experiment: str
-    train: str = "workers.train:train"
 
 
 class StoppedError(Exception):
@@ -72,6 +51,7 @@ class Member:
     """One worker of the present generation."""
 
     rank: int
+    name: str  # of the actor
     actor: Any
     acknowledged: int = 0
     state: Literal["starting", "running", "lost", "done"] = "starting"
@@ -181,8 +161,14 @@ class JobController:
         """Places and prepares all workers, then lets them begin together. Raises StoppedError, WorkerLostError."""
         self._generation += 1
         self._remember()
-        group = self._placed()
-        self._members = [Member(rank, self._create(rank, group)) for rank in range(self._spec.workers.count)]
+        group = reserve(self._attempt, self._spec)
+        placed = group.ready()
+        while not ray.wait([placed], timeout=POLL_SECONDS)[0]:
+            self._heed_stop()
+        self._members = []
+        for rank in range(self._spec.workers.count):
+            name, actor = place_worker(self._attempt, self._spec, self._generation, rank, group)
+            self._members.append(Member(rank, name, actor))
         preparing = {member.actor.prepare.remote(): member for member in self._members}
         while preparing:
             ready, _ = ray.wait(list(preparing), num_returns=1, timeout=POLL_SECONDS)
@@ -208,64 +194,19 @@ class JobController:
             message = f"The group was formed anew in {seconds:.1f} s: {places}."
             self._tell("info", "workers.recovered", message, data | {"seconds": seconds})
 
-    def _placed(self) -> PlacementGroup:
-        name = group_name(self._attempt.name)
-        group = find_placement_group(name)
-        if group is None:
-            workers = self._spec.workers
-            bundle: dict[str, float] = {"CPU": workers.cpus}
-            if workers.gpus:
-                bundle["GPU"] = workers.gpus
-            if workers.memory:
-                bundle["memory"] = workers.memory
-            group = placement_group(
-                [dict(bundle) for _ in range(workers.count)], "PACK", name=name, lifetime="detached"
-            )
-        placed = group.ready()
-        while not ray.wait([placed], timeout=POLL_SECONDS)[0]:
-            self._heed_stop()
-        return group
-
-    def _create(self, rank: int, group: PlacementGroup) -> Any:
-        workers = self._spec.workers
-        assignment = Assignment(
-            self._attempt.spec_json,
-            self._attempt.folder,
-            self._attempt.attempt,
-            self._generation,
-            rank,
-            workers.count,
-            self._attempt.train,
-        )
-        options: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None, "memory": workers.memory}
-        return (
-            ray.remote(TrainWorker)
-            .options(
-                name=worker_name(self._attempt.name, self._generation, rank),
-                namespace=NAMESPACE,
-                lifetime="detached",
-                max_restarts=0,
-                max_concurrency=4,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
-                **{key: value for key, value in options.items() if value is not None},
-            )
-            .remote(assignment)
-        )
-
     def _adopt(self) -> bool:
         """After a restart of this controller: takes over the workers of the generation that it had formed, if they all began."""
         if not self._generation or self._phase not in ("running", "stopping"):
             self._end_generation()
             return False
         try:
-            actors = [
-                ray.get_actor(worker_name(self._attempt.name, self._generation, rank), namespace=NAMESPACE)
-                for rank in range(self._spec.workers.count)
+            self._members = [
+                Member(rank, name, ray.get_actor(name, namespace=NAMESPACE), state="running")
+                for rank, name in enumerate(self._known_names)
             ]
         except ValueError:
             self._end_generation()
             return False
-        self._members = [Member(rank, actor, state="running") for rank, actor in enumerate(actors)]
         for member, known in zip(self._members, self._known_members, strict=False):
             member.ready, member.started_at = (
                 Ready(known["pid"], known["node"], known["device"], None),
@@ -420,12 +361,12 @@ class JobController:
 
     def _end_generation(self) -> None:
         """Ends all workers of this attempt. Those of a broken group may be stuck in a collective: they are killed."""
-        kill_workers(self._attempt.name)
+        end_workers(self._attempt.name)
         self._members = []
 
     def _tear_down(self) -> None:
         with contextlib.suppress(RayError):
-            kill_workers(self._attempt.name)
+            end_workers(self._attempt.name)
             group = find_placement_group(group_name(self._attempt.name))
             if group is not None:
                 remove_placement_group(group)
@@ -489,19 +430,21 @@ class JobController:
                 "stop": self._stop,
                 "recoveries": dataclasses.asdict(self._recoveries),
                 "outcome": dataclasses.asdict(self._outcome) if self._outcome else None,
+                "actors": [member.name for member in self._members],
                 "members": [dataclasses.asdict(member.status()) for member in self._members],
             },
         )
 
     def _restore(self) -> None:
         self._known_members: list[dict[str, Any]] = []
+        self._known_names: list[str] = []
         state = self._folder.read_document(STATE)
         if state is None or state["name"] != self._attempt.name:
             return
         self._phase, self._generation = state["phase"], state["generation"]
         self._stop = StopMode(state["stop"]) if state["stop"] else None
         self._recoveries = Recoveries(**state["recoveries"])
-        self._known_members = state["members"]
+        self._known_members, self._known_names = state["members"], state["actors"]
         if state["outcome"]:
             known = state["outcome"]
             self._outcome = Outcome(ReasonCode(known["code"]), known["message"], known["detail"])

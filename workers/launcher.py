@@ -9,7 +9,9 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
-from workers.controller import Attempt, JobController
+from workers import standby
+from workers.controller import JobController
+from workers.placing import Attempt, end_workers
 from workers.ray_names import (
     NAMESPACE,
     actors_of,
@@ -81,8 +83,7 @@ def stop(name: str, mode: StopMode) -> None:
 def remove(name: str) -> None:
     """Ends the controller, the workers and the placement group of an attempt, whichever of them there are."""
     kill_actor(controller_name(name))
-    for actor in actors_of(name):
-        kill_actor(actor)
+    end_workers(name)
     group = find_placement_group(group_name(name))
     if group is not None:
         remove_placement_group(group)
@@ -94,7 +95,12 @@ def names() -> frozenset[str]:
     groups = {
         attempt_of(entry["name"]) for entry in placement_group_table().values() if entry["state"] not in ("REMOVED",)
     }
-    return frozenset(name for name in actors | groups if name)
+    return frozenset(name for name in actors | groups | set(standby.taken().values()) if name)
+
+
+def refill(count: int) -> None:
+    """Sees to it that ``count`` standby workers wait for jobs."""
+    standby.refill(count)
 
 
 def capacity() -> list[dict[str, Any]]:

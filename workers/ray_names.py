@@ -37,11 +37,6 @@ def actors_of(attempt: str | None, kinds: Sequence[str] = ("worker",)) -> list[s
     return [n for n in ours if n.partition("/")[0] in kinds and attempt in (None, attempt_of(n))]
 
 
-def kill_workers(attempt: str) -> None:
-    for name in actors_of(attempt):
-        kill_actor(name)
-
-
 def kill_actor(name: str) -> None:
     with contextlib.suppress(ValueError):  # gone already
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)

@@ -22,7 +22,7 @@ from workers.spec import JobSpec
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from workers.controller import Attempt
+    from workers.placing import Attempt
 
 BATCH = 1000  # MLflow's limit for one call
 INTERVAL_SECONDS = 1.0

@@ -20,8 +20,9 @@ SYSTEM_METRICS_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker is to do. ``train`` is the dotted name of the function: "module:function"."""
+    """What a worker is to do. ``name`` is the attempt's, ``train`` the dotted name of the function: "module:function"."""
 
+    name: str
     spec_json: str
     folder: str
     attempt: int
@@ -29,6 +30,14 @@ class Assignment:
     rank: int
     world_size: int
     train: str = "workers.train:train"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Whose a worker is (the attempt's name; None: nobody's yet), and where."""
+
+    attempt: str | None
+    node_id: str
 
 
 @dataclass(frozen=True)
@@ -74,34 +83,57 @@ class _Training:
 class TrainWorker:
     """Methods are called by the controller; several may run at once."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        from workers import worker_log
-        from workers.spec import JobSpec
-
-        self._assignment = assignment
-        self._folder = JobFolder.at(assignment.folder)
-        self._spec = JobSpec.model_validate_json(assignment.spec_json)
-        worker_log.capture(self._folder.log_path(assignment.attempt, assignment.rank))
-        threads = str(self._spec.workers.threads_per_worker)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = threads  # before torch is imported
+    def __init__(self, assignment: Assignment | None) -> None:
+        """Without an assignment: a standby, which gets one later."""
+        self._assignment: Assignment | None = None
+        self._assigning = threading.Lock()
         self._outbox = Outbox()
         self._training = _Training()
         self._store: Any = None
+        threads = "1"
+        if assignment is not None:
+            self.assign(assignment)
+            threads = str(self._spec.workers.threads_per_worker)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = threads  # before torch is imported
+        self._imports = threading.Thread(target=import_all, name="imports", daemon=True)
+        self._imports.start()
+
+    def standing(self) -> Standing:
+        import ray
+
+        owner = self._assignment.name if self._assignment is not None else None
+        return Standing(owner, ray.get_runtime_context().get_node_id())
+
+    def assign(self, assignment: Assignment) -> bool:
+        """Makes this the worker of ``assignment``. False: it is somebody's already."""
+        from workers import worker_log
+        from workers.spec import JobSpec
+
+        with self._assigning:
+            if self._assignment is not None:
+                return False
+            self._assignment = assignment
+        self._folder = JobFolder.at(assignment.folder)
+        self._spec = JobSpec.model_validate_json(assignment.spec_json)
+        worker_log.capture(self._folder.log_path(assignment.attempt, assignment.rank))
+        return True
 
     def prepare(self) -> Ready:
-        """Imports everything and, on rank 0, opens the store at which the group meets."""
+        """Waits for the imports and, on rank 0, opens the store at which the group meets."""
+        self._imports.join()
         import ray
         from torch.distributed import TCPStore
 
-        import workers.train  # noqa: F401  # what takes long is imported before the group meets
         from workers import parallel
 
         node = ray.util.get_node_ip_address()
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(node))
         device = parallel.choose_device(0, self._spec.workers.gpus)
         store = None
-        if self._assignment.rank == 0 and self._assignment.world_size > 1:
+        assignment = self._assignment
+        assert assignment is not None
+        if assignment.rank == 0 and assignment.world_size > 1:
             self._store = TCPStore(node, 0, is_master=True, wait_for_workers=False)
             store = (node, self._store.port)
         return Ready(os.getpid(), node, str(device), store)
@@ -142,6 +174,7 @@ class TrainWorker:
         from workers.train import RunContext
 
         assignment = self._assignment
+        assert assignment is not None
         device = parallel.choose_device(0, self._spec.workers.gpus)
         if assignment.world_size > 1:
             parallel.init_process_group(assignment.rank, assignment.world_size, self._join(store), device)
@@ -172,14 +205,26 @@ class TrainWorker:
         """Processor and memory of this process, and its accelerator's, under the step reached."""
         import psutil
 
+        assert self._assignment is not None
+        rank = self._assignment.rank
         process = psutil.Process()
         process.cpu_percent()
         while not self._training.ended.wait(SYSTEM_METRICS_SECONDS):
             progress = self._outbox.latest_progress
             values = {"cpu_percent": process.cpu_percent(), "memory_bytes": float(process.memory_info().rss)}
             values |= gpu_metrics(self._spec.workers.gpus)
-            named = {f"system/rank{self._assignment.rank}/{name}": value for name, value in values.items()}
+            named = {f"system/rank{rank}/{name}": value for name, value in values.items()}
             self._outbox.metrics(progress.step if progress else 0, named, time.time())
+
+
+def import_all() -> None:
+    """What training imports sooner or later, all of it before the group meets: two seconds in which nobody has to wait for a peer."""
+    import importlib
+
+    from workers.tasks import FACTORIES
+
+    for factory in FACTORIES.values():
+        importlib.import_module(factory.partition(":")[0])
 
 
 def describe(error: BaseException) -> Failure:

@@ -14,8 +14,8 @@ import pytest
 from tests.conftest import MlflowServer
 from tests.helpers import wait_for
 from workers import launcher
-from workers.controller import Attempt
 from workers.jobfolder import JobFolder, append_lines
+from workers.placing import Attempt
 from workers.reports import Outcome, ReasonCode
 from workers.spec import parse_spec
 from workers.tracking import Shipper

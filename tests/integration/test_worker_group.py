@@ -246,3 +246,56 @@ def test_unknown_attempts_are_known_to_be_unknown() -> None:
     assert launcher.observe({"job-nobody.1": 0}) == {"job-nobody.1": None}
     launcher.stop("job-nobody.1", StopMode.KILL)
     launcher.remove("job-nobody.1")
+
+
+def test_standbys_are_taken_once_and_only_by_one(groups: Any) -> None:
+    """Would catch a job that starts new processes although some wait, and a standby that two jobs take."""
+    import ray
+
+    from workers import standby
+    from workers.ray_names import actors_of, kill_actor
+
+    try:
+        launcher.refill(3)
+        launcher.refill(3)
+        names = actors_of(None, ("standby",))
+        assert len(names) == 3
+        assert not launcher.names(), "a standby is no attempt"
+        actors = {name: ray.get_actor(name, namespace="chainrule") for name in names}
+        for actor in actors.values():
+            assert ray.get(actor.standing.remote()).attempt is None
+        first, second = groups(DIGITS | {"workers": {"count": 1}}), groups(long(workers={"count": 1}))
+        second.until_step(1)
+        first.finished()
+        assert len(set(standby.taken()) & set(names)) <= 2
+        started = [group.events("workers.started")[0].data["workers"][0] for group in (first, second)]
+        assert started[0]["pid"] != started[1]["pid"]
+        second_worker = next(name for name, owner in standby.taken().items() if owner == second.name)
+        launcher.refill(3)
+        launcher.remove(second.name)
+        wait_for("the taken one's end", lambda: second_worker not in actors_of(None, ("standby",)))
+        left = standby.taken()
+        assert not left
+        launcher.refill(3)
+        assert len(actors_of(None, ("standby",))) == 3
+    finally:
+        for name in actors_of(None, ("standby",)):
+            kill_actor(name)
+
+
+def test_a_killed_standby_worker_is_replaced_like_any_other(groups: Any) -> None:
+    from workers import standby
+    from workers.ray_names import actors_of, kill_actor
+
+    try:
+        launcher.refill(2)
+        group = groups(long())
+        seen = group.until_step(30)
+        assert set(standby.taken().values()) == {group.name}
+        os.kill(next(worker.pid for worker in seen.workers if worker.rank == 0), signal.SIGKILL)
+        assert group.finished().outcome.code is ReasonCode.COMPLETED
+        assert group.observe().recoveries == 1
+        assert not standby.taken(), "the workers of a finished job are ended"
+    finally:
+        for name in actors_of(None, ("standby",)):
+            kill_actor(name)
