@@ -226,9 +226,12 @@ def test_nothing_to_evaluate_on(tmp_path: Path) -> None:
     assert not result.memory.found("evaluation")
 
 
+REGRESSION = {"kind": "tabular", "objective": "regression", "data": {"source": "csv", "path": "x", "target": "y"}}
+
+
 def test_an_unknown_metric_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"evaluation\.best.*eval/loss, eval/accuracy"):
-        train(tmp_path, evaluation={"best": "eval/f1"})
+        train(tmp_path, task=REGRESSION, evaluation={"best": "eval/mse"})  # which the toy does not measure
 
 
 def test_what_was_measured_before_an_exception_is_not_lost(tmp_path: Path) -> None:

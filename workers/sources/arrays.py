@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib.util
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def read_npz(data: NpzData) -> ImageArrays:
 
 def _npz_arrays(path: str, names: Sequence[str]) -> list[NDArray[Any]]:
     field = "task.data.path"
-    if not zipfile.is_zipfile(path) and Path(path).exists():
+    if os.path.exists(path) and not zipfile.is_zipfile(path):
         raise BadDataError(field, f"{path} cannot be read as .npz: it is no zip archive, or cut off")
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
