@@ -6,12 +6,15 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 SERVICE, ADMIN_KEY, RAY_TOKEN, LOCK = "service.json", "admin.key", "ray.token", "lock"
+LOOK_SECONDS = 0.3  # ``service`` of another process takes the lock for a moment
+ENDING_SECONDS = 30.0  # after the owner was killed, its guardian holds the lock until everything is ended
 
 
 class HomeTakenError(RuntimeError):
@@ -38,23 +41,39 @@ class Home:
         return self.path / "logs"
 
     def acquire(self) -> None:
-        """Makes the folder and takes it for this process, until it ends. Raises HomeTakenError."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        lock = (self.path / LOCK).open("a+")
+        """Makes the folder and takes it for this process, until ``release`` or its end. Raises HomeTakenError."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True)
+            lock = (self.path / LOCK).open("a+")
+        except OSError as error:
+            raise HomeTakenError(f"{self.path} cannot be used: {error.strerror}; choose another --home") from error
+        started = time.monotonic()
+        while not _locked(lock):
             lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise HomeTakenError(
-                f"{self.path} is used by another chainrule (pid {owner}); stop it, or choose another --home"
-            ) from None
+            owner = lock.read().strip()
+            patience = LOOK_SECONDS if _lives(owner) else ENDING_SECONDS
+            if time.monotonic() - started > patience:
+                lock.close()
+                raise HomeTakenError(
+                    f"{self.path} is used by another chainrule (pid {owner}); stop it, or choose another --home"
+                )
+            time.sleep(0.05)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
+
+    @property
+    def lock(self) -> int:
+        """Descriptor of the lock. The home stays taken as long as any process has it open."""
+        assert self._lock is not None, "acquire() comes first"
+        return self._lock.fileno()
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def ray_token(self) -> Path:
         """The file with the token of this home's Ray cluster, made at the first call; nobody else may read it."""
@@ -96,3 +115,24 @@ class Home:
             return (self.path / ADMIN_KEY).read_text().strip()
         except OSError:
             return None
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _lives(owner: str) -> bool:
+    """Whether the process whose pid is written in the lock is there; an empty lock is one that was never owned."""
+    if not owner.isdigit():
+        return True
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -44,17 +45,46 @@ def reap() -> dict[int, int]:
 
 
 def end_descendants(grace_seconds: float = 5.0, limit_seconds: float = 20.0) -> list[int]:
-    """Ends every process beneath this one: SIGTERM, and after the grace SIGKILL, again and again until none is left (dying parents hand
-    over new orphans). Returns pids that outlived it, normally none."""
+    """Ends every process beneath this one. Returns pids that outlived it, normally none."""
+    return _end(_descendants, grace_seconds, limit_seconds, reap)
+
+
+def end_session(leader: int, grace_seconds: float = 1.0, limit_seconds: float = 10.0) -> list[int]:
+    """Ends what a dead session leader left behind beneath this process. Returns pids that outlived it, normally none.
+
+    Collects nobody: whoever calls ``reap`` next learns of them.
+    """
+    return _end(lambda: [each for each in _descendants() if _session(each) == leader], grace_seconds, limit_seconds)
+
+
+def _end(
+    find: Callable[[], list[psutil.Process]],
+    grace_seconds: float,
+    limit_seconds: float,
+    collect: Callable[[], object] = lambda: None,
+) -> list[int]:
+    """SIGTERM, and after the grace SIGKILL, again and again until none is left: dying parents hand over new orphans."""
     started = time.monotonic()
     while True:
-        reap()
-        beneath = psutil.Process().children(recursive=True)
+        collect()
+        left = find()
         waited = time.monotonic() - started
-        if not beneath or waited > limit_seconds:
-            return [process.pid for process in beneath]
+        if not left or waited > limit_seconds:
+            return [process.pid for process in left]
         number = signal.SIGTERM if waited < grace_seconds else signal.SIGKILL
-        for process in beneath:
+        for process in left:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(number)
-        time.sleep(0.2)
+        time.sleep(0.1)
+
+
+def _descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _session(process: psutil.Process) -> int | None:
+    """None for one that has ended, collected or not."""
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (OSError, psutil.Error):
+        return None

@@ -27,7 +27,8 @@ from workers.spec import JobSpec
 from workers.tracking import Shipper
 from workers.worker import Failure, Poll, Ready
 
-POLL_SECONDS = 0.2
+FORM_SECONDS = 0.1  # between looks while a group is being formed
+POLL_SECONDS = 0.5  # each poll takes a millisecond of the training process
 STOP_GRACE_SECONDS = 60.0  # without a step, after a worker was asked to stop
 STATE = "controller.json"
 
@@ -57,6 +58,8 @@ class Member:
     state: Literal["starting", "running", "lost", "done"] = "starting"
     ready: Ready | None = None
     pending: Any = None  # a poll that is under way
+    end: Any = None  # a call that returns when its training ends
+    end_heard: bool = False
     outcome: Outcome | None = None
     failure: Failure | None = None
     dead: str | None = None
@@ -163,7 +166,7 @@ class JobController:
         self._remember()
         group = reserve(self._attempt, self._spec)
         placed = group.ready()
-        while not ray.wait([placed], timeout=POLL_SECONDS)[0]:
+        while not ray.wait([placed], timeout=FORM_SECONDS)[0]:
             self._heed_stop()
         self._members = []
         for rank in range(self._spec.workers.count):
@@ -171,7 +174,7 @@ class JobController:
             self._members.append(Member(rank, name, actor))
         preparing = {member.actor.prepare.remote(): member for member in self._members}
         while preparing:
-            ready, _ = ray.wait(list(preparing), num_returns=1, timeout=POLL_SECONDS)
+            ready, _ = ray.wait(list(preparing), num_returns=1, timeout=FORM_SECONDS)
             self._heed_stop()
             for ref in ready:
                 member = preparing.pop(ref)
@@ -249,7 +252,20 @@ class JobController:
                 if self._stop is not None:
                     return self._stopped_outcome()
                 return conclusion
-            time.sleep(POLL_SECONDS)
+            self._wait_for_news()
+
+    def _wait_for_news(self) -> None:
+        """Until the next poll is due, or a worker's training has ended, by itself or by its death."""
+        for member in self._members:
+            if member.end is None and not member.end_heard:
+                member.end = member.actor.ended.remote()
+        waiting = {member.end: member for member in self._members if member.end is not None}
+        if not waiting:
+            time.sleep(FORM_SECONDS)
+            return
+        ended, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
+        for ref in ended:
+            waiting[ref].end, waiting[ref].end_heard = None, True
 
     def _seen(self, first_failure_at: float | None) -> Seen:
         return Seen(

@@ -16,7 +16,7 @@ from workers import health
 from workers.reports import Level, Progress, Reporter
 
 ROWS = 64  # the ring's size
-FLUSH_SECONDS = 0.4  # so that a person who watches sees steps as they happen
+FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
 BEGINNING = 32  # first steps of the run, against which later ones are judged: always kept
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")

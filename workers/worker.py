@@ -150,6 +150,10 @@ class TrainWorker:
         state, outcome, failure = training.state, training.outcome, training.failure
         return Poll(state, self._outbox.after(acknowledged), self._outbox.latest_progress, outcome, failure)
 
+    def ended(self) -> None:
+        """Returns when training has ended. Waiting for it, the controller hears of an end or a death at once, without asking often."""
+        self._training.ended.wait()
+
     def stop(self, mode: StopMode) -> None:
         self._training.stop = mode
 
