@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,16 @@ class Stack:
         become_subreaper()
         ray, dashboard, mlflow, api = (free_port("127.0.0.1") for _ in range(4))
         self.dashboard_url = f"http://127.0.0.1:{dashboard}"
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        # For this process too, which asks Ray Jobs; Ray reads it when it is imported.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         self.environment = {
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # as `chainrule up` has it, and as the peer's loop runs
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "CHAINRULE_HOME": str(self.home),
             "CHAINRULE_RAY_ADDRESS": f"127.0.0.1:{ray}",
             "CHAINRULE_MLFLOW_URL": f"http://127.0.0.1:{mlflow}",
@@ -53,13 +61,18 @@ class Stack:
             f"--backend-store-uri=sqlite:///{self.home / 'mlflow.db'}",
             f"--artifacts-destination={self.home / 'mlflow-artifacts'}",
         )
-        for url in (
-            f"http://127.0.0.1:{api}/readyz",
-            f"http://127.0.0.1:{mlflow}/health",
-            f"{self.dashboard_url}/api/version",
-        ):
-            wait_for_answer(url)
+        try:
+            wait_for_answer(f"http://127.0.0.1:{api}/readyz")
+            wait_for_answer(f"http://127.0.0.1:{mlflow}/health")
+            wait_for_answer(f"{self.dashboard_url}/api/version", self.headers())
+        except TimeoutError:
+            end_descendants(grace_seconds=3.0)
+            raise
         self.client = Client(f"http://127.0.0.1:{api}", (self.home / "admin.key").read_text().strip())
+
+    def headers(self) -> dict[str, str]:
+        """What Ray's dashboard asks for."""
+        return {"authorization": f"Bearer {Path(os.environ['RAY_AUTH_TOKEN_PATH']).read_text()}"}
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -92,13 +105,13 @@ def stack() -> Iterator[Stack]:
         made.close()
 
 
-def wait_for_answer(url: str, seconds: float = 120.0) -> None:
+def wait_for_answer(url: str, headers: dict[str, str] | None = None, seconds: float = 120.0) -> None:
     import httpx
 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=5).status_code == 200:
+            if httpx.get(url, headers=headers, timeout=5).status_code == 200:
                 return
         time.sleep(0.3)
     raise TimeoutError(url)

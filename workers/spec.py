@@ -223,7 +223,7 @@ class CnnModel(Model):
 
 TransformersArchitecture = Literal[
     "resnet", "vit", "convnext", "convnextv2", "regnet", "mobilenet_v1", "mobilenet_v2", "beit", "poolformer", "cvt",
-    "dinov2", "efficientnet",
+    "dinov2",
 ]  # fmt: skip
 
 

@@ -134,8 +134,14 @@ class TrainWorker:
         assignment = self._assignment
         assert assignment is not None
         if assignment.rank == 0 and assignment.world_size > 1:
-            self._store = TCPStore(node, 0, is_master=True, wait_for_workers=False)
-            store = (node, self._store.port)
+            # A store that opens its port itself listens on every interface.
+            family = socket.AF_INET6 if ":" in node else socket.AF_INET
+            with socket.create_server((node, 0), family=family) as listener:
+                port: int = listener.getsockname()[1]
+                self._store = TCPStore(
+                    node, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+                )
+            store = (node, port)
         return Ready(os.getpid(), node, str(device), store)
 
     def begin(self, store: tuple[str, int] | None) -> None:

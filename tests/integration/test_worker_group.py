@@ -18,7 +18,7 @@ import pytest
 from tests.helpers import wait_for
 from workers import launcher
 from workers.jobfolder import JobFolder
-from workers.reports import Observation, ReasonCode, StopMode
+from workers.reports import Observation, Outcome, ReasonCode, StopMode
 from workers.spec import parse_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
@@ -36,16 +36,26 @@ DIGITS: dict[str, Any] = {
 }
 
 
+def failing_on_rank_1(spec: Any, context: Any) -> Outcome:
+    """Stands for a user's code that has a fault."""
+    import torch.distributed as dist
+
+    if context.rank == 1:
+        1 / 0  # noqa: B018
+    dist.barrier()  # never met by rank 1
+    raise AssertionError
+
+
 class Group:
     """One attempt of a job, started as the control plane starts it."""
 
-    def __init__(self, folder: Path, spec: dict[str, Any], mlflow_url: str | None = None) -> None:
+    def __init__(self, folder: Path, spec: dict[str, Any], train: str = "workers.train:train") -> None:
         self.job_id = f"job-{uuid.uuid4().hex[:12]}"
         self.name = f"{self.job_id}.1"
         self.folder = JobFolder(folder, self.job_id)
         spec_json = parse_spec(spec).model_dump_json()
         self.folder.create(spec_json)
-        self._arguments = (self.name, self.job_id, 1, spec_json, str(self.folder.path), mlflow_url, "chainrule")
+        self._arguments = (self.name, self.job_id, 1, spec_json, str(self.folder.path), None, "chainrule", train)
         self.start()
 
     def start(self) -> None:
@@ -77,8 +87,8 @@ class Group:
 def groups(tmp_path: Path) -> Iterator[Any]:
     made: list[Group] = []
 
-    def make(spec: dict[str, Any], mlflow_url: str | None = None) -> Group:
-        made.append(Group(tmp_path, spec, mlflow_url))
+    def make(spec: dict[str, Any], **more: Any) -> Group:
+        made.append(Group(tmp_path, spec, **more))
         return made[-1]
 
     yield make
@@ -223,13 +233,9 @@ def test_bad_data_ends_the_job_with_its_field(groups: Any, tmp_path: Path) -> No
 
 
 def test_an_exception_reaches_the_user_with_rank_and_traceback(groups: Any) -> None:
-    """The model is built for other images than it gets: its forward pass raises."""
-    model = {"architecture": "vit", "config": {"image_size": 16}}
-    task = {"kind": "image_classification", "data": {"source": "digits"}, "model": model}
-    end = groups(DIGITS | {"task": task}).finished()
+    end = groups(DIGITS, train="tests.integration.test_worker_group:failing_on_rank_1").finished()
     assert end.outcome.code is ReasonCode.USER_ERROR, end.outcome
-    assert end.outcome.message.startswith("rank ")
-    assert "image size" in end.outcome.message
+    assert end.outcome.message == "rank 1: ZeroDivisionError: division by zero"
     assert "Traceback" in end.outcome.detail["traceback"]
     assert end.recoveries == 0, "an error of the user's is not tried again"
 

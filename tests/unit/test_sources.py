@@ -39,7 +39,7 @@ def test_breast_cancer_is_scikit_learns() -> None:
     ours = tables.read_breast_cancer(BreastCancerData(source="breast_cancer"))
     theirs = load_breast_cancer()
     rows = np.concatenate([ours.train.features, ours.evaluation.features])
-    assert sorted(rows[:, 0].tolist()) == sorted(theirs.data[:, 0].astype(np.float32).tolist())
+    assert sorted(rows[:, 0].tolist()) == sorted(theirs.data[:, 0].tolist())
     assert len(ours.feature_names) == 30
     assert np.bincount(np.concatenate([ours.train.targets, ours.evaluation.targets])).tolist() == [212, 357]
 
@@ -72,6 +72,8 @@ def test_npz(tmp_path: Path) -> None:
         ({"x_train": np.zeros((0, 4, 4), np.uint8), "y_train": np.zeros(0, int)}, "there are no images"),
         ({"x_train": np.zeros((20, 4), np.uint8)}, "shape"),
         ({"x_test": np.zeros((6, 5, 5), np.uint8)}, "do not fit"),
+        ({"x_test": np.zeros((6, 4, 4), np.float32)}, "both be uint8 or both be floats"),
+        ({"y_train": np.array([10**7] * 20)}, "at most 1,000,000 are allowed"),
         ({"x_train": np.full((20, 4, 4), np.nan, np.float32)}, "image 0 has a value that is NaN"),
         ({"x_train": np.array([{}] * 20, dtype=object)}, "cannot be read"),
     ],
@@ -164,6 +166,17 @@ def test_bad_folders(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"class folder .*empty has no image"):
         folders.read_folder(data)
     (pictures / "empty").rmdir()
+    Image.fromarray(np.full((9, 7), 40_000, np.uint16)).save(pictures / "cat" / "deep.png")
+    with pytest.raises(BadDataError, match="only 8 bits a channel"):  # converting would make it white
+        folders.decode(pictures / "cat" / "deep.png", 8, 3)
+    (pictures / "cat" / "deep.png").unlink()
+    (pictures / "cat" / ".ipynb_checkpoints").mkdir()
+    (pictures / "cat" / ".ipynb_checkpoints" / "copy.png").write_bytes((pictures / "cat" / "0.png").read_bytes())
+    assert not any("copy" in path.name for path in folders.read_folder(data).train.paths)
+    os.symlink("/", pictures / "elsewhere")
+    with pytest.raises(BadDataError, match="outside"):
+        folders.read_folder(data.model_copy(update={"evaluation_path": None}))
+    (pictures / "elsewhere").unlink()
     outside = tmp_path / "outside.png"
     outside.write_bytes((pictures / "cat" / "0.png").read_bytes())
     os.symlink(outside, pictures / "cat" / "link.png")
@@ -185,6 +198,25 @@ def test_table(tmp_path: Path) -> None:
     np.testing.assert_array_equal(regression.train.features[:, 0], -regression.train.targets)
 
 
+def test_times_in_seconds_stay_apart(tmp_path: Path) -> None:
+    """Would catch a cast to float32 before standardising, which leaves two of these values."""
+    from workers.spec import TabularTask
+    from workers.tasks.tabular import Tabular
+
+    path = tmp_path / "times.csv"
+    path.write_text("time,kind\n" + "".join(f"{1_700_000_000 + i},{i % 2}\n" for i in range(80)))
+    data = TableData(source="csv", path=str(path), target="kind")
+    train = Tabular(TabularTask(kind="tabular", data=data), seed=0).datasets().train
+    assert len(train.batch(range(64), seed=0)["features"].unique()) == 64
+
+
+def test_a_target_is_no_feature(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,t\n1,0\n2,1\n")
+    with pytest.raises(BadDataError, match="give the answer away"):
+        tables.read_table(TableData(source="csv", path=str(path), target="t", features=["a", "t"]), "classification")
+
+
 def test_parquet_holds_the_same_as_csv(tmp_path: Path) -> None:
     import pandas
 
@@ -202,11 +234,14 @@ def test_parquet_holds_the_same_as_csv(tmp_path: Path) -> None:
     ("text", "target", "says"),
     [
         ("a,t\n1,0\nx,1\n", "t", "column 'a' must be numbers; row 1 has 'x'"),
-        ("a,t\n1,0\n,1\n3,0\n", "t", "column 'a' is empty, NaN or infinite in row 1"),
+        ("a,t\n1,0\n,1\n3,0\n", "t", "column 'a' is empty, NaN, infinite or beyond 1e+100 in row 1"),
         ("a,t\n1,0\n2,1\n", "z", "no column 'z'; there are: a, t"),
         ("a,t\n", "t", "has no rows"),
         ("a,t\n1,0\n2,0\n", "t", "1 different values"),
         ("", "t", "cannot be read as csv"),
+        ("a,t\n1,0,5\n2,1,6\n", "t", "more values than its header"),
+        ("t\n1\n0\n", "t", "no column besides the target"),
+        ("a,t\n1e200,0\n2,1\n", "t", "beyond 1e+100 in row 0"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, target: str, says: str) -> None:

@@ -99,6 +99,21 @@ def test_more_architectures_of_the_library(architecture: str) -> None:
     assert logits.shape == (2, 7)
 
 
+def test_parameters_of_other_uses_do_not_wait_for_a_gradient() -> None:
+    """DINOv2's mask token gets none in classification; two workers would wait for it for ever."""
+    network = transformers_classifier(TransformersImageModel(architecture="dinov2"), (1, 28, 28), 7)
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert any("mask_token" in name for name in frozen)
+    network(torch.randn(2, 1, 28, 28)).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+
+
+def test_settings_with_which_a_model_does_not_run_are_refused() -> None:
+    for config in ({"image_size": 16}, {"patch_size": 9}, {"hidden_size": "x"}):
+        with pytest.raises(BadDataError, match=r"task\.model\.config"):
+            transformers_classifier(TransformersImageModel(architecture="vit", config=config), (1, 8, 8), 10)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("task_spec", [DIGITS, BREAST_CANCER], ids=["digits", "breast_cancer"])
 def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spec: dict[str, Any]) -> None:
     torch.manual_seed(1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from workers.sources.problems import BadDataError
 from workers.spec import TransformersImageModel
 
+GIVEN = frozenset({"num_labels", "num_channels", "dtype", "return_dict", "id2label", "label2id"})
 SMALL_IMAGE = 64  # pixels; the library's defaults are made for 224 and would shrink these to nothing
 
 
@@ -20,17 +22,39 @@ def transformers_classifier(spec: TransformersImageModel, image: tuple[int, int,
     settings = {**_defaults(spec.architecture, image), **spec.config}
     known = AutoConfig.for_model(spec.architecture)
     for key in spec.config:
-        if not hasattr(known, key):
-            raise BadDataError(f"task.model.config.{key}", f"{spec.architecture} has no such setting")
+        if key in GIVEN or key not in known.to_dict():
+            raise BadDataError(
+                f"task.model.config.{key}", f"{spec.architecture} has no such setting, or the data decides it"
+            )
     given = {"num_labels": classes, "num_channels": image[0]}
     if hasattr(known, "image_size") and "image_size" not in spec.config:
         given["image_size"] = image[1]
     try:
         config = AutoConfig.for_model(spec.architecture, **settings, **given)
-        model = AutoModelForImageClassification.from_config(config)
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+        model = Logits(AutoModelForImageClassification.from_config(config))
+        _freeze_what_is_not_used(model, image)
+    except Exception as error:  # whatever the library raises for settings that do not go together
         raise BadDataError("task.model.config", f"{spec.architecture} cannot be built so: {error}") from error
-    return Logits(model)
+    return model
+
+
+def _freeze_what_is_not_used(model: nn.Module, image: tuple[int, int, int]) -> None:
+    """Some architectures carry parameters of other uses (DINOv2's mask token). They would wait for a gradient that never comes.
+
+    One step on two blank images finds them, and settings with which the model does not run. Draws nothing from the generators that
+    the weights came from, and leaves no trace in the running statistics.
+    """
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        logits = model(torch.zeros(2, *image))
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ValueError("its output is no table of logits")
+        logits.sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    for name, value in model.named_buffers():
+        value.copy_(kept[name])
 
 
 def _defaults(architecture: str, image: tuple[int, int, int]) -> Mapping[str, Any]:

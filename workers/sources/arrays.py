@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib.util
+import math
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from workers.sources.problems import BadDataError
 from workers.spec import DigitsData, IdxData, NpzData
 
+MAX_CLASSES = 1_000_000
 SPLIT_SEED = 20150601  # of the held-out samples: the same for every job, so that results can be compared
 IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: np.int16, 0x0C: np.int32, 0x0D: np.float32, 0x0E: np.float64}
 
@@ -87,7 +90,7 @@ def _npz_arrays(path: str, names: Sequence[str]) -> list[NDArray[Any]]:
             return [archive[name] for name in names]
     except FileNotFoundError:
         raise BadDataError(field, f"there is no file {path}") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, MemoryError, zlib.error) as error:
         if isinstance(error, BadDataError):
             raise
         raise BadDataError(field, f"{path} cannot be read as .npz: {error}") from error
@@ -109,14 +112,14 @@ def _idx_array(field: str, path: str) -> NDArray[Any]:
             content = stream.read()
     except FileNotFoundError:
         raise BadDataError(where, f"there is no file {path}") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadDataError(where, f"{path} cannot be read: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
         raise BadDataError(where, f"{path} is not in the idx format")
     dtype = np.dtype(IDX_TYPES[content[2]]).newbyteorder(">")
     start = 4 + 4 * content[3]
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise BadDataError(where, f"{path} has {len(content)} bytes; its header {shape} needs {expected}")
     return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
@@ -128,6 +131,11 @@ def _idx_array(field: str, path: str) -> NDArray[Any]:
 def _checked(arrays: dict[str, NDArray[Any]], classes: int | None, holdout: float) -> ImageArrays:
     train = _images("train", arrays["train_images"], arrays["train_labels"])
     count = classes or max(2, int(train.labels.max()) + 1)
+    if count > MAX_CLASSES:
+        raise BadDataError(
+            "task.data.train_labels",
+            f"label {count - 1} would make {count} classes; at most {MAX_CLASSES:,} are allowed",
+        )
     check_labels("task.data.train_labels", train.labels, count)
     if "evaluation_images" in arrays:
         evaluation = _images("evaluation", arrays["evaluation_images"], arrays["evaluation_labels"])
@@ -135,6 +143,10 @@ def _checked(arrays: dict[str, NDArray[Any]], classes: int | None, holdout: floa
             raise BadDataError(
                 "task.data.evaluation_images",
                 f"images of shape {evaluation.pixels.shape[1:]} do not fit training images of {train.pixels.shape[1:]}",
+            )
+        if (evaluation.pixels.dtype == np.uint8) != (train.pixels.dtype == np.uint8):
+            raise BadDataError(
+                "task.data.evaluation_images", "training and evaluation images must both be uint8 or both be floats"
             )
         check_labels("task.data.evaluation_labels", evaluation.labels, count)
     if "evaluation_images" not in arrays:

@@ -15,6 +15,7 @@ from workers.sources.problems import BadDataError
 from workers.spec import FolderData
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
 MAX_PIXELS = 100_000_000  # more is refused: a small file may decode to gigabytes
 
 
@@ -52,7 +53,7 @@ def _part(files: ImageFiles, mask: NDArray[np.bool_]) -> ImageFiles:
 
 def _scan(field: str, root: str, known: tuple[str, ...] | None) -> tuple[tuple[str, ...], ImageFiles]:
     top = Path(root)
-    if not top.is_dir():
+    if not os.path.isdir(top):
         raise BadDataError(field, f"there is no folder {root}")
     folders = sorted(entry for entry in top.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     names = known or tuple(folder.name for folder in folders)
@@ -62,7 +63,8 @@ def _scan(field: str, root: str, known: tuple[str, ...] | None) -> tuple[tuple[s
     for folder in folders:
         if folder.name not in names:
             raise BadDataError(field, f"class {folder.name!r} is not among the training classes: {', '.join(names)}")
-        found = [file for file in sorted(folder.rglob("*")) if is_image(file)]
+        _stay_inside(field, top, [folder])  # before it is searched: a link may lead anywhere
+        found = [file for file in sorted(folder.rglob("*")) if is_image(file) and not _hidden(file.relative_to(folder))]
         if not found and known is None:
             raise BadDataError(field, f"class folder {folder} has no image ({', '.join(sorted(EXTENSIONS))})")
         _stay_inside(field, top, found)
@@ -75,6 +77,11 @@ def _scan(field: str, root: str, known: tuple[str, ...] | None) -> tuple[tuple[s
 
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _hidden(path: Path) -> bool:
+    """Such as .ipynb_checkpoints, which holds copies."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _stay_inside(field: str, top: Path, files: list[Path]) -> None:
@@ -95,6 +102,10 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
                     "task.data.path",
                     f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are allowed",
                 )
+            if image.mode not in EIGHT_BIT_MODES:  # converting would cut values off, not scale them
+                raise BadDataError(
+                    "task.data.path", f"{path} has pixels of mode {image.mode}; only 8 bits a channel are read"
+                )
             picture = image.convert("RGB" if channels == 3 else "L").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, BadDataError):
@@ -110,6 +121,12 @@ def check_header(path: Path) -> None:
 
     try:
         with Image.open(path) as image:
+            if image.mode not in EIGHT_BIT_MODES:
+                raise BadDataError(
+                    "task.data.path", f"{path} has pixels of mode {image.mode}; only 8 bits a channel are read"
+                )
             image.verify()
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, BadDataError):
+            raise
         raise BadDataError("task.data.path", f"image {path} cannot be read: {error}") from error

@@ -18,6 +18,7 @@ from workers.spec import CnnModel, DigitsData, FolderData, ImageClassificationTa
 from workers.tasks.base import Batch, Datasets, ModelFacts
 
 IN_MEMORY_BYTES = 256 << 20  # sets whose floats are smaller are converted once, not batch by batch
+STATISTICS_ROWS = 4096
 STATISTICS_FILES = 512  # of a folder, evenly spread, for mean and deviation
 
 
@@ -42,7 +43,7 @@ class ImageClassification:
 
     def _folder_datasets(self, data: FolderData) -> Datasets:
         images = folders.read_folder(data)
-        sample = images.train.paths[:: max(1, len(images.train.paths) // STATISTICS_FILES)]
+        sample = images.train.paths[:: -(-len(images.train.paths) // STATISTICS_FILES)]
         pixels = np.stack([folders.decode(path, data.image_size, data.channels) for path in sample])
         mean, deviation = channel_statistics(pixels, 255.0)
         self._facts = _facts(pixels.shape[1:], images.class_names, mean, deviation, 255.0)
@@ -84,9 +85,12 @@ def _facts(
 
 def channel_statistics(pixels: NDArray[Any], scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation (C,) of (N, H, W, C) pixels in units of ``scale``; the same on every worker."""
-    flat = pixels.reshape(-1, pixels.shape[-1])
-    mean = flat.mean(axis=0, dtype=np.float64) / scale
-    deviation = flat.std(axis=0, dtype=np.float64) / scale
+    count, total, squares = 0, np.zeros(pixels.shape[-1]), np.zeros(pixels.shape[-1])
+    for start in range(0, len(pixels), STATISTICS_ROWS):  # in parts: the sums need eight times the room of the pixels
+        part = pixels[start : start + STATISTICS_ROWS].reshape(-1, pixels.shape[-1]).astype(np.float64) / scale
+        count, total, squares = count + len(part), total + part.sum(axis=0), squares + np.square(part).sum(axis=0)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
     return mean, np.where(deviation > 1e-6, deviation, 1.0)
 
 

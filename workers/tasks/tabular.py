@@ -83,7 +83,8 @@ class TableRows:
         preprocessing: Any = facts.preprocessing
         targets = rows.targets
         if not facts.class_names:
-            targets = ((targets - preprocessing["target_mean"]) / preprocessing["target_deviation"]).astype(np.float32)
+            targets = (targets - preprocessing["target_mean"]) / preprocessing["target_deviation"]
+            targets = targets.astype(np.float32)
         self._targets = torch.from_numpy(targets)
 
     def __len__(self) -> int:
