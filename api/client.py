@@ -10,13 +10,16 @@ Answers are the JSON documents that the API describes at ``/docs``.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -25,7 +28,10 @@ from api.home import Home
 Document = dict[str, Any]
 RETRIES, FIRST_PAUSE_SECONDS = 4, 0.3
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+LONGEST_PAUSE_SECONDS = 5.0
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=60.0)  # the server sends a heartbeat every 15 s
+PATIENCE_SECONDS, RECONNECT_SECONDS = 60.0, 0.5  # how long, and how often, a stream that broke is asked for again
+BUSY = frozenset({429, 502, 503})
 
 
 class ApiError(Exception):
@@ -46,9 +52,17 @@ class NoServiceError(Exception):
 
 class Client:
     def __init__(self, url: str, key: str, transport: httpx.BaseTransport | None = None) -> None:
-        self.url = url.rstrip("/")
+        """Raises NoServiceError for what can be no address or no key."""
+        self.url, key = url.strip().rstrip("/"), key.strip()
+        if not re.fullmatch(r"[!-~]+", key):
+            raise NoServiceError("the API key is empty or has characters that no key has")
+        host = _host(self.url)
+        if host is None:
+            raise NoServiceError(f"{url!r} is no address of a service, such as http://127.0.0.1:8400")
         headers = {"authorization": f"Bearer {key}"}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=not _is_here(host)
+        )
 
     @classmethod
     def from_environment(cls, home: Home | None = None) -> Self:
@@ -62,7 +76,7 @@ class Client:
                     f"no service runs on {home.path}; start one with `chainrule up`, or set CHAINRULE_URL and CHAINRULE_API_KEY"
                 )
             url = service.url
-        key = key or home.admin_key()
+        key = (key or "").strip() or home.admin_key()
         if not key:
             raise NoServiceError(f"no API key: set CHAINRULE_API_KEY ({home.path / 'admin.key'} cannot be read)")
         return cls(url, key)
@@ -86,49 +100,47 @@ class Client:
         return self._request("POST", "/v1/jobs", json=spec, headers=headers)
 
     def get_job(self, job_id: str) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}")
+        return self._request("GET", _job(job_id))
 
     def list_jobs(self, *, limit: int = 20, after: str | None = None, status: str | None = None) -> Document:
         """One page, newest first: ``data``, ``has_more``, ``last_id``."""
         return self._request("GET", "/v1/jobs", params={"limit": limit, "after": after, "status": status})
 
     def cancel_job(self, job_id: str) -> Document:
-        return self._request("POST", f"/v1/jobs/{job_id}/cancel")
+        return self._request("POST", f"{_job(job_id)}/cancel")
 
     def kill_job(self, job_id: str) -> Document:
-        return self._request("POST", f"/v1/jobs/{job_id}/kill")
+        return self._request("POST", f"{_job(job_id)}/kill")
 
     # --- what a job tells ---------------------------------------------------------------------------------------------
 
     def events(self, job_id: str, *, after: str | int | None = None, limit: int = 100) -> Document:
-        return self._request(
-            "GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": limit, "order": "asc"}
-        )
+        return self._request("GET", f"{_job(job_id)}/events", params={"after": after, "limit": limit, "order": "asc"})
 
     def attempts(self, job_id: str) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}/attempts")
+        return self._request("GET", f"{_job(job_id)}/attempts")
 
     def metrics(self, job_id: str, *, keys: str | None = None, max_points: int | None = None) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}/metrics", params={"keys": keys, "max_points": max_points})
+        return self._request("GET", f"{_job(job_id)}/metrics", params={"keys": keys, "max_points": max_points})
 
     def gradients(self, job_id: str, *, max_points: int | None = None) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}/gradients", params={"max_points": max_points})
+        return self._request("GET", f"{_job(job_id)}/gradients", params={"max_points": max_points})
 
     def checkpoints(self, job_id: str) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}/checkpoints")
+        return self._request("GET", f"{_job(job_id)}/checkpoints")
 
     def model_files(self, job_id: str) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}/model")
+        return self._request("GET", f"{_job(job_id)}/model")
 
     def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int = 1000) -> Document:
-        return self._request("GET", f"/v1/jobs/{job_id}/logs", params={"rank": rank, "after": after, "limit": limit})
+        return self._request("GET", f"{_job(job_id)}/logs", params={"rank": rank, "after": after, "limit": limit})
 
     def follow_events(self, job_id: str, after: str | None = None) -> Iterator[Document]:
         """Events as they happen, until the job has ended; goes on without loss when the connection breaks."""
-        return self._follow(f"/v1/jobs/{job_id}/events", "job.event", after, {})
+        return self._follow(f"{_job(job_id)}/events", "job.event", after, {})
 
     def follow_logs(self, job_id: str, rank: int | None = None) -> Iterator[Document]:
-        return self._follow(f"/v1/jobs/{job_id}/logs", "log", None, {"rank": rank})
+        return self._follow(f"{_job(job_id)}/logs", "log", None, {"rank": rank})
 
     # --- the service --------------------------------------------------------------------------------------------------
 
@@ -141,6 +153,7 @@ class Client:
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
     def _request(self, method: str, path: str, **settings: Any) -> Document:
+        """Every request of this client may be sent twice: reading, ending a job, and creating one under a key."""
         if "params" in settings:
             settings["params"] = {key: value for key, value in settings["params"].items() if value is not None}
         pause = FIRST_PAUSE_SECONDS
@@ -151,52 +164,68 @@ class Client:
                 if attempt == RETRIES:
                     raise NoServiceError(f"{self.url} does not answer: {error}") from error
             else:
-                if answer.status_code < 400:
-                    document: Document = answer.json()
-                    return document
-                if answer.status_code not in (429, 502, 503) or attempt == RETRIES:
+                if answer.is_success:
+                    return self._document(answer)
+                if answer.status_code not in BUSY or attempt == RETRIES:
                     raise self._refusal(answer)
-                pause = max(pause, min(5.0, float(answer.headers.get("retry-after", "0") or 0)))
+                pause = max(pause, _retry_after(answer))
             time.sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns or raises")
+
+    def _document(self, answer: httpx.Response) -> Document:
+        try:
+            document = answer.json()
+        except ValueError as error:
+            raise NoServiceError(f"{self.url} is not a Chainrule service: its answer is no JSON") from error
+        if not isinstance(document, dict):
+            raise NoServiceError(f"{self.url} is not a Chainrule service: its answer is no JSON object")
+        return document
 
     def _refusal(self, answer: httpx.Response) -> ApiError:
         try:
             error = answer.json()["error"]
         except (ValueError, KeyError, TypeError):
+            error = None
+        if not isinstance(error, dict):  # a proxy's page, or another service
             error = {"message": f"HTTP status {answer.status_code} from {answer.url}"}
         return ApiError(answer.status_code, error, answer.headers.get("x-request-id"))
 
     def _follow(self, path: str, name: str, position: str | None, params: Mapping[str, Any]) -> Iterator[Document]:
-        silent_since = time.monotonic()
+        wanted = {key: value for key, value in params.items() if value is not None}
+        failing_since: float | None = None
         while True:
             headers = {"accept": "text/event-stream"} | ({"last-event-id": position} if position else {})
-            wanted = {key: value for key, value in params.items() if value is not None}
+            problem: Exception = NoServiceError(f"{self.url} ends the stream again and again")
             try:
                 with self._http.stream("GET", path, params=wanted, headers=headers, timeout=STREAM_TIMEOUT) as answer:
                     if answer.status_code != 200:
                         answer.read()
-                        if answer.status_code not in (429, 502, 503):
-                            raise self._refusal(answer)
+                        problem = self._refusal(answer)
+                        if answer.status_code not in BUSY:
+                            raise problem
                     else:
-                        for kind, identity, data in server_sent_events(answer.iter_lines()):
-                            silent_since = time.monotonic()
+                        for kind, identity, data in server_sent_events(answer.iter_text()):
+                            failing_since = None
                             position = identity or position
                             if kind == "done":
                                 return
+                            if kind == "error":
+                                raise ApiError(500, json.loads(data)["error"], answer.headers.get("x-request-id"))
                             if kind == name:
                                 yield json.loads(data)
             except httpx.TransportError as error:
-                if time.monotonic() - silent_since > 60:
-                    raise NoServiceError(f"{self.url} does not answer any more: {error}") from error
-            time.sleep(0.5)
+                problem = NoServiceError(f"{self.url} does not answer any more: {error}")
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since > PATIENCE_SECONDS:
+                raise problem
+            time.sleep(RECONNECT_SECONDS)
 
 
-def server_sent_events(lines: Iterator[str]) -> Iterator[tuple[str, str | None, str]]:
+def server_sent_events(chunks: Iterable[str]) -> Iterator[tuple[str, str | None, str]]:
     """(event, id, data) of each message of a text/event-stream; comments, the heartbeats, are passed over."""
     kind, identity, data = "message", None, list[str]()
-    for line in lines:
+    for line in _lines(chunks):
         if not line:
             if data:
                 yield kind, identity, "\n".join(data)
@@ -210,3 +239,40 @@ def server_sent_events(lines: Iterator[str]) -> Iterator[tuple[str, str | None, 
             identity = value
         elif field == "data":
             data.append(value)
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Lines as the standard of event streams has them. ``iter_lines`` of httpx also breaks at U+2028 and others, which logs contain."""
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = re.split(r"\r\n|\n|\r(?!\Z)", rest + chunk)  # a last \r may be the first half of \r\n
+        yield from lines
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """In seconds, within reason; 0 where the header is missing or a date."""
+    try:
+        return min(LONGEST_PAUSE_SECONDS, max(0.0, float(answer.headers.get("retry-after", "0"))))
+    except ValueError:
+        return 0.0
+
+
+def _host(url: str) -> str | None:
+    """None where it is no address of a web server."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except ValueError:  # half a bracket, a port that is no number
+        return None
+
+
+def _is_here(host: str) -> bool:
+    """Whether that is this machine, to which no proxy of the environment leads."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -17,8 +17,8 @@ LOOK_SECONDS = 0.3  # ``service`` of another process takes the lock for a moment
 ENDING_SECONDS = 30.0  # after the owner was killed, its guardian holds the lock until everything is ended
 
 
-class HomeTakenError(RuntimeError):
-    """Another live ``chainrule up`` uses this home. ``str()`` is for people."""
+class HomeError(RuntimeError):
+    """The home cannot be used: another live ``chainrule up`` has it, or it cannot be written. ``str()`` is for people."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Home:
         return self.path / "logs"
 
     def acquire(self) -> None:
-        """Makes the folder and takes it for this process, until ``release`` or its end. Raises HomeTakenError."""
+        """Makes the folder and takes it for this process, until ``release`` or its end. Raises HomeError."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.logs.mkdir(exist_ok=True)
             lock = (self.path / LOCK).open("a+")
         except OSError as error:
-            raise HomeTakenError(f"{self.path} cannot be used: {error.strerror}; choose another --home") from error
+            raise HomeError(f"{self.path} cannot be used: {error.strerror}; choose another --home") from error
         started = time.monotonic()
         while not _locked(lock):
             lock.seek(0)
@@ -55,7 +55,7 @@ class Home:
             patience = LOOK_SECONDS if _lives(owner) else ENDING_SECONDS
             if time.monotonic() - started > patience:
                 lock.close()
-                raise HomeTakenError(
+                raise HomeError(
                     f"{self.path} is used by another chainrule (pid {owner}); stop it, or choose another --home"
                 )
             time.sleep(0.05)
@@ -133,6 +133,6 @@ def _lives(owner: str) -> bool:
         os.kill(int(owner), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # somebody else's
         return True
     return True

@@ -63,8 +63,9 @@ def _end(
     limit_seconds: float,
     collect: Callable[[], object] = lambda: None,
 ) -> list[int]:
-    """SIGTERM, and after the grace SIGKILL, again and again until none is left: dying parents hand over new orphans."""
+    """SIGTERM once for each, and after the grace SIGKILL, until none is left: dying parents hand over new orphans."""
     started = time.monotonic()
+    told: set[int] = set()
     while True:
         collect()
         left = find()
@@ -73,8 +74,10 @@ def _end(
             return [process.pid for process in left]
         number = signal.SIGTERM if waited < grace_seconds else signal.SIGKILL
         for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
+            if number == signal.SIGKILL or process.pid not in told:
+                told.add(process.pid)
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(number)
         time.sleep(0.1)
 
 

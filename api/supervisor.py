@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,7 +26,11 @@ from api.processes import become_subreaper, end_descendants
 MARK = "CHAINRULE_UP"  # in the environment of everything that belongs to one `up`
 API_PORT, MLFLOW_PORT = 8400, 8401
 READY_SECONDS = 120.0
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 OBJECT_STORE_BYTES = 200 << 20  # training does not use Ray's object store for data
+PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named `api` or `workers` where the user stands is not ours
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class StartError(RuntimeError):
@@ -40,10 +44,12 @@ class Options:
     port: int = API_PORT  # 0: any free one
     mlflow_port: int = MLFLOW_PORT
     cpus: int | None = None
+    insecure: bool = False  # plain HTTP beyond loopback
 
 
 class Supervisor:
-    """Used as ``with Supervisor(options) as service:``; on the way out everything is ended."""
+    """Used as ``with Supervisor(options) as service:``; on the way out every process beneath this one is ended. So it is for a
+    process that does nothing else."""
 
     def __init__(self, options: Options, say: Callable[[str], None]) -> None:
         self._options, self._say = options, say
@@ -52,37 +58,16 @@ class Supervisor:
         self.service: Service | None = None
 
     def __enter__(self) -> Service:
-        """Raises HomeTakenError or StartError; nothing is left behind then."""
-        options = self._options
-        options.home.acquire()
-        port = claim_port(options.host, options.port, "--port")
-        mlflow_port = claim_port("127.0.0.1", options.mlflow_port, "--mlflow-port")
-        self.service = Service(
-            f"http://{url_host(options.host)}:{port}", f"http://127.0.0.1:{mlflow_port}", os.getpid()
-        )
-        become_subreaper()
-        # Ray's unix sockets must stay under 108 characters, which a home may not allow.
-        self._ray_folder = Path(tempfile.mkdtemp(prefix="chainrule-"))
-        plan = {"parent": os.getpid(), "children": self._children(port, mlflow_port, free_port("127.0.0.1"))}
-        with (options.home.logs / "guardian.log").open("ab") as log:
-            self._guardian = subprocess.Popen(
-                [sys.executable, "-m", "api.guardian"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us to hear, not for everything at once
-                env={**os.environ, MARK: str(os.getpid())},
-            )
-        assert self._guardian.stdin is not None
-        self._guardian.stdin.write(json.dumps(plan).encode())
-        self._guardian.stdin.close()
+        """Raises HomeError or StartError; nothing is left behind then."""
+        self._options.home.acquire()
         try:
+            service = self._start()
             self._wait_until_ready()
+            self._options.home.announce(service)
         except BaseException:
             self._end()
             raise
-        options.home.announce(self.service)
-        return self.service
+        return service
 
     def __exit__(self, *_: object) -> None:
         self._end()
@@ -95,26 +80,61 @@ class Supervisor:
         raise StartError("the guardian process was killed; everything it had started is ended now")
 
     def _end(self) -> None:
-        self._options.home.withdraw()
-        guardian = self._guardian
-        if guardian is not None:
-            guardian.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                guardian.wait(timeout=30)
-            guardian.returncode = guardian.returncode or 0
-        end_descendants(grace_seconds=1.0)
-        if self._ray_folder is not None:
-            shutil.rmtree(self._ray_folder, ignore_errors=True)
+        with ignoring_signals():  # a second Ctrl-C must not leave half of it running
+            self._options.home.withdraw()
+            guardian = self._guardian
+            if guardian is not None:
+                guardian.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    guardian.wait(timeout=30)
+                end_descendants(grace_seconds=1.0)
+                guardian.returncode = guardian.returncode or 0  # collected by now, whoever ended it
+            if self._ray_folder is not None:
+                shutil.rmtree(self._ray_folder, ignore_errors=True)
+            self._options.home.release()
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
-    def _children(self, port: int, mlflow_port: int, ray_port: int) -> list[dict[str, Any]]:
+    def _start(self) -> Service:
+        options = self._options
+        port = claim_port(options.host, options.port, "--port")
+        mlflow_port = claim_port("127.0.0.1", options.mlflow_port, "--mlflow-port", {port})
+        ray_port = free_port("127.0.0.1", {port, mlflow_port})
+        ray_client_port = free_port("127.0.0.1", {port, mlflow_port, ray_port})
+        self.service = Service(
+            f"http://{url_host(options.host)}:{port}", f"http://127.0.0.1:{mlflow_port}", os.getpid()
+        )
+        become_subreaper()
+        # Ray's unix sockets must stay under 108 characters, which a home may not allow.
+        self._ray_folder = Path(tempfile.mkdtemp(prefix="chainrule-"))
+        children = self._children(port, mlflow_port, ray_port, ray_client_port)
+        plan = {"parent": os.getpid(), "folder": str(self._ray_folder), "children": children}
+        with (options.home.logs / "guardian.log").open("ab") as log:
+            self._guardian = subprocess.Popen(
+                [*PYTHON, "api.guardian"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us to hear, not for everything at once
+                pass_fds=[options.home.lock],  # the home is free when everything has ended, not when we are killed
+                env={**os.environ, **without_proxy(os.environ), MARK: str(os.getpid())},
+            )
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.write(json.dumps(plan).encode())
+        self._guardian.stdin.close()
+        return self.service
+
+    def _children(self, port: int, mlflow_port: int, ray_port: int, ray_client_port: int) -> list[dict[str, Any]]:
         home, options = self._options.home, self._options
         ray_environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(home.ray_token()),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray runs workers with niceness 15, so that everything else on the machine, our own scheduler too, would come before training.
+            "RAY_worker_niceness": "0",
             "RAY_DISABLE_IMPORT_WARNING": "1",
+            # Else Ray takes an address of the network in place of 127.0.0.1, and all its parts listen on every interface.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         own = {
             "CHAINRULE_HOME": str(home.path),
@@ -123,23 +143,23 @@ class Supervisor:
             "CHAINRULE_RAY_ADDRESS": f"127.0.0.1:{ray_port}",
             "CHAINRULE_MLFLOW_URL": f"http://127.0.0.1:{mlflow_port}",
         }
-        python = [sys.executable, "-m"]
         ray = [
-            *(*python, "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"),
+            *(*PYTHON, "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"),
             *("--node-ip-address=127.0.0.1", f"--port={ray_port}", f"--temp-dir={self._ray_folder}"),
+            f"--ray-client-server-port={ray_client_port}",  # nobody uses it, but 10001 may be another Ray's
             *("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             f"--num-cpus={options.cpus or os.cpu_count()}",
         ]
         mlflow = [
-            *(*python, "mlflow", "server", "--host=127.0.0.1", f"--port={mlflow_port}", "--workers=1"),
+            *(*PYTHON, "mlflow", "server", "--host=127.0.0.1", f"--port={mlflow_port}", "--workers=1"),
             f"--backend-store-uri=sqlite:///{home.path / 'mlflow.db'}",
             f"--artifacts-destination={home.path / 'mlflow-artifacts'}",
             "--allowed-hosts=localhost,127.0.0.1,localhost:*,127.0.0.1:*",
         ]
         commands: Mapping[str, tuple[list[str], Mapping[str, str]]] = {
             "ray": (ray, ray_environment),
-            "api": ([*python, "api.cli.main", "api"], own),
-            "scheduler": ([*python, "api.cli.main", "scheduler"], {**own, **ray_environment}),
+            "api": ([*PYTHON, "api.cli.main", "api", *(["--insecure"] if options.insecure else [])], own),
+            "scheduler": ([*PYTHON, "api.cli.main", "scheduler"], {**own, **ray_environment}),
             "mlflow": (mlflow, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}),
         }
         return [
@@ -153,39 +173,42 @@ class Supervisor:
         assert self._guardian is not None
         deadline = time.monotonic() + READY_SECONDS
         said = ""
-        while time.monotonic() < deadline:
-            if self._guardian.poll() is not None:
-                raise StartError(f"the guardian ended while starting; see {self._options.home.logs}")
-            try:
-                answer = httpx.get(f"{self.service.url}/readyz", timeout=2.0)
-                if answer.status_code == 200:
-                    return
-                missing = answer.json()["error"]["message"]
-            except (httpx.HTTPError, ValueError, KeyError):
-                missing = "The API does not answer yet."
-            if missing != said:
-                said = missing
-                self._say(missing)
-            time.sleep(0.1)
+        with httpx.Client(timeout=2.0, trust_env=False) as http:
+            while time.monotonic() < deadline:
+                if self._guardian.poll() is not None:
+                    raise StartError(f"the guardian ended while starting; see {self._options.home.logs}")
+                try:
+                    answer = http.get(f"{self.service.url}/readyz")
+                    if answer.status_code == 200:
+                        return
+                    missing = answer.json()["error"]["message"]
+                except (httpx.HTTPError, ValueError, KeyError):
+                    missing = "The API does not answer yet."
+                if missing != said:
+                    said = missing
+                    self._say(missing)
+                time.sleep(0.1)
         raise StartError(f"not ready after {READY_SECONDS:.0f} s. {said} Logs are in {self._options.home.logs}")
 
 
 # --- ports and signals ------------------------------------------------------------------------------------------------
 
 
-def claim_port(host: str, port: int, option: str) -> int:
+def claim_port(host: str, port: int, option: str, taken: Collection[int] = ()) -> int:
     """``port`` if nobody listens there, a free one for 0. Raises StartError that names the option."""
-    if port == 0:
-        return free_port(host)
+    if port in taken:
+        raise StartError(f"{option} {port} is asked for twice; choose another, or 0 for a free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        if port == 0:
+            return free_port(host, taken)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError as error:
-            raise StartError(
-                f"{option} {port} on {host} cannot be used: {error.strerror}; choose another, or 0 for a free one"
-            ) from error
+    except OSError as error:
+        raise StartError(
+            f"{option} {port} on {host} cannot be used: {error.strerror}; choose another, or 0 for a free one"
+        ) from error
     return port
 
 
@@ -197,11 +220,13 @@ def usual_or_free(port: int) -> int:
         return 0
 
 
-def free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str, taken: Collection[int] = ()) -> int:
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((host, 0))
+            port: int = probe.getsockname()[1]
+        if port not in taken:
+            return port
 
 
 def url_host(host: str) -> str:
@@ -210,8 +235,15 @@ def url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """NO_PROXY, in both spellings, with this machine added: what runs here talks to itself without the user's proxy."""
+    given = environment.get("no_proxy") or environment.get("NO_PROXY")
+    hosts = ",".join(filter(None, (given, *LOOPBACK)))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
+
+
 class StopRequestedError(Exception):
-    """SIGTERM or Ctrl-C."""
+    """SIGTERM, Ctrl-C, or the terminal was closed."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -220,16 +252,28 @@ class StopRequestedError(Exception):
 
 @contextlib.contextmanager
 def stopping_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM become StopRequestedError once; during the clean-up that follows they are ignored."""
+    """SIGINT, SIGTERM and SIGHUP (unless nohup ignores it) become StopRequestedError once; during the clean-up that follows they
+    are ignored."""
+    numbers = [number for number in STOPPING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
     def stop(number: int, _: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise StopRequestedError(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _handled(numbers, stop):
+        yield
+
+
+def ignoring_signals() -> contextlib.AbstractContextManager[None]:
+    return _handled(STOPPING, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _handled(numbers: Collection[int], handler: Handler) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

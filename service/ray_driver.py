@@ -147,9 +147,10 @@ class _Child:
         self.ready = False
         self._started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.ray_cluster", address, str(os.getpid()), str(standby_workers)],
+            [sys.executable, "-P", "-m", "service.ray_cluster", address, str(os.getpid()), str(standby_workers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            cwd="/",  # Ray puts the driver's folder before all others where workers look for modules; so does Python without -P
             process_group=0,  # a Ctrl-C in the terminal is for the scheduler
         )
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

@@ -26,6 +26,8 @@ JobArgument = Annotated[str, typer.Argument(help="Id of the job")]
 # Names and messages come from other people; a terminal must not obey them.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130  # exit codes
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,9 +36,9 @@ def clean(text: object) -> str:
     return CONTROL.sub("\ufffd", str(text))
 
 
-def say(message: object, style: str = "") -> None:
-    """One line for people, on standard output; never read as markup."""
-    out.print(Text(clean(message), style=style))
+def say(message: object, style: str = "", console: Console = out) -> None:
+    """One line for people, on standard output unless told; never read as markup."""
+    console.print(Text(clean(message), style=style))
 
 
 def fail(message: object, code: int = 1) -> typer.Exit:
@@ -52,17 +54,26 @@ def print_json(document: Any) -> None:
 
 @contextlib.contextmanager
 def service(home: Path | None) -> Iterator[Client]:
-    """A client of the service; what goes wrong with it becomes a message and an exit code: 1 refused, 3 nobody there."""
+    """A client of the service; what goes wrong with it becomes a message and an exit code: 1 refused, 3 nobody there, 130 Ctrl-C."""
     try:
         with Client.from_environment(Home(home)) as client:
             yield client
     except ApiError as error:
-        for problem in error.problems:
-            value = f" (got {problem['value']})" if problem.get("value") is not None else ""
-            err.print(Text(f"  {clean(problem['path'])}: {clean(problem['message'])}{clean(value)}", style="red"))
-        raise fail(error.message, 1) from error
+        raise refused(error, FAILED) from error
     except NoServiceError as error:
-        raise fail(error, 3) from error
+        raise fail(error, NOBODY) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def refused(error: ApiError, code: int) -> typer.Exit:
+    """To be raised: prints what the API refused, every problem on a line of its own."""
+    for problem in error.problems:
+        value = f" (got {problem['value']})" if problem.get("value") is not None else ""
+        say(f"  {problem['path'] or 'job'}: {problem['message']}{value}", "red", err)
+    if not error.problems:
+        return fail(error.message, code)
+    return fail(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}", code)
 
 
 def number(value: Any, digits: int = 4) -> str:

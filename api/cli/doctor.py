@@ -104,15 +104,16 @@ def _free(name: str, port: int) -> Check:
 def _running(home: Home, service: Service) -> Iterator[Check]:
     import httpx
 
-    for name, url in (("API", f"{service.url}/healthz"), ("MLflow", f"{service.mlflow_url}/health")):
+    with httpx.Client(timeout=5.0, trust_env=False) as http:
+        for name, url in (("API", f"{service.url}/healthz"), ("MLflow", f"{service.mlflow_url}/health")):
+            try:
+                answer = http.get(url)
+                yield Check(name, answer.status_code == 200, f"{url} answers {answer.status_code}")
+            except httpx.HTTPError as error:
+                yield Check(name, False, f"{url}: {error}; see {home.logs}")
         try:
-            answer = httpx.get(url, timeout=5.0)
-            yield Check(name, answer.status_code == 200, f"{url} answers {answer.status_code}")
-        except httpx.HTTPError as error:
-            yield Check(name, False, f"{url}: {error}; see {home.logs}")
-    try:
-        answer = httpx.get(f"{service.url}/readyz", timeout=5.0)
-        for part, check in answer.json()["checks"].items():
-            yield Check(part, check["ok"], check["message"] or "fine")
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        yield Check("readiness", False, f"{service.url}/readyz: {error}")
+            answer = http.get(f"{service.url}/readyz")
+            for part, check in answer.json()["checks"].items():
+                yield Check(part, check["ok"], check["message"] or "fine")
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            yield Check("readiness", False, f"{service.url}/readyz: {error}")

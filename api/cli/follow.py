@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from api.cli.console import clean, duration, number, out, say
-from api.client import Client, Document
+from api.client import PATIENCE_SECONDS, Client, Document, NoServiceError
 
 TICK_SECONDS, LINE_SECONDS = 0.25, 2.0
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
@@ -18,18 +19,29 @@ QUIET = frozenset(
 STYLES = {"warning": "yellow", "error": "red"}
 
 
-def follow(client: Client, job_id: str) -> Document:
-    """Shows the job until it has ended and returns it. Ctrl-C ends the showing, not the job."""
-    display = _Bar() if out.is_terminal else _Lines()
+def follow(client: Client, job_id: str, console: Console = out) -> Document:
+    """Shows the job until it has ended and returns it. Ctrl-C ends the showing, not the job; nor does an API that is away for
+    a while."""
+    display = _Bar(console) if console.is_terminal else _Lines(console)
     seen: str | None = None
+    away_since: float | None = None
     with display:
         while True:
-            job = client.get_job(job_id)
-            page = client.events(job_id, after=seen)
+            try:
+                job = client.get_job(job_id)
+                page = client.events(job_id, after=seen)
+            except NoServiceError:
+                if away_since is None:
+                    away_since = time.monotonic()
+                    say("the API does not answer; the job goes on meanwhile", "yellow", console)
+                if time.monotonic() - away_since > PATIENCE_SECONDS:
+                    raise
+                continue
+            away_since = None
             for event in page["data"]:
                 seen = event["id"]
                 if event["type"] not in QUIET:
-                    say(event["message"], STYLES.get(event["level"], "dim"))
+                    say(event["message"], STYLES.get(event["level"], "dim"), console)
             display.show(job)
             if job["status"] in ENDED and not page["has_more"]:
                 return job
@@ -52,9 +64,12 @@ def figures(job: Document) -> str:
 
 
 class _Bar:
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), console=out
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=console,
         )
         self._task: TaskID = self._progress.add_task("queued", total=None, figures="")
 
@@ -79,7 +94,8 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._status, self._shown_at = "", 0.0
 
     def __enter__(self) -> None: ...
@@ -90,10 +106,11 @@ class _Lines:
         progress = job["progress"]
         if job["status"] != self._status:
             self._status = job["status"]
-            say(f"{job['id']} is {job['status']}" + (f": {job['waiting']}" if job.get("waiting") else ""))
+            waiting = f": {job['waiting']}" if job.get("waiting") else ""
+            say(f"{job['id']} is {job['status']}{waiting}", "", self._console)
         if progress and time.monotonic() - self._shown_at > LINE_SECONDS:
             self._shown_at = time.monotonic()
-            say(f"step {progress['step']}/{progress['steps']}  {figures(job)}")
+            say(f"step {progress['step']}/{progress['steps']}  {figures(job)}", "", self._console)
 
 
 def summary(client: Client, job: Document) -> None:
@@ -119,8 +136,6 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("checkpoints", f"of step {kept}"))
     if client.model_files(job["id"])["data"]:
         rows.append(("model", f"{client.url}/v1/jobs/{job['id']}/model"))
-    if job.get("folder"):
-        rows.append(("folder", job["folder"]))
     if job["links"].get("mlflow"):
         rows.append(("MLflow run", job["links"]["mlflow"]))
     for name, value in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.console import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
     HomeOption,
     JobArgument,
     JsonOption,
@@ -28,7 +32,6 @@ from workers.jobfile import JobFileError, read_job_file
 from workers.spec import SpecError, data_paths, parse_spec
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
-FAILED, INTERRUPTED = 1, 130
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -37,18 +40,19 @@ def read_job(path: Path) -> dict[str, Any]:
         document = read_job_file(path)
         spec = parse_spec(document)
     except JobFileError as error:
-        raise fail(error, 2) from error
+        raise fail(error, USAGE) from error
     except SpecError as error:
         for problem in error.problems:
-            err.print(Text(f"  {clean(problem)}", style="red"))
-        raise fail(f"{path} has {len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}", 2) from error
+            say(f"  {problem}", "red", err)
+        problems = f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}"
+        raise fail(f"{path} has {problems}", USAGE) from error
     assert isinstance(document, dict)
     for field, value in data_paths(spec):
         parts = field.split(".")
         target = document
         for part in parts[:-1]:
             target = target[part]
-        target[parts[-1]] = str((path.resolve().parent / value).absolute())
+        target[parts[-1]] = str(path.resolve().parent / os.path.expanduser(value))
     return document
 
 
@@ -58,19 +62,19 @@ def submit(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Post a job. With --follow: exit 0 when it succeeded, 1 when not."""
+    """Post a job. With --follow: exit 0 when it succeeded, 1 when not, 130 when Ctrl-C ended the following."""
     document = read_job(file)
     with service(home) as client:
         job = client.create_job(document)
         if not follow_:
             print_json(job) if as_json else say(f"{job['id']} is {job['status']}")
             return
-        if not as_json:
-            say(f"{job['id']} was accepted")
+        console = err if as_json else out  # what programs read is the job alone
+        say(f"{job['id']} was accepted", "", console)
         try:
-            job = follow(client, job["id"])
+            job = follow(client, job["id"], console)
         except KeyboardInterrupt:
-            say(f"\n{job['id']} goes on; `chainrule cancel {job['id']}` ends it", "yellow")
+            say(f"\n{job['id']} goes on; `chainrule cancel {job['id']}` ends it", "yellow", console)
             raise typer.Exit(INTERRUPTED) from None
         print_json(job) if as_json else summary(client, job)
     raise typer.Exit(0 if job["status"] == "succeeded" else FAILED)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.console import HomeOption, fail, say
+from api.cli.console import FAILED, INTERRUPTED, USAGE, HomeOption, fail, refused, say
 from api.cli.follow import follow, summary
-from api.cli.jobs import FAILED, INTERRUPTED, read_job
+from api.cli.jobs import read_job
 from api.client import ApiError, Client, Document, NoServiceError
-from api.home import Home, HomeTakenError
+from api.home import Home, HomeError
 from api.supervisor import (
     API_PORT,
     MLFLOW_PORT,
@@ -24,7 +25,14 @@ from api.supervisor import (
     stopping_on_signals,
     usual_or_free,
 )
+from workers.spec import parse_spec
 
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+InsecureOption = Annotated[
+    bool, typer.Option("--insecure", help="Listen beyond this machine without TLS, which something in front must add")
+]
 TRACKING_SECONDS = 45.0
 
 
@@ -34,9 +42,11 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the API; 0: any free one", min=0, max=65535)] = API_PORT,
     cpus: Annotated[int | None, typer.Option(help="Processors for jobs [default: all]", min=1)] = None,
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow; 0: any free one", min=0, max=65535)] = MLFLOW_PORT,
+    insecure: InsecureOption = False,
 ) -> None:
     """Run the whole service on this machine until Ctrl-C."""
-    options = Options(Home(home), host, port, mlflow_port, cpus)
+    options = Options(Home(home), host, port, mlflow_port, cpus, insecure)
+    _require_privacy(_settings(home=options.home.path, api_host=host), insecure)
     supervisor = Supervisor(options, say)
     started = time.monotonic()
     try:
@@ -50,8 +60,8 @@ def up(
             supervisor.wait()
     except StopRequestedError:
         say("stopped; nothing was left running")
-    except (HomeTakenError, StartError) as error:
-        raise fail(error, 2) from error
+    except (HomeError, StartError) as error:
+        raise fail(error, USAGE) from error
 
 
 def run(
@@ -70,38 +80,50 @@ def run(
         with stopping_on_signals():
             if running is not None:
                 say(f"using the service at {running.url}")
-                job = _train(place, running.url, document)
+                job = _train(place, running.url, document, stays=True)
             else:
                 started = time.monotonic()
-                needed = document.get("workers", {}).get("count", 1)
+                _settings(home=place.path)
+                workers = parse_spec(document).workers
                 options = Options(
                     place,
                     port=usual_or_free(API_PORT),
                     mlflow_port=usual_or_free(MLFLOW_PORT),
-                    cpus=cpus or max(needed, os.cpu_count() or 1),
+                    cpus=cpus or max(math.ceil(workers.count * workers.cpus), os.cpu_count() or 1),
                 )
                 say("starting Ray, MLflow, the scheduler and the API ...")
                 with Supervisor(options, lambda message: None) as service:
                     say(f"the service is ready after {time.monotonic() - started:.1f} s at {service.url}")
-                    job = _train(place, service.url, document)
+                    job = _train(place, service.url, document, stays=False)
                 say("stopped what was started; `make serve` (chainrule up) shows the API and MLflow again", "dim")
     except StopRequestedError:
         say("stopped", "yellow")
         raise typer.Exit(INTERRUPTED) from None
-    except (HomeTakenError, StartError, NoServiceError, ApiError) as error:
-        raise fail(error, 2) from error
+    except ApiError as error:
+        raise refused(error, USAGE) from error
+    except (HomeError, StartError, NoServiceError) as error:
+        raise fail(error, USAGE) from error
     raise typer.Exit(0 if job["status"] == "succeeded" else FAILED)
 
 
-def _train(home: Home, url: str, document: Document) -> Document:
+def _train(home: Home, url: str, document: Document, *, stays: bool) -> Document:
+    """``stays``: whether the service goes on after this command. If not, neither does the job when the command is interrupted; it
+    would be in the way of the next one."""
     key = os.environ.get("CHAINRULE_API_KEY") or home.admin_key()
     if key is None:
         raise NoServiceError(f"no API key in {home.path / 'admin.key'}")
     with Client(url, key) as client:
         job = client.create_job(document)
         say(f"posted {document['name']} to {url}/v1/jobs: {job['id']}")
-        job = follow(client, job["id"])
-        tracked = _wait_for_tracking(client, job["id"])
+        try:
+            job = follow(client, job["id"])
+        except StopRequestedError:
+            if stays:
+                say(f"{job['id']} goes on; `chainrule cancel {job['id']}` ends it", "yellow")
+            else:
+                client.kill_job(job["id"])
+            raise
+        tracked = job["attempt"] == 0 or _wait_for_tracking(client, job["id"])
         job = client.get_job(job["id"])
         summary(client, job)
         say(f"  {'results in':12} {home.path / 'storage' / 'jobs' / job['id']}")
@@ -128,15 +150,20 @@ def api(
     host: Annotated[str | None, typer.Option(help="Address [$CHAINRULE_API_HOST, else 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port [$CHAINRULE_API_PORT, else 8400]", min=0, max=65535)] = None,
     home: HomeOption = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file with the certificate", exists=True)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key", exists=True)] = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Run the REST API alone, as on a cluster."""
+    settings = _settings(api_host=host, api_port=port, home=home)
+    if (tls_certificate is None) != (tls_key is None):
+        raise fail("--tls-certificate and --tls-key go together", USAGE)
+    _require_privacy(settings, insecure or tls_key is not None)
+
     import uvicorn
 
     from api.app import create_app
-    from service.settings import Settings
 
-    given = {"api_host": host, "api_port": port, "home": home}
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     uvicorn.run(
         create_app(settings),
         host=settings.api_host,
@@ -145,12 +172,35 @@ def api(
         access_log=False,  # the application writes its own, with request ids
         timeout_graceful_shutdown=3,
         server_header=False,
+        ssl_certfile=tls_certificate,
+        ssl_keyfile=tls_key,
     )
 
 
 def scheduler(home: HomeOption = None) -> None:
     """Run the scheduler alone, as on a cluster."""
     from service.scheduler import main
+
+    raise typer.Exit(main(_settings(home=home)))
+
+
+def _settings(**given: Any) -> Settings:
+    """What is given here, else the environment. Raises typer.Exit for what cannot be."""
+    from pydantic import ValidationError
+
     from service.settings import Settings
 
-    raise typer.Exit(main(Settings(home=home) if home else Settings()))
+    try:
+        return Settings(**{field: value for field, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = [f"CHAINRULE_{str(problem['loc'][0]).upper()}: {problem['msg']}" for problem in error.errors()]
+        raise fail("; ".join(problems), USAGE) from error
+
+
+def _require_privacy(settings: Settings, private: bool) -> None:
+    if not settings.on_loopback and not private:
+        raise fail(
+            f"keys would cross the network in the clear on {settings.api_host}: give `chainrule api` a certificate and a key, or say"
+            " --insecure when something in front adds TLS",
+            USAGE,
+        )

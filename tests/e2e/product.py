@@ -17,13 +17,25 @@ import psutil
 
 from tests.helpers import wait_for
 
-CHAINRULE = (sys.executable, "-m", "api.cli.main")
+CHAINRULE = (str(Path(sys.executable).with_name("chainrule")),)  # as the user calls it, not as a module of the checkout
+PROXY = "http://127.0.0.1:9"  # where nobody answers
 
 
 def environment(home: Path) -> dict[str, str]:
-    """As a fresh shell has it: nothing of the tests' own Ray, and the home."""
+    """As a fresh shell in a company's network has it: nothing of the tests' own Ray, the home, and a proxy for everything."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CHAINRULE_", "MLFLOW_"))}
-    return {**kept, "CHAINRULE_HOME": str(home), "CHAINRULE_TEST_MARK": str(home)}
+    kept = {key: value for key, value in kept.items() if key.lower() != "no_proxy"}
+    own = {"CHAINRULE_HOME": str(home), "CHAINRULE_TEST_MARK": str(home)}
+    return {**kept, **own, "http_proxy": PROXY, "HTTP_PROXY": PROXY}
+
+
+def where_the_user_stands(folder: Path) -> Path:
+    """A project whose packages are called like ours. Importing one of them is a mistake that cannot be missed."""
+    place = folder / "project"
+    for package in ("api", "service", "workers"):
+        (place / package).mkdir(parents=True, exist_ok=True)
+        (place / package / "__init__.py").write_text(f"raise SystemExit('this {package} is the user's')\n")
+    return place
 
 
 def marked(home: Path) -> list[psutil.Process]:
@@ -52,6 +64,7 @@ class Product:
             self.process = subprocess.Popen(
                 [*CHAINRULE, "up", "--port", "0", "--mlflow-port", "0", "--cpus", "2", *options],
                 env=environment(home),
+                cwd=where_the_user_stands(home.parent),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -91,10 +104,11 @@ class Product:
         return wait_for(what, look, seconds)
 
     def role(self, name: str) -> psutil.Process:
-        """The process of ``chainrule api`` or ``chainrule scheduler``."""
+        """The process of ``chainrule api``, ``chainrule scheduler`` or Ray's head."""
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
-                if process.cmdline()[-2:] == ["api.cli.main", name]:
+                line = process.cmdline()
+                if line[-2:] == ["api.cli.main", name] or (name == "ray" and "ray.scripts.scripts" in line):
                     return process
             except psutil.Error:
                 continue

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.e2e.product import CHAINRULE, environment, marked
+from tests.e2e.product import CHAINRULE, environment, marked, wait_until_nothing_is_left, where_the_user_stands
+from tests.helpers import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -22,6 +26,7 @@ def test_run_trains_the_digits_and_stops_everything(tmp_path: Path) -> None:
     run = subprocess.run(
         [*CHAINRULE, "run", str(EXAMPLES / "digits.yaml")],
         env=environment(home),
+        cwd=where_the_user_stands(tmp_path),
         capture_output=True,
         text=True,
         timeout=240,
@@ -57,6 +62,29 @@ def predicts(folder: Path) -> None:
     held_out = read_digits(DigitsData(source="digits")).evaluation
     answers = mlflow.pyfunc.load_model(str(folder)).predict(held_out.pixels)
     assert np.mean(answers["class"].to_numpy() == held_out.labels) >= 0.97
+
+
+def test_ctrl_c_stops_the_run_and_its_job(tmp_path: Path) -> None:
+    """Else the next run would first train what was given up."""
+    home, shown = tmp_path / "home", tmp_path / "shown"
+    job = tmp_path / "job.json"
+    data = {"kind": "image_classification", "data": {"source": "digits"}}
+    job.write_text(json.dumps({"name": "long", "task": data, "training": {"steps": 100_000, "batch_size": 64}}))
+    with shown.open("wb") as output:
+        run = subprocess.Popen(
+            [*CHAINRULE, "run", str(job)], env=environment(home), stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for("training", lambda: re.search(r"step [1-9]\d*/100000", shown.read_text()), 120)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=60) == 130
+    finally:
+        run.kill()
+        run.wait()
+        wait_until_nothing_is_left(home)
+    assert not (home / "service.json").exists()
+    with closing(sqlite3.connect(home / "chainrule.db")) as database:
+        assert database.execute("SELECT desired FROM jobs").fetchall() == [("kill",)]
 
 
 def test_a_job_file_with_problems_starts_nothing(tmp_path: Path) -> None:

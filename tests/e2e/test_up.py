@@ -121,6 +121,44 @@ def test_api_and_scheduler_killed_while_a_job_trains(product: Product) -> None:
         assert sorted(event["sequence"] for event in events) == list(range(1, len(events) + 1))
 
 
+def test_only_this_machine_can_reach_anything_of_it(product: Product) -> None:
+    """Ray, by itself, listens on every interface, the store at which the workers of a group meet does too."""
+    job = product.http.post("/v1/jobs", json=LONG).json()
+    seen = product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 1)
+    workers = {worker["pid"] for worker in seen["workers"]}
+    listeners = {}
+    for process in psutil.Process(product.process.pid).children(recursive=True):
+        try:
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listeners[process.pid, process.name(), connection.laddr.port] = connection.laddr.ip
+        except psutil.NoSuchProcess:
+            continue
+    product.http.post(f"/v1/jobs/{job['id']}/kill")
+    assert workers & {pid for pid, _, _ in listeners}, "the scan did not see the workers"
+    local = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    assert not {who: ip for who, ip in listeners.items() if ip not in local}
+    product.until(job["id"], "the end", lambda job: job["status"] == "cancelled")
+
+
+def test_ray_killed_while_a_job_trains(product: Product) -> None:
+    """All of Ray goes with its head, also what the head left behind, and comes again; the job goes on from a checkpoint."""
+    spec = LONG | {"name": "survives", "training": {"steps": 1200, "batch_size": 96}, "checkpoint": {"every_steps": 50}}
+    job = product.http.post("/v1/jobs", json=spec).json()
+    product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 150)
+    before = product.role("ray")
+    daemons = before.children(recursive=True)
+    assert {"gcs_server", "raylet"} <= {process.name() for process in daemons}
+    os.kill(before.pid, signal.SIGKILL)
+    wait_for("the end of its daemons", lambda: not any(process.is_running() for process in daemons))
+    ended = product.until(job["id"], "the end", lambda job: job["status"] in ("succeeded", "failed"), 150)
+    assert ended["status"] == "succeeded", ended["reason"]
+    assert ended["attempt"] == 2
+    events = product.http.get(f"/v1/jobs/{job['id']}/events?limit=100").json()["data"]
+    (resumed,) = (event for event in events if event["type"] == "training.resumed")
+    assert resumed["data"]["step"] >= 100
+
+
 def _another(product: Product, role: str, before: psutil.Process) -> bool:
     try:
         return product.role(role).pid != before.pid

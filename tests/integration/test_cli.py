@@ -1,0 +1,253 @@
+"""The commands against the real API over HTTP: what they print, for people and for programs, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import api.cli.follow
+import api.client
+from api.cli.main import app
+from service.keys import create_key
+from service.values import Role
+from tests.integration.api_service import DIGITS, Service, running_service, served, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
+    with running_service(tmp_path_factory.mktemp("cli")) as service, served(service.app) as url:
+        yield service, url
+
+
+@pytest.fixture
+def service(address: tuple[Service, str], monkeypatch: pytest.MonkeyPatch) -> Service:
+    found, url = address
+    monkeypatch.setenv("CHAINRULE_URL", url)
+    monkeypatch.setenv("CHAINRULE_API_KEY", found.key)
+    return found
+
+
+def chainrule(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def job_file(folder: Path, **fields: Any) -> str:
+    path = folder / "job.json"
+    path.write_text(json.dumps(DIGITS | fields))
+    return str(path)
+
+
+def finished(service: Service) -> str:
+    job_id = service.submit()
+    service.run_until(job_id, "succeeded")
+    return job_id
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["jobs"],
+        ["show", "JOB"],
+        ["events", "JOB"],
+        ["logs", "JOB"],
+        ["metrics", "JOB"],
+        ["cancel", "JOB"],
+        ["kill", "JOB"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_every_command_answers_people_and_programs(service: Service, command: list[str], as_json: bool) -> None:
+    job_id = finished(service)
+    result = chainrule(*(job_id if word == "JOB" else word for word in command), *(["--json"] if as_json else []))
+    assert result.exit_code == 0, result.output
+    if as_json:
+        for line in result.stdout.splitlines():
+            assert isinstance(json.loads(line), dict)
+    elif command[0] in ("jobs", "show", "cancel", "kill"):
+        assert job_id in result.stdout
+
+
+def test_submit_for_programs_prints_the_job_and_nothing_else(service: Service, tmp_path: Path) -> None:
+    result = chainrule("submit", job_file(tmp_path), "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("as_json", "ending", "code"), [(False, "succeeded", 0), (True, "succeeded", 0), (True, "cancelled", 1)]
+)
+def test_following_a_job_to_its_end(service: Service, tmp_path: Path, as_json: bool, ending: str, code: int) -> None:
+    """What is shown on the way goes to standard error where a program reads standard output."""
+    before = service.job_count()
+
+    def schedule() -> None:
+        wait_for(lambda: service.job_count() > before)
+        job_id = service.get("/v1/jobs?limit=1").json()["data"][0]["id"]
+        if ending == "cancelled":
+            service.post(f"/v1/jobs/{job_id}/cancel")
+        service.run_until(job_id, ending)
+
+    scheduling = threading.Thread(target=schedule)
+    scheduling.start()
+    result = chainrule("submit", job_file(tmp_path), "--follow", *(["--json"] if as_json else []))
+    scheduling.join(timeout=30)
+    assert result.exit_code == code, result.output
+    if as_json:
+        assert json.loads(result.stdout)["status"] == ending
+        assert "was accepted" in result.stderr
+    else:
+        assert f"): {ending}" in result.stdout
+        assert not result.stderr
+
+
+def test_ctrl_c_ends_the_following_not_the_job(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    result = chainrule("submit", job_file(tmp_path), "--follow")
+    monkeypatch.undo()
+    assert result.exit_code == 130
+    job_id = result.stdout.split()[0]
+    assert f"chainrule cancel {job_id}" in result.stdout
+    assert service.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
+
+
+def test_following_outlives_an_api_that_is_away(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is restarted within seconds, and a user who has gone home would have lost the display for nothing."""
+    job_id = finished(service)
+    whole = api.client.Client.get_job
+    times = iter([api.client.NoServiceError("away"), api.client.NoServiceError("away"), None])
+
+    def flaky(self: api.client.Client, wanted: str) -> Any:
+        if error := next(times, None):
+            raise error
+        return whole(self, wanted)
+
+    monkeypatch.setattr(api.client.Client, "get_job", flaky)
+    with api.client.Client.from_environment() as client:
+        assert api.cli.follow.follow(client, job_id)["status"] == "succeeded"
+
+
+def test_a_file_with_problems_is_not_sent(service: Service, tmp_path: Path) -> None:
+    before = service.job_count()
+    result = chainrule("submit", job_file(tmp_path, training={"epochs": 1.5}, workers={"count": 0}, foo=1))
+    assert result.exit_code == 2
+    for field in ("training.epochs", "workers.count", "foo", "3 problems"):
+        assert field in result.stderr
+    assert chainrule("submit", str(tmp_path / "none.yaml")).exit_code == 2
+    assert service.job_count() == before
+
+
+def test_what_the_service_refuses_is_shown_problem_by_problem(service: Service, tmp_path: Path) -> None:
+    data = {"source": "npz", "path": str(tmp_path / "none.npz")}
+    result = chainrule("submit", job_file(tmp_path, task=DIGITS["task"] | {"data": data}))
+    assert result.exit_code == 1
+    assert "task.data.path" in result.stderr
+    assert "none.npz" in result.stderr
+
+
+def test_relative_paths_are_those_of_the_job_file(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the folder where the user stands, and not of the service's."""
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    task = DIGITS["task"] | {"data": {"source": "npz", "path": "none.npz"}}
+    result = chainrule("submit", job_file(tmp_path / "jobs", task=task))
+    assert str(tmp_path / "jobs" / "none.npz") in result.stderr
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    task["data"]["path"] = "~/none.npz"
+    result = chainrule("submit", job_file(tmp_path / "jobs", task=task))
+    assert str(tmp_path / "me" / "none.npz") in result.stderr
+
+
+def test_a_terminal_does_not_obey_what_a_job_prints(service: Service) -> None:
+    """ESC ] 0 sets the title of a terminal, others answer on its keyboard; U+202E turns the rest of the line round."""
+    job_id = finished(service)
+    path = service.folder(job_id).log_path(1, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    evil = "\x1b]0;owned\x07 \u202e [bold red]not markup[/] \x9b31m \u2028 end"
+    path.write_text(f"2026-11-23T19:00:00.123Z {evil}\n", encoding="utf-8")
+    for follow in ([], ["--follow"]):
+        result = chainrule("logs", job_id, *follow)
+        assert result.exit_code == 0, result.output
+        assert "rank 0:" in result.stdout
+        assert "[bold red]not markup[/]" in result.stdout
+        assert result.stdout.rstrip().endswith("end")
+        assert not set(result.stdout) & {"\x1b", "\x07", "\u202e", "\x9b"}
+    assert json.loads(chainrule("logs", job_id, "--json").stdout)["text"] == evil
+
+
+@pytest.mark.parametrize("command", ["show", "events", "logs", "metrics", "cancel", "kill"])
+def test_an_unknown_job_is_exit_code_1(service: Service, command: str) -> None:
+    result = chainrule(command, "job-000000000000000000000000")
+    assert result.exit_code == 1
+    assert "job-000000000000000000000000" in result.stderr
+
+
+def test_a_wrong_key_and_a_key_that_may_not(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _, viewer = create_key(service.store, name="looks", role=Role.VIEWER, project="default")
+    monkeypatch.setenv("CHAINRULE_API_KEY", viewer)
+    assert chainrule("jobs").exit_code == 0
+    assert chainrule("submit", job_file(tmp_path)).exit_code == 1
+    monkeypatch.setenv("CHAINRULE_API_KEY", "wrong")
+    assert chainrule("jobs").exit_code == 1
+
+
+def test_nobody_there_is_exit_code_3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(api.client, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("CHAINRULE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("CHAINRULE_API_KEY", "key")
+    result = chainrule("jobs", "--home", str(tmp_path))
+    assert result.exit_code == 3
+    assert "http://127.0.0.1:9 does not answer" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["api"], ["up"]], ids=lambda command: command[0])
+def test_keys_do_not_cross_the_network_in_the_clear_unasked(command: list[str], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    result = chainrule(*command, "--host", "0.0.0.0", "--home", str(home))
+    assert result.exit_code == 2
+    assert "--insecure" in result.stderr
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("command", ["up", "api", "scheduler"])
+def test_settings_that_cannot_be_are_said_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAINRULE_LEASE_SECONDS", "soon")
+    result = chainrule(command, "--home", str(tmp_path / "home"))
+    assert result.exit_code == 2
+    assert "CHAINRULE_LEASE_SECONDS" in result.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("")
+    result = chainrule("api", "--home", str(tmp_path / "home"), "--tls-certificate", str(tmp_path / "cert.pem"))
+    assert result.exit_code == 2
+    assert "--tls-key" in result.stderr
+
+
+def test_doctor_sees_a_secret_that_others_can_read(tmp_path: Path) -> None:
+    (tmp_path / "admin.key").write_text("x")
+    (tmp_path / "admin.key").chmod(0o644)
+    result = chainrule("doctor", "--json", "--home", str(tmp_path))
+    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    assert result.exit_code == 1
+    assert not checks["admin.key"]["ok"]
+    assert checks["torch"]["ok"]
