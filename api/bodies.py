@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from api.errors import ApiError
 from workers.jobfile import JobFileError, parse_job_text
-from workers.spec import shorten
+from workers.problems import shorten
 
 MAX_DEPTH = 32
 MAX_NODES = 1_000_000

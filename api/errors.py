@@ -27,7 +27,7 @@ from service.errors import (
     Unauthorized,
     Unavailable,
 )
-from workers.spec import Problem, shorten
+from workers.problems import Problem, shorten
 
 STATUS: Mapping[type[ServiceError], int] = {
     ServiceError: 500,

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, render
 from api.monitoring import Monitoring
-from workers.spec import shorten
+from workers.problems import shorten
 
 access_log = logging.getLogger("api.access")
 logger = logging.getLogger("api.middleware")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.values import Status
-from workers.spec import PRINTABLE
+from workers.spec_base import PRINTABLE
 
 
 def _plain_integer(value: Any) -> Any:

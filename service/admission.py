@@ -10,8 +10,9 @@ from service.cluster import Capacity, Resources
 from service.errors import InvalidRequest
 from service.placement import Gang, fits, too_small
 from service.settings import Settings
+from workers.problems import Problem, shorten
 from workers.sources.inspect import inspect_data
-from workers.spec import JobSpec, Problem, data_paths, shorten
+from workers.spec import JobSpec, data_paths
 
 MAX_LINKS_LOOKED_FOR = 20_000  # entries of a folder of data; workers read through links, so they are checked as well
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from workers.spec import Problem
+from workers.problems import Problem
 
 
 class ServiceError(Exception):

@@ -22,7 +22,8 @@ from service.rows import attempt_value, cluster_value, event_value, job_value
 from service.states import append_event, locked_job, transition
 from service.tables import AttemptRow, ClusterRow, EventRow, IdempotencyRow, JobRow, LeaseRow
 from service.values import Attempt, Caller, ClusterView, Desired, Job, JobEvent, Page, Role, Status
-from workers.spec import JobSpec, Problem, SpecError, parse_spec, shorten
+from workers.problems import Problem, SpecError, shorten
+from workers.spec import JobSpec, parse_spec
 
 Order = Literal["asc", "desc"]
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")

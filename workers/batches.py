@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.sources.problems import BadDataError
+from workers.spec import JobSpec
 from workers.tasks.base import Batch, Dataset
 
 Indices = NDArray[np.int64]
@@ -51,6 +53,22 @@ class Plan:
         ]
 
 
+def plan_of(spec: JobSpec, samples: int) -> Plan:
+    """Raises BadDataError when there is nothing to train on, or less than one batch of it."""
+    if samples == 0:
+        raise BadDataError("task.data", "there are no training samples")
+    batch_size = spec.training.batch_size
+    if batch_size > samples:
+        raise BadDataError(
+            "training.batch_size",
+            f"{batch_size} is larger than the {samples} training samples; at most {samples} is allowed",
+        )
+    unit, length = spec.training.length
+    steps = length if unit == "steps" else length * math.ceil(samples / batch_size)
+    return Plan(samples, batch_size, spec.training.seed, steps)
+
+
+@torch.no_grad()
 @lru_cache(maxsize=2)
 def permutation(samples: int, seed: int, epoch: int) -> Indices:
     return np.random.default_rng((seed, epoch)).permutation(samples)

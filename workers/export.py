@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import nn
 
-from workers import spec as job_spec
+from workers.spec import JobSpec
+from workers.task_spec import Task as TaskSpec
 from workers.tasks import FACTORIES
 from workers.tasks.base import ModelFacts, Task
 
@@ -37,7 +38,7 @@ WEIGHTS, FACTS, FORMAT = "model.safetensors", "model.json", 1
 REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "mlflow")
 
 
-def export_model(folder: Path, model: nn.Module, task: Task, spec: job_spec.JobSpec) -> None:
+def export_model(folder: Path, model: nn.Module, task: Task, spec: JobSpec) -> None:
     """Writes the model; a reader finds the whole folder or (for an instant, when an older one is replaced) none."""
     from safetensors.torch import save_model
 
@@ -92,7 +93,7 @@ class Predictor:
         if document["format"] != FORMAT:
             raise ValueError(f"{root / FACTS} has format {document['format']}; this version reads {FORMAT}")
         self.name: str = document["name"]
-        self._task_spec: Any = TypeAdapter(job_spec.Task).validate_python(document["task"])
+        self._task_spec: Any = TypeAdapter(TaskSpec).validate_python(document["task"])
         known = document["facts"]
         self._facts = ModelFacts(tuple(known["input_shape"]), tuple(known["class_names"]), known["preprocessing"])
         self._module = importlib.import_module(FACTORIES[self._task_spec.kind].partition(":")[0])

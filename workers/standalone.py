@@ -13,9 +13,10 @@ from typing import Any
 from workers import parallel
 from workers.jobfile import JobFileError, read_job_file
 from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
+from workers.problems import SpecError
 from workers.reports import Level, Progress, ReasonCode
 from workers.sources.problems import BadDataError
-from workers.spec import JobSpec, SpecError, parse_spec
+from workers.spec import JobSpec, parse_spec
 from workers.train import RunContext, train
 
 

@@ -28,6 +28,7 @@ from workers.recording import NONFINITE_LIMIT, HostValues, Recorder
 from workers.reports import Outcome, ReasonCode, Reporter, StopMode
 from workers.spec import JobSpec
 from workers.tasks.base import BadDataError, Task
+from workers.weights import finite, parameters_sha256
 
 JUDGE_SECONDS = 5.0
 COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank waits for another's collector
@@ -74,7 +75,7 @@ class Run:
         self.bf16 = spec.training.precision == "bf16"
         torch.set_num_threads(spec.workers.threads_per_worker)
         self.datasets = task.datasets()
-        self.plan = plan_of(spec, len(self.datasets.train))
+        self.plan = batches.plan_of(spec, len(self.datasets.train))
         batches.seed_everything(spec.training.seed)  # the same first weights on every rank
         self.model = parallel.wrap(task.model(), context.device, context.world_size)
         self.plain_model = parallel.unwrap(self.model)
@@ -431,34 +432,6 @@ class Run:
             self.recorder.flush()  # what was measured before an exception; a failed accelerator cannot tell any more
         if self.prefetcher is not None:
             self.prefetcher.close()
-
-
-def plan_of(spec: JobSpec, samples: int) -> batches.Plan:
-    """Raises BadDataError when there is nothing to train on, or less than one batch of it."""
-    if samples == 0:
-        raise BadDataError("task.data", "there are no training samples")
-    batch_size = spec.training.batch_size
-    if batch_size > samples:
-        raise BadDataError(
-            "training.batch_size",
-            f"{batch_size} is larger than the {samples} training samples; at most {samples} is allowed",
-        )
-    unit, length = spec.training.length
-    steps = length if unit == "steps" else length * math.ceil(samples / batch_size)
-    return batches.Plan(samples, batch_size, spec.training.seed, steps)
-
-
-@torch.no_grad()
-def finite(model: nn.Module) -> bool:
-    return bool(torch.stack(torch._foreach_norm(list(model.parameters()))).isfinite().all())
-
-
-def parameters_sha256(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

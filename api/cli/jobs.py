@@ -29,7 +29,8 @@ from api.cli.console import (
 )
 from api.cli.follow import follow, summary
 from workers.jobfile import JobFileError, read_job_file
-from workers.spec import SpecError, data_paths, parse_spec
+from workers.problems import SpecError
+from workers.spec import data_paths, parse_spec
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
 

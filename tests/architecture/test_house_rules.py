@@ -109,7 +109,7 @@ def test_every_service_error_has_an_http_status() -> None:
 
 
 def test_every_task_kind_of_the_spec_is_built_or_refused() -> None:
-    from workers.spec import KINDS_LATER
+    from workers.task_spec import KINDS_LATER
     from workers.tasks import FACTORIES
 
     assert set(FACTORIES) == {"image_classification", "tabular"}

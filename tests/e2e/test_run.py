@@ -57,7 +57,7 @@ def predicts(folder: Path) -> None:
     import mlflow.pyfunc
 
     from workers.sources.arrays import read_digits
-    from workers.spec import DigitsData
+    from workers.task_spec import DigitsData
 
     held_out = read_digits(DigitsData(source="digits")).evaluation
     answers = mlflow.pyfunc.load_model(str(folder)).predict(held_out.pixels)

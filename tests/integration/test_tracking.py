@@ -89,7 +89,7 @@ def test_a_job_is_on_its_run(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     assert len(table) == 45
 
     from workers.sources.arrays import read_digits
-    from workers.spec import DigitsData
+    from workers.task_spec import DigitsData
 
     held_out = read_digits(DigitsData(source="digits")).evaluation
     before = mlflow.get_tracking_uri()

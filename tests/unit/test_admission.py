@@ -12,7 +12,8 @@ from service.admission import check
 from service.cluster import Capacity, Node, Resources
 from service.errors import InvalidRequest
 from service.settings import Settings
-from workers.spec import JobSpec, Problem, parse_spec
+from workers.problems import Problem
+from workers.spec import JobSpec, parse_spec
 
 pytestmark = pytest.mark.unit
 

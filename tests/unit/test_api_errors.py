@@ -7,7 +7,7 @@ import pytest
 
 from api.errors import STATUS, ApiError, render
 from service.errors import Conflict, InvalidRequest, NotFound, ServiceError, Unavailable
-from workers.spec import Problem
+from workers.problems import Problem
 
 pytestmark = pytest.mark.unit
 

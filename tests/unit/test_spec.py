@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.spec import JobSpec, SpecError, parse_spec, shorten
+from workers.problems import SpecError, shorten
+from workers.spec import JobSpec, parse_spec
 
 pytestmark = pytest.mark.unit
 

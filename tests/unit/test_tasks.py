@@ -14,7 +14,8 @@ from torch import nn
 from workers.export import export_model, load_model
 from workers.models.pretrained import transformers_classifier
 from workers.sources.problems import BadDataError
-from workers.spec import JobSpec, TransformersArchitecture, TransformersImageModel, parse_spec
+from workers.spec import JobSpec, parse_spec
+from workers.task_spec import TransformersArchitecture, TransformersImageModel
 from workers.tasks import build_task
 
 pytestmark = pytest.mark.unit
@@ -126,7 +127,7 @@ def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spe
     export_model(tmp_path / "model", network, task, spec)  # again, over the first
 
     from workers.sources import arrays, tables
-    from workers.spec import BreastCancerData, DigitsData
+    from workers.task_spec import BreastCancerData, DigitsData
 
     raw: Any
     if task_spec is DIGITS:

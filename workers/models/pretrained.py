@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.sources.problems import BadDataError
-from workers.spec import TransformersImageModel
+from workers.task_spec import TransformersImageModel
 
 GIVEN = frozenset({"num_labels", "num_channels", "dtype", "return_dict", "id2label", "label2id"})
 SMALL_IMAGE = 64  # pixels; the library's defaults are made for 224 and would shrink these to nothing

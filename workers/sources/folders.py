@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from workers.sources.arrays import stratified_holdout
 from workers.sources.problems import BadDataError
-from workers.spec import FolderData
+from workers.task_spec import FolderData
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from workers.problems import Problem
 from workers.sources.problems import BadDataError
-from workers.spec import (
+from workers.spec import JobSpec
+from workers.task_spec import (
     BreastCancerData,
     DigitsData,
     FolderData,
     IdxData,
     ImageClassificationTask,
-    JobSpec,
     NpzData,
-    Problem,
     TableData,
     TabularTask,
 )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from workers.sources.arrays import SPLIT_SEED, builtin_rows, stratified_holdout
 from workers.sources.problems import BadDataError
-from workers.spec import BreastCancerData, TableData
+from workers.task_spec import BreastCancerData, TableData
 
 if TYPE_CHECKING:
     import pandas

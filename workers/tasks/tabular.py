@@ -14,7 +14,7 @@ from torch.nn import functional
 from workers.models import builtin
 from workers.sources import tables
 from workers.sources.problems import BadDataError
-from workers.spec import BreastCancerData, TabularTask
+from workers.task_spec import BreastCancerData, TabularTask
 from workers.tasks.base import Batch, Datasets, ModelFacts
 
 
