@@ -198,19 +198,6 @@ class JobFolder:
                 found.append(log)
         return sorted(found, key=lambda log: (log.attempt, log.rank))
 
-    def read_log(self, attempt: int, rank: int, offset: int = 0, limit: int = 1 << 20) -> tuple[str, int]:
-        """(whole lines from byte ``offset``, offset of what comes next); at most ``limit`` bytes, more only for one longer line."""
-        try:
-            with self.log_path(attempt, rank).open("rb") as stream:
-                stream.seek(offset)
-                content = stream.read(limit)
-                if b"\n" not in content and len(content) == limit:
-                    content += stream.readline()
-        except FileNotFoundError:
-            return "", offset
-        end = content.rfind(b"\n") + 1
-        return content[:end].decode("utf-8", "replace"), offset + end
-
     def events(self, attempt: int) -> list[dict[str, Any]]:
         return list(read_lines(self.events_path(attempt)))
 

@@ -27,15 +27,11 @@ class DigitsData(Model):
     source: Literal["digits"]
 
 
-class NpzData(Model):
-    """Arrays of one ``.npz`` file: images (N, H, W) or (N, H, W, C) of uint8 or float, labels (N,) or (N, 1) of integers."""
+class LabelledImages(Model):
+    """What sources of images with labels in arrays share; what the two names mean is up to the source."""
 
-    source: Literal["npz"]
-    path: PathText
-    train_images: ColumnName = "x_train"
-    train_labels: ColumnName = "y_train"
-    evaluation_images: ColumnName | None = Field("x_test", description="null: hold out a part of the training images")
-    evaluation_labels: ColumnName | None = "y_test"
+    evaluation_images: str | None
+    evaluation_labels: str | None
     holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share held out when there are no evaluation images"
     )
@@ -52,7 +48,18 @@ class NpzData(Model):
         return self
 
 
-class IdxData(Model):
+class NpzData(LabelledImages):
+    """Arrays of one ``.npz`` file: images (N, H, W) or (N, H, W, C) of uint8 or float, labels (N,) or (N, 1) of integers."""
+
+    source: Literal["npz"]
+    path: PathText
+    train_images: ColumnName = "x_train"
+    train_labels: ColumnName = "y_train"
+    evaluation_images: ColumnName | None = Field("x_test", description="null: hold out a part of the training images")
+    evaluation_labels: ColumnName | None = "y_test"
+
+
+class IdxData(LabelledImages):
     """Files in the idx format of MNIST (also gzipped): images (N, H, W) of unsigned bytes, labels (N,)."""
 
     source: Literal["idx"]
@@ -60,16 +67,6 @@ class IdxData(Model):
     train_labels: PathText
     evaluation_images: PathText | None = None
     evaluation_labels: PathText | None = None
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    classes: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> Self:
-        if (self.evaluation_images is None) != (self.evaluation_labels is None):
-            raise PydanticCustomError(
-                "pair", "evaluation_images and evaluation_labels must both be given, or both be null"
-            )
-        return self
 
 
 class FolderData(Model):

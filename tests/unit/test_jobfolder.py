@@ -79,19 +79,6 @@ def test_thinning_keeps_the_spike(folder: JobFolder) -> None:
     assert 333 in thin.steps
 
 
-def test_logs_are_read_in_whole_lines(folder: JobFolder) -> None:
-    path = folder.log_path(1, 0)
-    path.parent.mkdir(parents=True)
-    path.write_text("one\ntwo\nthr")
-    text, offset = folder.read_log(1, 0)
-    assert text == "one\ntwo\n"
-    assert folder.read_log(1, 0, offset) == ("", offset)
-    path.write_text("one\ntwo\nthree\n")
-    assert folder.read_log(1, 0, offset)[0] == "three\n"
-    assert folder.read_log(1, 0, 0, limit=2)[0] == "one\n", "a line longer than the limit still comes whole"
-    assert folder.read_log(1, 7) == ("", 0)
-
-
 def test_documents_are_replaced_at_once(folder: JobFolder) -> None:
     folder.write_document("x.json", {"a": 1})
     folder.write_document("x.json", {"a": 2})
