@@ -29,7 +29,7 @@ def check(spec: JobSpec, settings: Settings, capacity: Capacity | None) -> None:
 
 def gang(spec: JobSpec) -> Gang:
     workers = spec.workers
-    return Gang(workers.count, Resources(cpus=workers.cpus, gpus=workers.gpus, memory=workers.memory or 0))
+    return Gang(workers.fewest, Resources(cpus=workers.cpus, gpus=workers.gpus, memory=workers.memory or 0))
 
 
 def _path_problems(spec: JobSpec, settings: Settings) -> Iterator[Problem]:
@@ -72,4 +72,4 @@ def _links(folder: Path) -> Iterator[str]:
 
 def _size_problems(spec: JobSpec, capacity: Capacity | None) -> Iterator[Problem]:
     if capacity is not None and capacity.nodes and not fits(capacity, gang(spec)):
-        yield Problem("workers", too_small(capacity, gang(spec)), str(spec.workers.count))
+        yield Problem("workers", too_small(capacity, gang(spec)), str(spec.workers.fewest))

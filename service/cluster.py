@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from workers.reports import Observation, StopMode
+from workers.reports import GroupShape, Observation, StopMode
 from workers.spec import JobSpec
 
 
@@ -26,6 +26,7 @@ class Node:
     id: str
     address: str
     total: Resources
+    draining: bool = False  # Ray, or an operator, takes it away soon: nothing new goes there, and what is there leaves
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Launch:
     job_id: str
     attempt: int
     spec: JobSpec
+    shape: GroupShape  # to begin with
     folder: str  # the job's folder in storage (workers/jobfolder.py)
     mlflow_url: str | None
     experiment: str  # name of the MLflow experiment
@@ -58,6 +60,9 @@ class Cluster(Protocol):
         """For each attempt name (value: highest event sequence known): its state, or None when there is no such controller."""
 
     def stop(self, name: str, mode: StopMode) -> None: ...
+
+    def reshape(self, name: str, shape: GroupShape) -> None:
+        """What the attempt's worker group should be like from now on. Returns before it is; nothing happens when it is already."""
 
     def remove(self, name: str) -> None:
         """Ends whatever is left of the attempt (controller, workers, placement group). No error when there is nothing."""

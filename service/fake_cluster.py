@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from service.cluster import Capacity, ClusterUnavailableError, Launch, Node, Resources
-from workers.reports import Event, Level, Observation, Outcome, Progress, ReasonCode, StopMode, WorkerStatus
+from workers.reports import (
+    Event,
+    GroupShape,
+    Level,
+    Observation,
+    Outcome,
+    Progress,
+    ReasonCode,
+    Recovery,
+    StopMode,
+    WorkerStatus,
+)
 
 Phase = Literal["starting", "running", "recovering", "stopping", "finished"]
 
@@ -25,7 +36,7 @@ class FakeController:
     outcome: Outcome | None = None
     events: list[Event] = field(default_factory=list)
     stops: list[StopMode] = field(default_factory=list)
-    recoveries: int = 0
+    recoveries: list[Recovery] = field(default_factory=list)
     silent: bool = False  # it is there, and does not answer
 
     def event(self, type: str, message: str, data: Mapping[str, Any] | None = None, level: Level = "info") -> None:
@@ -74,6 +85,13 @@ class FakeCluster:
         else:
             controller.phase = "stopping"
 
+    def reshape(self, name: str, shape: GroupShape) -> None:
+        self._reach()
+        controller = self.controllers.get(name)
+        if controller is not None and controller.launch.shape != shape:
+            controller.launch = replace(controller.launch, shape=shape)
+            controller.event("workers.reshaped", f"{shape.workers} workers", {"workers": shape.workers})
+
     def remove(self, name: str) -> None:
         self._reach()
         self.controllers.pop(name, None)
@@ -94,7 +112,7 @@ class FakeCluster:
         """Workers are lost; the next ``observe`` after this one's sees them replaced."""
         controller = self.controllers[name]
         controller.phase = "recovering"
-        controller.recoveries += 1
+        controller.recoveries.append(Recovery(time.time(), (1,), "killed", controller.step, "memory", 1.0))
         controller.event("worker.lost", "worker 1 was lost", {"rank": 1}, level="warning")
 
     def _reach(self) -> None:
@@ -124,16 +142,19 @@ class FakeCluster:
             latest={"train/loss": 1 / (1 + controller.step)} if controller.step else {},
             health={"verdict": "healthy", "findings": []},
             workers=[
-                WorkerStatus(rank, 1000 + rank, self._address(rank), "cpu", state, 0.0)
-                for rank in range(controller.launch.spec.workers.count)
+                WorkerStatus(rank, 1000 + rank, self._address(rank), self._node(rank), "cpu", state, 0.0)
+                for rank in range(controller.launch.shape.workers)
             ],
             events=[event for event in controller.events if event.sequence > sequence],
             links={},
-            recoveries=controller.recoveries,
+            recoveries=tuple(controller.recoveries),
         )
         if controller.phase == "recovering":
             controller.phase = "running"
         return observation
+
+    def _node(self, rank: int) -> str:
+        return self.nodes[rank % len(self.nodes)].id if self.nodes else "gone"
 
     def _address(self, rank: int) -> str:
         return self.nodes[rank % len(self.nodes)].address if self.nodes else "gone"

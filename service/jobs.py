@@ -174,7 +174,7 @@ def _new_row(job_id: str, project: str, spec: JobSpec, now: datetime) -> JobRow:
         spec=spec.model_dump(mode="json"),
         labels=dict(spec.metadata),
         priority=spec.priority,
-        worker_count=spec.workers.count,
+        worker_count=spec.workers.fewest,
         worker_cpus=spec.workers.cpus,
         worker_gpus=spec.workers.gpus,
         worker_memory=spec.workers.memory or 0,

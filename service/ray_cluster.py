@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import ray
 from ray.exceptions import GetTimeoutError, RaySystemError, RpcError
 
-from service.wire import decode, encode, launch_value, observation_document
+from service.wire import decode, encode, launch_value, observation_document, shape_value
 from workers import launcher
 from workers.ray_names import NAMESPACE
 from workers.reports import StopMode
@@ -75,6 +75,7 @@ def launch(launch: Mapping[str, Any]) -> None:
         value.job_id,
         value.attempt,
         value.spec.model_dump_json(),
+        value.shape,
         value.folder,
         value.mlflow_url,
         value.experiment,
@@ -115,11 +116,16 @@ def stop(name: str, mode: str) -> None:
     launcher.stop(name, StopMode(mode))
 
 
+def reshape(name: str, shape: Mapping[str, Any]) -> None:
+    launcher.reshape(name, shape_value(shape))
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
     "capacity": launcher.capacity,
     "launch": launch,
     "observe": Observer(),
     "stop": stop,
+    "reshape": reshape,
     "remove": launcher.remove,
     "names": lambda: sorted(launcher.names()),
 }

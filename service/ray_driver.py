@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.cluster import Capacity, ClusterUnavailableError, Launch
-from service.wire import capacity_value, decode, encode, launch_document, observation_value
-from workers.reports import Observation, StopMode
+from service.wire import capacity_value, decode, encode, launch_document, observation_value, shape_document
+from workers.reports import GroupShape, Observation, StopMode
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,9 @@ class RayDriver:
 
     def stop(self, name: str, mode: StopMode) -> None:
         self._call("stop", name=name, mode=mode.value)
+
+    def reshape(self, name: str, shape: GroupShape) -> None:
+        self._call("reshape", name=name, shape=shape_document(shape))
 
     def remove(self, name: str) -> None:
         self._call("remove", name=name)

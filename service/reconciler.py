@@ -31,7 +31,7 @@ from service.placement import Candidate, Held, fits, plan
 from service.records import Records
 from service.settings import Settings
 from workers.jobfolder import JobFolder
-from workers.reports import Observation
+from workers.reports import GroupShape, Observation
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,7 @@ class Reconciler:
             job_id=job.id,
             attempt=attempt.number,
             spec=self._records.spec(job.id),
+            shape=GroupShape(job.gang.count),
             folder=str(JobFolder(Path(self._settings.storage), job.id).path),
             mlflow_url=self._settings.mlflow_url,
             experiment=self._settings.experiment,

@@ -137,7 +137,7 @@ def _apply_attempt(
         return False
     if seen is not None:
         row.seen_at = row.seen_at or now
-        row.recoveries = seen.recoveries
+        row.recoveries = len(seen.recoveries)
         _relay(session, job, row, seen)
         if attempt.number == job.attempt:
             _show(job, seen)

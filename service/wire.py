@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from service.cluster import Capacity, Launch, Node, Resources
-from workers.reports import Observation
+from workers.reports import GroupShape, Observation
 from workers.spec import JobSpec
 
 _OBSERVATION = TypeAdapter(Observation)
@@ -35,6 +35,7 @@ def launch_document(launch: Launch) -> dict[str, Any]:
         "job_id": launch.job_id,
         "attempt": launch.attempt,
         "spec": launch.spec.model_dump_json(),
+        "shape": shape_document(launch.shape),
         "folder": launch.folder,
         "mlflow_url": launch.mlflow_url,
         "experiment": launch.experiment,
@@ -42,7 +43,16 @@ def launch_document(launch: Launch) -> dict[str, Any]:
 
 
 def launch_value(document: Mapping[str, Any]) -> Launch:
-    return Launch(**{**document, "spec": JobSpec.model_validate_json(document["spec"])})
+    spec, shape = JobSpec.model_validate_json(document["spec"]), shape_value(document["shape"])
+    return Launch(**{**document, "spec": spec, "shape": shape})
+
+
+def shape_document(shape: GroupShape) -> dict[str, Any]:
+    return {"workers": shape.workers, "avoid": sorted(shape.avoid)}
+
+
+def shape_value(document: Mapping[str, Any]) -> GroupShape:
+    return GroupShape(document["workers"], frozenset(document["avoid"]))
 
 
 def observation_document(observation: Observation | None) -> dict[str, Any] | None:

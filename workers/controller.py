@@ -68,7 +68,7 @@ class Member:
 
     def status(self) -> WorkerStatus:
         ready = self.ready
-        place = (ready.pid, ready.node, ready.device) if ready else (0, "", "")
+        place = (ready.pid, ready.node, "", ready.device) if ready else (0, "", "", "")
         return WorkerStatus(self.rank, *place, self.state, self.started_at)
 
 
@@ -111,7 +111,7 @@ class JobController:
                 workers=[member.status() for member in self._members],
                 events=self._events[after:],
                 links=links,
-                recoveries=self._recoveries.total,
+                recoveries=[],
             )
 
     def stop(self, mode: StopMode) -> None:
@@ -169,7 +169,7 @@ class JobController:
         while not ray.wait([placed], timeout=FORM_SECONDS)[0]:
             self._heed_stop()
         self._members = []
-        for rank in range(self._spec.workers.count):
+        for rank in range(self._attempt.shape.workers):
             name, actor = place_worker(self._attempt, self._spec, self._generation, rank, group)
             self._members.append(Member(rank, name, actor))
         preparing = {member.actor.prepare.remote(): member for member in self._members}

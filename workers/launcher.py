@@ -21,7 +21,7 @@ from workers.ray_names import (
     group_name,
     kill_actor,
 )
-from workers.reports import Observation, StopMode
+from workers.reports import GroupShape, Observation, StopMode
 
 
 def start(
@@ -29,6 +29,7 @@ def start(
     job_id: str,
     attempt: int,
     spec_json: str,
+    shape: GroupShape,
     folder: str,
     mlflow_url: str | None,
     experiment: str,
@@ -43,7 +44,7 @@ def start(
         num_cpus=0,
         max_restarts=-1,
         max_concurrency=8,
-    ).remote(Attempt(name, job_id, attempt, spec_json, folder, mlflow_url, experiment, train))
+    ).remote(Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train))
 
 
 def observe(seen: Mapping[str, int], timeout_seconds: float = 2.0) -> dict[str, Observation | None]:
@@ -78,6 +79,15 @@ def stop(name: str, mode: StopMode) -> None:
     except ValueError:
         return
     controller.stop.remote(mode)
+
+
+def reshape(name: str, shape: GroupShape) -> None:
+    """What the worker group should be like; does nothing when there is no controller."""
+    try:
+        controller = ray.get_actor(controller_name(name), namespace=NAMESPACE)
+    except ValueError:
+        return
+    controller.reshape.remote(shape)
 
 
 def remove(name: str) -> None:

@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers import standby
 from workers.ray_names import NAMESPACE, actors_of, find_placement_group, group_name, kill_actor, worker_name
+from workers.reports import GroupShape
 from workers.spec import JobSpec
 from workers.worker import Assignment, TrainWorker
 
@@ -23,6 +24,7 @@ class Attempt:
     job_id: str
     attempt: int
     spec_json: str
+    shape: GroupShape  # to begin with
     folder: str
     mlflow_url: str | None
     experiment: str
@@ -41,14 +43,21 @@ def reserve(attempt: Attempt, spec: JobSpec) -> PlacementGroup:
         bundle["GPU"] = workers.gpus
     if workers.memory:
         bundle["memory"] = workers.memory
-    return placement_group([dict(bundle) for _ in range(workers.count)], "PACK", name=name, lifetime="detached")
+    return placement_group([dict(bundle) for _ in range(attempt.shape.workers)], "PACK", name=name, lifetime="detached")
 
 
 def place_worker(attempt: Attempt, spec: JobSpec, generation: int, rank: int, group: PlacementGroup) -> tuple[str, Any]:
     """(name, actor) of a rank: a standby on the machine that the group, which has its room, reserved for it, or a new process there."""
     workers = spec.workers
     assignment = Assignment(
-        attempt.name, attempt.spec_json, attempt.folder, attempt.attempt, generation, rank, workers.count, attempt.train
+        attempt.name,
+        attempt.spec_json,
+        attempt.folder,
+        attempt.attempt,
+        generation,
+        rank,
+        attempt.shape.workers,
+        attempt.train,
     )
     if not workers.gpus:
         node_id = placement_group_table(group)["bundles_to_node_id"][rank]

@@ -18,6 +18,10 @@ class ReasonCode(StrEnum):
     EARLY_STOPPED = "early_stopped"
     CANCELLED = "cancelled"
     KILLED = "killed"
+    PAUSED = "paused"  # on request, or for a job that goes first; everything is in a checkpoint
+    STORAGE_FULL = (
+        "storage_full"  # a checkpoint could not be written for want of room: the job pauses until there is some
+    )
     DEADLINE_EXCEEDED = "deadline_exceeded"
     BAD_DATA = "bad_data"
     USER_ERROR = "user_error"  # an exception in the model, the loss or the data
@@ -33,7 +37,7 @@ class ReasonCode(StrEnum):
 
 @dataclass(frozen=True)
 class ReasonKind:
-    status: Literal["succeeded", "failed", "cancelled"]
+    status: Literal["succeeded", "failed", "cancelled", "paused"]
     whose: Whose
     retryable: bool
 
@@ -43,6 +47,8 @@ REASONS: Mapping[ReasonCode, ReasonKind] = {
     ReasonCode.EARLY_STOPPED: ReasonKind("succeeded", "nobody", False),
     ReasonCode.CANCELLED: ReasonKind("cancelled", "user", False),
     ReasonCode.KILLED: ReasonKind("cancelled", "user", False),
+    ReasonCode.PAUSED: ReasonKind("paused", "user", False),
+    ReasonCode.STORAGE_FULL: ReasonKind("paused", "platform", False),
     ReasonCode.DEADLINE_EXCEEDED: ReasonKind("failed", "user", False),
     ReasonCode.BAD_DATA: ReasonKind("failed", "user", False),
     ReasonCode.USER_ERROR: ReasonKind("failed", "user", False),
@@ -108,18 +114,46 @@ class Reporter(Protocol):
 
 
 class StopMode(StrEnum):
+    """From gentle to strong; a stronger one replaces a gentler one."""
+
+    PAUSE = "pause"  # finish the step, write a checkpoint, free everything; the job goes on later
     CANCEL = "cancel"  # finish the step, write a checkpoint, end
     KILL = "kill"  # now, nothing is written
 
 
 @dataclass(frozen=True)
+class GroupShape:
+    """What the worker group of an attempt should be like. It changes at a step boundary, without a restart."""
+
+    workers: int
+    avoid: frozenset[str] = frozenset()  # ids of nodes that its workers should leave, because they are drained
+
+
+@dataclass(frozen=True)
 class WorkerStatus:
+    """One worker process of an attempt, now or in the past."""
+
     rank: int
     pid: int
     node: str  # address of the machine
+    node_id: str
     device: str
-    state: Literal["starting", "running", "lost", "done"]
+    state: Literal["starting", "running", "done", "lost", "left"]  # left: no longer needed, or moved elsewhere
     started_at: float
+    ended_at: float | None = None
+    why: str | None = None  # it ended
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Workers were lost and replaced."""
+
+    lost_at: float
+    ranks: Sequence[int]
+    cause: str
+    step: int  # optimizer steps done when training went on
+    source: Literal["memory", "checkpoint", "start"]  # where the state came from: a survivor, storage, nowhere
+    seconds: float  # from the loss to the next step
 
 
 @dataclass(frozen=True)
@@ -131,7 +165,7 @@ class Observation:
     progress: Progress | None
     latest: Mapping[str, float]  # newest value of each series
     health: Mapping[str, Any]  # {"verdict": ..., "findings": [...]}
-    workers: Sequence[WorkerStatus]
+    workers: Sequence[WorkerStatus]  # those at work and, before them, those that ended (the last 100 of them)
     events: Sequence[Event]
     links: Mapping[str, str]  # {"mlflow": url}
-    recoveries: int
+    recoveries: Sequence[Recovery]  # the last 100

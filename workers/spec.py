@@ -105,10 +105,15 @@ class Schedule(Model):
     final_factor: Fraction = Field(0.0, description="share of learning_rate at the last step (cosine, linear)")
 
 
+WorkerCount = Annotated[int, Field(ge=1, le=4096)]
+
+
 class Workers(Model):
-    count: Annotated[int, Field(ge=1, le=4096)] = 1
-    min: None = None
-    max: None = None
+    """A fixed ``count``, or an elastic number from ``min`` to ``max`` that follows the room in the cluster."""
+
+    count: WorkerCount | None = Field(None, description="data-parallel workers; default 1, or give min and max")
+    min: WorkerCount | None = Field(None, description="elastic: the job waits for so many")
+    max: WorkerCount | None = Field(None, description="elastic: and takes up to so many while there is room")
     cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1, description="processors reserved a worker")
     gpus: Annotated[float, Field(ge=0, le=16)] = Field(0, description="accelerators reserved a worker")
     memory: Annotated[int, Field(ge=1)] | None = Field(None, description="bytes reserved a worker")
@@ -117,12 +122,17 @@ class Workers(Model):
     )
     strategy: Literal["ddp"] = "ddp"
 
-    @field_validator("min", "max", mode="before")
-    @classmethod
-    def _no_elastic(cls, value: Any) -> Any:
-        if value is not None:
-            raise not_available("an elastic number of workers (min, max)", "use count")
-        return value
+    @model_validator(mode="after")
+    def _count_or_range(self) -> Self:
+        if self.count is not None and (self.min is not None or self.max is not None):
+            raise PydanticCustomError("worker_range", "give count, or min and max, not both")
+        if (self.min is None) != (self.max is None):
+            raise PydanticCustomError("worker_range", "min and max belong together: give both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError(
+                "worker_range", "min {min} is larger than max {max}", {"min": self.min, "max": self.max}
+            )
+        return self
 
     @field_validator("strategy", mode="before")
     @classmethod
@@ -130,6 +140,18 @@ class Workers(Model):
         if value == "fsdp":
             raise not_available("strategy 'fsdp'", "use ddp")
         return value
+
+    @property
+    def fewest(self) -> int:
+        return self.min or self.count or 1
+
+    @property
+    def most(self) -> int:
+        return self.max or self.count or 1
+
+    @property
+    def elastic(self) -> bool:
+        return self.fewest < self.most
 
     @property
     def threads_per_worker(self) -> int:
@@ -236,11 +258,11 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:
-        needed = self.workers.count * self.training.accumulate
+        needed = self.workers.most * self.training.accumulate
         if self.training.batch_size < needed:
             raise PydanticCustomError(
                 "batch_too_small",
-                "training.batch_size {batch} is smaller than workers.count x training.accumulate = {needed}; "
+                "training.batch_size {batch} is smaller than workers x training.accumulate = {needed}; "
                 "each microbatch of each worker needs a sample",
                 {"batch": self.training.batch_size, "needed": needed},
             )

@@ -89,7 +89,7 @@ def run(
                     place,
                     port=usual_or_free(API_PORT),
                     mlflow_port=usual_or_free(MLFLOW_PORT),
-                    cpus=cpus or max(math.ceil(workers.count * workers.cpus), os.cpu_count() or 1),
+                    cpus=cpus or max(math.ceil(workers.most * workers.cpus), os.cpu_count() or 1),
                 )
                 say("starting Ray, MLflow, the scheduler and the API ...")
                 with Supervisor(options, lambda message: None) as service:

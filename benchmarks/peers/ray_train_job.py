@@ -27,7 +27,7 @@ def train_loop(config: dict[str, Any]) -> None:
     train = task.datasets().train
     model = ray.train.torch.prepare_model(task.model())
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.optimizer.learning_rate)
-    share = spec.training.batch_size // spec.workers.count
+    share = spec.training.batch_size // spec.workers.fewest
     for step in range(spec.training.length[1]):
         loss_sum, count = task.loss(model, train.batch(list(range(share)), seed=0))
         optimizer.zero_grad()

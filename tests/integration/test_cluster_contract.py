@@ -17,7 +17,7 @@ from service.cluster import Cluster, ClusterUnavailableError, Launch
 from service.fake_cluster import FakeCluster
 from service.ray_driver import RayDriver
 from workers.jobfolder import JobFolder
-from workers.reports import Observation, ReasonCode, StopMode
+from workers.reports import GroupShape, Observation, ReasonCode, StopMode
 from workers.spec import parse_spec
 
 pytestmark = pytest.mark.integration
@@ -52,7 +52,7 @@ def launch(folder: Path, job_id: str, *, endless: bool = False) -> Launch:
         }
     )
     job_folder = JobFolder(folder, job_id)
-    return Launch(f"{job_id}.1", job_id, 1, spec, str(job_folder.path), None, "chainrule")
+    return Launch(f"{job_id}.1", job_id, 1, spec, GroupShape(1), str(job_folder.path), None, "chainrule")
 
 
 def look(cluster: Cluster, name: str, seen: int = 0) -> Observation | None:

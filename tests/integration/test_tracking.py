@@ -16,7 +16,7 @@ from tests.helpers import wait_for
 from workers import launcher
 from workers.jobfolder import JobFolder, append_lines
 from workers.placing import Attempt
-from workers.reports import Outcome, ReasonCode
+from workers.reports import GroupShape, Outcome, ReasonCode
 from workers.spec import parse_spec
 from workers.tracking import Shipper
 
@@ -53,7 +53,7 @@ def test_a_job_is_on_its_run(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     job_id = f"job-{uuid.uuid4().hex[:12]}"
     name, spec_json = f"{job_id}.1", parse_spec(SPEC).model_dump_json()
     folder = JobFolder(tmp_path, job_id)
-    launcher.start(name, job_id, 1, spec_json, str(folder.path), mlflow_server.url, "tracking-tests")
+    launcher.start(name, job_id, 1, spec_json, GroupShape(2), str(folder.path), mlflow_server.url, "tracking-tests")
     try:
         wait_for("the tracking's end", lambda: _tracked(name), 120)
     finally:
@@ -127,7 +127,14 @@ def test_nothing_is_lost_while_the_server_is_away(server_to_stop: MlflowServer, 
     folder = JobFolder(tmp_path / "storage", "job-1")
     spec = parse_spec(SPEC)
     attempt = Attempt(
-        "job-1.1", "job-1", 1, spec.model_dump_json(), str(folder.path), server_to_stop.url, "tracking-tests"
+        "job-1.1",
+        "job-1",
+        1,
+        spec.model_dump_json(),
+        GroupShape(2),
+        str(folder.path),
+        server_to_stop.url,
+        "tracking-tests",
     )
     started_at = float(int(time.time()) - 10_000)
     folder.create(attempt.spec_json)

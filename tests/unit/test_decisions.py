@@ -60,7 +60,7 @@ def saw(phase: str, code: ReasonCode | None = None) -> Sight:
     return Sight(
         Observation(
             phase=phase,  # type: ignore[arg-type]
-            outcome=outcome, progress=None, latest={}, health={}, workers=(), events=(), links={}, recoveries=0,
+            outcome=outcome, progress=None, latest={}, health={}, workers=(), events=(), links={}, recoveries=(),
         )
     )  # fmt: skip
 

@@ -65,7 +65,6 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
         {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
         {"training": {"precision": "fp16"}},
         {"training": {"compile": True}},
-        {"workers": {"min": 1, "max": 4}},
         {"workers": {"strategy": "fsdp"}},
         {"health": {"mode": "repair"}},
         {"health": {"preflight": True}},
