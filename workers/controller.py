@@ -22,7 +22,7 @@ from workers.group_decisions import End, Recover, Recoveries, Seen, conclude
 from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
 from workers.placing import Attempt, end_workers, place_worker, reserve
 from workers.ray_names import NAMESPACE, cause_of_death, find_placement_group, group_name
-from workers.reports import Event, Level, Observation, Outcome, Progress, ReasonCode, StopMode, WorkerStatus
+from workers.reports import Event, Level, Observation, Outcome, Progress, ReasonCode, Recovery, StopMode, WorkerStatus
 from workers.spec import JobSpec
 from workers.tracking import Shipper
 from workers.worker import Failure, Poll, Ready
@@ -89,6 +89,8 @@ class JobController:
         self._stop: StopMode | None = None
         self._generation = 0
         self._recoveries = Recoveries()
+        self._recovered: list[Recovery] = []
+        self._loss: tuple[float, Recover] | None = None  # when, and who; until the group is formed anew
         self._gradients = GradientWriter(self._folder.gradients_path, attempt.attempt)
         self._restore()
         if not self._generation:
@@ -111,7 +113,7 @@ class JobController:
                 workers=[member.status() for member in self._members],
                 events=self._events[after:],
                 links=links,
-                recoveries=[],
+                recoveries=list(self._recovered),
             )
 
     def stop(self, mode: StopMode) -> None:
@@ -195,6 +197,11 @@ class JobController:
         else:
             seconds = time.monotonic() - lost_at
             message = f"The group was formed anew in {seconds:.1f} s: {places}."
+            if self._loss is not None:
+                at, lost = self._loss
+                step = self._progress.step if self._progress else 0
+                cause = "; ".join(f"rank {rank}: {cause}" for rank, cause in sorted(lost.ranks.items()))
+                self._recovered.append(Recovery(at, sorted(lost.ranks), cause, step, "checkpoint", seconds))
             self._tell("info", "workers.recovered", message, data | {"seconds": seconds})
 
     def _adopt(self) -> bool:
@@ -369,6 +376,7 @@ class JobController:
                 f"Rank {rank} was lost: {cause}. Going on from the newest checkpoint.",
                 {"rank": rank, "pid": pid, "cause": cause, "generation": self._generation},
             )
+        self._loss = (time.time(), recover)
         self._recoveries = self._recoveries.another(self._progress.step if self._progress else 0)
         self._remember()
         return self._recoveries.exhausted(self._spec.retry.max_attempts, recover.ranks)
