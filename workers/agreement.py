@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -13,50 +15,58 @@ class Signal(IntEnum):
     """What a worker wants all of them to do after the step that is under way. The largest wins."""
 
     NONE = 0
-    STOP = 1
-    NONFINITE = 2
+    REGROUP = 1  # form the next group
+    PAUSE = 2
+    CANCEL = 3
+    NONFINITE = 4
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The same on every worker. ``votes``: sums over the workers of the votes that each gave."""
+
+    loss_sum: Tensor  # () float64, on the device
+    count: Tensor  # () float64, on the device
+    signal: Signal
+    votes: tuple[float, ...]
 
 
 class Agreement:
     """``start`` before the backward pass, ``result`` after it: the numbers travel meanwhile.
 
-    Sums and signals go through one all-reduce on the CPU. On accelerators the sums stay on the device and the signals go through a
-    gloo group of their own, so that deciding never waits for the device.
+    Sums and decisions go through one all-reduce on the CPU. On accelerators the sums stay on the device and the decisions go through
+    a gloo group of their own (``control``), so that deciding never waits for the device.
     """
 
-    def __init__(self, device: torch.device, world_size: int) -> None:
-        self._device, self._world_size = device, world_size
-        self.group: dist.ProcessGroup | None = None  # for control and objects, always on the CPU
-        if world_size > 1 and device.type != "cpu":
-            self.group = dist.new_group(backend="gloo")
+    def __init__(self, device: torch.device, world_size: int, control: dist.ProcessGroup | None) -> None:
+        self._device, self._world_size, self._control = device, world_size, control
         self._sums = torch.zeros(2)
-        self._signals = torch.zeros(len(Signal))
+        self._decisions = torch.zeros(len(Signal))
         self._works: list[dist.Work] = []
 
-    def start(self, sums: Tensor, signal: Signal) -> None:
+    def start(self, sums: Tensor, signal: Signal, votes: Sequence[float]) -> None:
         """``sums``: (loss sum, count), float64 on the device."""
-        votes = torch.zeros(len(Signal), dtype=torch.float64)
-        votes[signal] = 1.0
+        decisions = torch.tensor([float(each is signal) for each in Signal] + list(votes), dtype=torch.float64)
         if self._world_size == 1:
-            self._sums, self._signals = sums, votes
+            self._sums, self._decisions = sums, decisions
         elif self._device.type == "cpu":
-            both = torch.cat([sums, votes])
-            self._sums, self._signals = both[:2], both[2:]
+            both = torch.cat([sums, decisions])
+            self._sums, self._decisions = both[:2], both[2:]
             self._send(both, None)
         else:
-            self._sums, self._signals = sums.clone(), votes
+            self._sums, self._decisions = sums.clone(), decisions
             self._send(self._sums, None)
-            self._send(self._signals, self.group)
+            self._send(self._decisions, self._control)
 
     def _send(self, tensor: Tensor, group: dist.ProcessGroup | None) -> None:
         work = dist.all_reduce(tensor, group=group, async_op=True)
         assert work is not None
         self._works.append(work)
 
-    def result(self) -> tuple[Tensor, Tensor, Signal]:
-        """(loss sum, count, signal) over all workers, the same on each."""
+    def result(self) -> Agreed:
         for work in self._works:
             work.wait()
         self._works.clear()
-        agreed = max(signal for signal in Signal if signal is Signal.NONE or self._signals[signal].item() > 0)
-        return self._sums[0], self._sums[1], agreed
+        decisions = self._decisions.tolist()
+        signal = max(signal for signal in Signal if signal is Signal.NONE or decisions[signal] > 0)
+        return Agreed(self._sums[0], self._sums[1], signal, tuple(decisions[len(Signal) :]))

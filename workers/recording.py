@@ -1,11 +1,16 @@
-"""From the device to the reporter: what each step measured waits in a ring buffer and is copied out every few steps."""
+"""From the device to the reporter: what each step measured waits in a ring buffer and is copied out every few steps.
+
+All workers measure the same numbers, and all keep them until the controller has them: when the one that tells is lost, another goes on telling
+where it stopped.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workers import health
-from workers.reports import Level, Progress, Reporter
+from workers.reports import Level, Progress, Reporter, mark_of
 
 ROWS = 64  # the ring's size
 FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
@@ -32,11 +37,25 @@ class HostValues:
     data_wait_seconds: float
 
 
+@dataclass(frozen=True)
+class Row:
+    """What was measured after a step. ``norms``: of each layer's gradient, where they are to be reported."""
+
+    step: int
+    timestamp: float
+    values: Mapping[str, float]
+    norms: list[float] | None = None
+
+    @property
+    def mark(self) -> int:
+        return mark_of(self.step, self.values) or 0
+
+
 _Row = TypeVar("_Row")
 
 
 class Recorder:
-    """Used by rank 0. ``record`` never waits for the device; ``flush`` does, a few times a second."""
+    """``record`` never waits for the device; ``flush`` does, a few times a second."""
 
     def __init__(
         self,
@@ -47,7 +66,12 @@ class Recorder:
         steps: int,
         every_steps: int,
         warmup_steps: int,
+        told_through: Callable[[], int],
     ) -> None:
+        """``told_through``: the mark up to which the controller has everything."""
+        self._told_through = told_through
+        self._teller = False
+        self._untold: deque[Row] = deque()
         self._reporter, self._layers, self._steps = reporter, layers, steps
         self._every_steps, self._warmup_steps = every_steps, warmup_steps
         self._ring = torch.zeros((ROWS, len(SCALARS) + len(layers)), dtype=torch.float64, device=device)
@@ -60,6 +84,13 @@ class Recorder:
         self._seconds_per_step: float | None = None
         self.bad_steps = 0  # in a row, up to the last flush
         self.latest: dict[str, float] = {}
+
+    def tell(self, yes: bool) -> None:
+        """Whether this worker reports. One that begins to, reports what nobody has told yet."""
+        begins, self._teller = yes and not self._teller, yes
+        if begins:
+            self._forget_told()
+            self._report(self._untold)
 
     def step_begins(self) -> None:
         """Called after anything that is not part of a step (evaluation, a checkpoint), so that steps are timed alone."""
@@ -82,20 +113,37 @@ class Recorder:
         if not self._pending:
             return
         rows = self._ring[: len(self._pending)].cpu().numpy().copy()
-        gradients: list[tuple[int, list[float]]] = []
+        found = []
         for (step, timestamp, seconds, host), row in zip(self._pending, rows, strict=True):
             norms = row[len(SCALARS) :]
             values = self._values(row, norms, seconds, host)
-            self._reporter.metrics(step, values, timestamp)
-            if step % self._every_steps == 0 or step == 1:
-                gradients.append((step, norms.tolist()))
+            wanted = step % self._every_steps == 0 or step == 1
+            found.append(Row(step, timestamp, values, norms.tolist() if wanted else None))
             self._remember(step, values["train/loss"], norms)
             self.latest.update(values)
-        if gradients:
-            self._reporter.gradients(self._layers, gradients)
+        self._keep(found)
         self._report_progress(len(rows))
         self._pending.clear()
         self._flushed_at = time.perf_counter()
+
+    def _keep(self, rows: list[Row]) -> None:
+        self._untold.extend(rows)
+        if self._teller:
+            self._report(rows)
+        self._forget_told()
+
+    def _forget_told(self) -> None:
+        told = self._told_through()
+        while self._untold and self._untold[0].mark <= told:
+            self._untold.popleft()
+
+    def _report(self, rows: Iterable[Row]) -> None:
+        rows = list(rows)
+        gradients = [(row.step, row.norms) for row in rows if row.norms is not None]
+        if gradients:
+            self._reporter.gradients(self._layers, gradients)
+        for row in rows:
+            self._reporter.metrics(row.step, row.values, row.timestamp)
 
     def _values(self, row: np.ndarray, norms: np.ndarray, seconds: float, host: HostValues) -> dict[str, float]:
         loss_sum, count, norm, factor = row[: len(SCALARS)].tolist()
@@ -134,40 +182,59 @@ class Recorder:
         step, _, _, host = self._pending[-1]
         per_second = host.samples / self._seconds_per_step if self._seconds_per_step > 0 else None
         left = (self._steps - step) * self._seconds_per_step
-        self._reporter.progress(Progress(step, self._steps, host.epoch, per_second, left))
+        if self._teller:
+            self._reporter.progress(Progress(step, self._steps, host.epoch, per_second, left))
 
-    def beginning(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the history, so that a run that goes on later is judged by its own start."""
+    def document(self) -> dict[str, Any]:
+        """What a checkpoint or another worker needs: rows that nobody has told yet, and the run's own start, by which it is judged.
+
+        To be taken after ``flush``.
+        """
         norms = [row.tolist() for row in self._norms[:BEGINNING]]
-        return {"steps": self._kept_steps[:BEGINNING], "losses": self._losses[:BEGINNING], "norms": norms}
+        return {
+            "steps": self._kept_steps[:BEGINNING],
+            "losses": self._losses[:BEGINNING],
+            "norms": norms,
+            "untold": [asdict(row) for row in self._untold],
+            "verdict": self._verdict,
+        }
 
-    def restore(self, beginning: Mapping[str, Any]) -> None:
-        self._kept_steps, self._losses = list(beginning["steps"]), list(beginning["losses"])
-        self._norms = [np.array(row) for row in beginning["norms"]]
+    def restore(self, document: Mapping[str, Any]) -> None:
+        """Takes over what ``document`` gave; what this worker measured itself is no longer true."""
+        self._pending.clear()
+        self._kept_steps, self._losses = list(document["steps"]), list(document["losses"])
+        self._norms = [np.array(row) for row in document["norms"]]
+        self._verdict = document["verdict"]
+        self._untold = deque(Row(**row) for row in document["untold"])
+        self._forget_told()
+        if self._teller:
+            self._report(self._untold)
 
-    def judge(self, *, final: bool = False) -> health.Judgement:
-        """Reports the verdict when it changes, and at the end of the run with the figures of the end."""
-        judgement = health.judge(
+    def judgement(self) -> health.Judgement:
+        return health.judge(
             health.History(
                 np.array(self._kept_steps, dtype=np.int64),
-                np.array(self._losses),
+                np.array(self._losses, dtype=np.float64),
                 self._layers,
-                np.array(self._norms).reshape(len(self._norms), len(self._layers)),
-                self._steps,
+                np.array(self._norms, dtype=np.float64).reshape(len(self._norms), len(self._layers)),
                 self._warmup_steps,
             )
         )
+
+    def judge(self, *, final: bool = False) -> health.Judgement:
+        """Reports the verdict when it changes, and at the end of the run with the figures of the end."""
+        judgement = self.judgement()
         told = judgement.verdict == self._verdict and not final
-        if self._kept_steps and not told:  # a run that was resumed at its very end keeps its earlier verdict
-            self._verdict = judgement.verdict
+        if self._teller and self._kept_steps and not told:  # a run that was resumed at its very end keeps its earlier verdict
             level: Level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
             self._reporter.event(level, "health.verdict", judgement.sentence, judgement.as_dict())
+        self._verdict = judgement.verdict
         return judgement
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values that are not of every step, such as an evaluation's."""
         self.latest.update(values)
-        self._reporter.metrics(step, values, time.time())
+        self._keep([Row(step, time.time(), values)])
 
 
 def _thinned(rows: list[_Row]) -> list[_Row]:

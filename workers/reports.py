@@ -96,7 +96,8 @@ class Event:
 class Reporter(Protocol):
     """Where the training loop tells what happens. Implementations must be quick and must never raise.
 
-    Only rank 0's calls to ``metrics``, ``gradients`` and ``progress`` are made; every rank may call ``event``.
+    Only rank 0 calls ``metrics``, ``gradients`` and ``progress``; every rank may call ``event``. What is told again (after another worker became
+    rank 0) comes with the same step.
     """
 
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
@@ -111,6 +112,14 @@ class Reporter(Protocol):
     def progress(self, progress: Progress) -> None: ...
 
     def event(self, level: Level, type: str, message: str, data: Mapping[str, Any] | None = None) -> None: ...
+
+
+def mark_of(step: int, values: Mapping[str, float | str]) -> int | None:
+    """Place of a row of metrics in the order in which a run measures: a step's own, then its evaluation's. None: it has none (system metrics)."""
+    first = next(iter(values), "")
+    if first.startswith("system/"):
+        return None
+    return 2 * step + first.startswith("eval/")
 
 
 class StopMode(StrEnum):

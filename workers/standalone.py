@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workers import parallel
+from workers import process_group
 from workers.jobfile import JobFileError, read_job_file
 from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
+from workers.membership import Alone
 from workers.problems import SpecError
 from workers.reports import Level, Progress, ReasonCode
 from workers.sources.problems import BadDataError
@@ -85,37 +85,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in getattr(error, "problems", [error]):
             print(f"error: {problem}", file=sys.stderr)
         return 2
-    rank, world_size, local_rank = parallel.environment_rank()
+    rank, world_size, local_rank = process_group.environment_rank()
     folder = JobFolder.at(given.output or Path("outputs") / _folder_name(spec))
     context = RunContext(
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        device=parallel.choose_device(local_rank, spec.workers.gpus),
+        device=process_group.choose_device(local_rank, spec.workers.gpus),
         reporter=FolderReporter(folder) if rank == 0 else SilentReporter(),
-        checkpoints=folder.checkpoints_path,
+        link=Alone(rank, world_size),
+        checkpoints=str(folder.checkpoints_path),
         model_folder=folder.model_path,
-        stop_requested=lambda: None,
     )
-    if world_size > 1:
-        parallel.init_process_group(rank, world_size, None, context.device)
-    with contextlib.closing(_Group()):
-        try:
-            outcome = train(spec, context)
-        except BadDataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+    try:
+        outcome = train(spec, context)
+    except BadDataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if rank == 0:
         metrics = ", ".join(
             f"{key} {value:.4g}" for key, value in outcome.detail["metrics"].items() if key.startswith("eval/")
         )
         print(f"{outcome.code}: {outcome.message}. {metrics}. Everything is in {folder.path}.")
     return 0 if outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED) else 1
-
-
-class _Group:
-    def close(self) -> None:
-        parallel.destroy_process_group()
 
 
 def _folder_name(spec: JobSpec) -> str:

@@ -76,12 +76,14 @@ def _serve(pipe: Connection) -> None:
 def _grouped(function: Callable[..., Any], rank: int, world_size: int, store: str, arguments: tuple[Any, ...]) -> Any:
     import torch
 
-    from workers import parallel
+    from workers.process_group import ProcessGroup
 
-    if world_size == 1:
-        return function(rank, world_size, *arguments)
-    parallel.init_process_group(rank, world_size, FileStore(store, world_size), torch.device("cpu"), 30.0)
+    meeting = FileStore(store, world_size) if world_size > 1 else None
+    if getattr(function, "forms_its_own_group", False):
+        return function(rank, world_size, *arguments, meeting=meeting)
+    group = ProcessGroup(torch.device("cpu"))
+    group.join(rank, world_size, meeting, 30.0)
     try:
         return function(rank, world_size, *arguments)
     finally:
-        parallel.destroy_process_group()
+        group.leave()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workers.membership import Alone, MeetingPoint
 from workers.reports import Outcome, Progress, StopMode
 from workers.spec import JobSpec, parse_spec
 from workers.tasks.base import BadDataError, Batch, Datasets, ModelFacts
@@ -156,6 +157,7 @@ def train_toy(
     stop_after: int | None = None,
     stopper: int = 0,
     memory: Memory | None = None,
+    meeting: MeetingPoint = None,
 ) -> Result:
     """Trains in this process. ``stop_after``: rank ``stopper`` asks to stop in the step of that number (from 1)."""
     memory, asked = memory or Memory(), 0
@@ -166,14 +168,14 @@ def train_toy(
         return StopMode.CANCEL if rank == stopper and asked == stop_after else None
 
     context = RunContext(
-        rank=rank,
-        world_size=world_size,
-        local_rank=rank,
         device=torch.device("cpu"),
         reporter=memory,
-        checkpoints=folder / "checkpoints",
+        link=Alone(rank, world_size, stop_requested, meeting),
+        checkpoints=str(folder / "checkpoints"),
         model_folder=folder / "model",
-        stop_requested=stop_requested,
     )
     task = ToyTask(toy)
     return Result(run(task, spec, context), memory, task.train.read)
+
+
+train_toy.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes

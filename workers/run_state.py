@@ -1,0 +1,235 @@
+"""What a worker holds of a run (weights, optimizer, scores, how far it has come), and how it joins and leaves a group with it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from workers import batches, checkpoints, optim, parallel
+from workers.agreement import Agreement
+from workers.checkpoints import Retention, Saver
+from workers.gradients import GradientDigest, GradientMonitor
+from workers.handover import BufferKeeper, hand_over
+from workers.membership import Link, Membership, Position, Stage, Work
+from workers.process_group import ProcessGroup
+from workers.recording import Recorder
+from workers.reports import Level, Reporter
+from workers.scoring import Score
+from workers.spec import JobSpec
+from workers.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where this process trains, what it tells, and who says which of the workers it is."""
+
+    device: torch.device
+    reporter: Reporter
+    link: Link
+    checkpoints: str  # folder or URL, shared by all ranks
+    model_folder: Path  # rank 0 exports the finished model here
+
+
+class RunState:
+    """One worker's part of a run, between the steps."""
+
+    optimizer: torch.optim.Optimizer
+    model: nn.Module  # what the loop calls: the plain one, or its wrapper of this generation
+    agreement: Agreement
+    saver: Saver
+
+    def __init__(self, task: Task, spec: JobSpec, context: RunContext) -> None:
+        self.task, self.spec, self.context, self.link = task, spec, context, context.link
+        self.bf16 = spec.training.precision == "bf16"
+        self.sharded = spec.workers.strategy == "fsdp"
+        torch.set_num_threads(spec.workers.threads_per_worker)
+        self.link.at(Work.BUILD, 0)
+        self.datasets = task.datasets()
+        self.plan = batches.plan_of(spec, len(self.datasets.train))
+        self.rank, self.world_size = 0, 1
+        self.group = ProcessGroup(context.device)
+        self.score = Score(spec.evaluation)
+        self.gradient_digest, self.sample_digest = GradientDigest(), hashlib.sha256()
+        self.samples_seen = 0  # by this process
+        self.step, self.stage = 0, Stage.COMPLETE  # optimizer steps done
+        self.has_state = False  # everything here is as it should be after ``step`` and ``stage``
+        self.in_step = False  # buffers and gradients are those of a step that is under way
+        self.exchanged = torch.cuda.Event() if context.device.type == "cuda" else None  # the newest gradients are all-reduced
+        self.suspect = False  # a collective was cut off on the device, and something may have been computed from what it left
+        self.started_at = self.judged_at = time.monotonic()
+        self.prefetcher: batches.Prefetcher | None = None
+        self.build()
+        self.recorder = Recorder(
+            context.reporter,
+            GradientMonitor(self.plain_model, context.device).layers.names,
+            context.device,
+            steps=self.plan.steps,
+            every_steps=spec.gradients.every_steps,
+            warmup_steps=spec.schedule.warmup_steps,
+            told_through=self.link.told_through,
+        )
+
+    def build(self) -> None:
+        """A new model with the weights that every worker begins with."""
+        batches.seed_everything(self.spec.training.seed)
+        self.plain_model = parallel.prepare(self.task.model(), self.context.device)
+        self.untouched = True
+
+    @property
+    def position(self) -> Position | None:
+        return Position(self.step, self.stage) if self.has_state else None
+
+    # --- joining and leaving ------------------------------------------------------------------------------------------
+
+    def join(self, membership: Membership) -> None:
+        """Forms the group with the others and takes over the state that it begins with."""
+        self.rank, self.world_size = membership.rank, membership.world_size
+        self.link.joining(self.cut)
+        self.link.at(Work.JOIN, self.step)
+        self.group.join(self.rank, self.world_size, membership.store)
+        if not self.untouched and (self.sharded or membership.position is None):
+            self.build()
+        device = self.context.device
+        self.model = parallel.distribute(
+            self.plain_model, device, self.world_size, self.spec.workers.strategy, compiled=self.spec.training.compile
+        )
+        if self.untouched:
+            self.optimizer = optim.build_optimizer(self.spec.optimizer, self.model.parameters(), device)
+        self.untouched = False
+        self.monitor = GradientMonitor(parallel.plain(self.model), device)
+        self.buffers = BufferKeeper(parallel.plain(self.model))
+        self.agreement = Agreement(device, self.world_size, self.group.control)
+        self.saver = self.new_saver(membership.generation)
+        self.recorder.tell(self.rank == 0)
+        self.take_state(membership)
+
+    def new_saver(self, generation: int) -> Saver:
+        keep, evaluation = self.spec.checkpoint, self.spec.evaluation
+        return Saver(
+            self.context.checkpoints,
+            rank=self.rank,
+            world_size=self.world_size,
+            generation=generation,
+            retention=Retention(keep.keep_last, keep.keep_best, evaluation.best, evaluation.mode),
+        )
+
+    def take_state(self, membership: Membership) -> None:
+        if membership.position is None:
+            self.has_state = False
+            self.step, self.stage = 0, Stage.COMPLETE
+            self.resume()
+            self.announce()
+        elif membership.source is not None:
+            same = self.position == membership.position
+            self.has_state = same
+            document = hand_over(
+                parallel.plain(self.model),
+                self.optimizer,
+                self.document() if self.rank == membership.source else {},
+                rank=self.rank,
+                source=membership.source,
+                same=same,
+                device=self.context.device,
+                group=self.group.control,
+            )
+            if not same:
+                self.take_document(document)
+                self.step, self.stage = membership.position.step, membership.position.stage
+        self.has_state = True
+
+    def resume(self) -> None:
+        """From the newest checkpoint that verifies. Rank 0 chooses, all load."""
+        chosen: list[Any] = [None]
+        if self.rank == 0:
+            checkpoint, damaged = checkpoints.newest(self.context.checkpoints)
+            for found in damaged:
+                self.tell(
+                    "checkpoint.damaged",
+                    f"Checkpoint {found.path.name} is passed over: {found.problem}.",
+                    {"path": str(found.path), "problem": found.problem},
+                    level="warning",
+                )
+            chosen = [checkpoint]
+        if self.world_size > 1:
+            dist.broadcast_object_list(chosen, src=0, group=self.group.control)
+        checkpoint = chosen[0]
+        if checkpoint is None:
+            return
+        document = checkpoints.load(checkpoint, parallel.plain(self.model), self.optimizer, self.context.device)
+        self.take_document(document)
+        self.step = checkpoint.step
+        self.tell(
+            "training.resumed", f"Going on after step {self.step}, from {checkpoint.path.name}.", {"step": self.step}
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Besides tensors, what another worker or a later run needs to go on from here: JSON values."""
+        self.recorder.flush()
+        return {
+            "score": self.score.document(),
+            "recorder": self.recorder.document(),
+            "gradient_digest": self.gradient_digest.hexdigest(),
+        }
+
+    def take_document(self, document: Mapping[str, Any]) -> None:
+        self.score.restore(document["score"])
+        self.recorder.restore(document["recorder"])
+        self.gradient_digest = GradientDigest(document["gradient_digest"])
+
+    def cut(self) -> None:
+        """Frees the training thread from whatever it waits for in its group. Called by any thread."""
+        if self.exchanged is not None and not self.exchanged.query():
+            self.suspect = True
+        self.group.cut()
+
+    def leave(self) -> None:
+        """Out of the group, with everything as it stood when the step began that broke off."""
+        self.cut()
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+            self.prefetcher = None
+        self.saver.abandon()
+        parallel.dissolve(self.model)
+        self.model = self.plain_model
+        self.group.leave()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.in_step:
+            self.buffers.put_back()
+            self.in_step = False
+        if self.sharded or self.suspect:  # shards are lost with their rank
+            self.has_state = self.suspect = False
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        parameters = sum(parameter.numel() for parameter in self.plain_model.parameters())
+        device = self.context.device
+        name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        layers = self.monitor.layers.names
+        self.tell(
+            "training.started",
+            f"{parameters:,} parameters in {len(layers)} layers, {self.plan.samples:,} training samples, "
+            f"{self.plan.steps:,} steps, {self.world_size} worker{'s' if self.world_size > 1 else ''} on {name}.",
+            {
+                **batches.describe(self.plan),
+                "evaluation_samples": len(self.datasets.evaluation) if self.datasets.evaluation else 0,
+                "parameters": parameters,
+                "layers": list(layers),
+                "device": name,
+                "threads": torch.get_num_threads(),
+                "world_size": self.world_size,
+                "resumed_from": self.step or None,
+            },
+        )
+
+    def tell(self, type: str, message: str, data: Mapping[str, Any], level: Level = "info") -> None:
+        if self.rank == 0:
+            self.context.reporter.event(level, type, message, data)
