@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from workers import batches, checkpoints, optim, parallel
 from workers.agreement import Agreement, Signal
@@ -28,7 +28,7 @@ from workers.recording import NONFINITE_LIMIT, HostValues, Recorder
 from workers.reports import Outcome, ReasonCode, Reporter, StopMode
 from workers.spec import JobSpec
 from workers.tasks.base import BadDataError, Task
-from workers.weights import finite, parameters_sha256
+from workers.weights import finite, full_state_dict, parameters_sha256
 
 JUDGE_SECONDS = 5.0
 COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank waits for another's collector
@@ -77,8 +77,14 @@ class Run:
         self.datasets = task.datasets()
         self.plan = batches.plan_of(spec, len(self.datasets.train))
         batches.seed_everything(spec.training.seed)  # the same first weights on every rank
-        self.model = parallel.wrap(task.model(), context.device, context.world_size)
-        self.plain_model = parallel.unwrap(self.model)
+        self.model = parallel.distribute(
+            parallel.prepare(task.model(), context.device),
+            context.device,
+            context.world_size,
+            spec.workers.strategy,
+            compiled=spec.training.compile,
+        )
+        self.plain_model = parallel.plain(self.model)
         self.optimizer = optim.build_optimizer(spec.optimizer, self.model.parameters(), context.device)
         self.monitor = GradientMonitor(self.plain_model, context.device)
         self.agreement = Agreement(context.device, context.world_size)
@@ -131,7 +137,8 @@ class Run:
         last = len(data.microbatches) - 1
         totals = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         for index, (batch, weight) in enumerate(data.microbatches):
-            with self.accumulating(index < last), parallel.counted(self.plain_model, weight > 0):
+            syncing = parallel.no_sync(self.model) if index < last else contextlib.nullcontext()
+            with syncing, parallel.counted(self.plain_model, weight > 0):
                 with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.bf16):
                     loss_sum, count = self.task.loss(self.model, batch)
                 totals += torch.stack([loss_sum.detach().double(), count.detach().double()]) * weight
@@ -139,11 +146,6 @@ class Run:
                     self.agreement.start(totals, self.signal())  # travels while the backward pass computes
                 torch.autograd.backward(loss_sum * (scale * weight))
             self.samples_seen += int(weight) * len(next(iter(batch.values())))
-
-    def accumulating(self, more_to_come: bool) -> contextlib.AbstractContextManager[None]:
-        if more_to_come and isinstance(self.model, nn.parallel.DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     def step_with_gradients(self, data: batches.StepData, loss_sum: Tensor, count: Tensor, host: HostValues) -> None:
         norms = self.monitor.measure()
@@ -378,10 +380,12 @@ class Run:
         if self.context.rank == 0:
             self.recorder.flush()
             judgement = self.recorder.judge(final=True)
-            if finished:
+        if finished:
+            weights = full_state_dict(self.plain_model, keep=self.context.rank == 0)
+            if self.context.rank == 0:
                 from workers.export import export_model
 
-                export_model(self.context.model_folder, self.plain_model, self.task, self.spec)
+                export_model(self.context.model_folder, weights, self.task, self.spec)
         detail = {
             "steps": self.step,
             "epochs": self.step / self.plan.steps_per_epoch,

@@ -33,7 +33,8 @@ def evaluated(rank: int, world_size: int, samples: int, batch_size: int) -> tupl
     """(metrics, whether the model is in training mode again, samples that this rank read)."""
     task = CountingTask(Toy(normalization=True))
     torch.manual_seed(0)
-    model = parallel.unwrap(parallel.wrap(task.model(), torch.device("cpu"), world_size))
+    cpu = torch.device("cpu")
+    model = parallel.plain(parallel.distribute(parallel.prepare(task.model(), cpu), cpu, world_size, "ddp"))
     model.train()
     data = Points(samples, seed=5)
     found = evaluate(
