@@ -63,10 +63,11 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
 
 
 def _without_repetition(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A tensor that layers share once, under one of its names; safetensors' reader knows which other names are left out."""
-    first = {(value.data_ptr(), value.shape, value.stride()): name for name, value in weights.items()}
-    kept = set(first.values())
-    return {name: value.contiguous() for name, value in weights.items() if name in kept or not value.numel()}
+    """A tensor that layers share once, under its first name; safetensors' reader knows which other names are left out."""
+    names: dict[tuple[Any, ...], str] = {}
+    for name, value in weights.items():
+        names.setdefault((value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,), name)
+    return {name: weights[name].contiguous() for name in names.values()}
 
 
 def _mlflow_files() -> dict[str, str]:

@@ -68,7 +68,7 @@ def train(
                     if in_backward is not None and last and step == (generation + 1) * STEPS - 1:
                         middle = model.get_submodule("3").weight
                         middle.register_hook(lambda _: in_backward())  # type: ignore[operator]
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     finally:
@@ -160,7 +160,7 @@ def member(pipe: Connection, rank: int, store: str) -> None:
     parallel.destroy_process_group()
     parallel.init_process_group(rank, 2, FileStore(f"{store}-1", 2), CPU, 30.0)
     middle = model.get_submodule("3").weight
-    middle._backward_hooks.clear()  # type: ignore[union-attr, operator]
+    middle._backward_hooks.clear()  # type: ignore[union-attr]
     train(model, optimizer, rank, 2, 1)
     parallel.destroy_process_group()
     pipe.send(
@@ -207,6 +207,6 @@ def interrupted() -> dict[str, Tensor]:
     with contextlib.suppress(Broke):
         train(model, optimizer, 0, 1, 0, in_backward=end)
     middle = model.get_submodule("3").weight
-    middle._backward_hooks.clear()  # type: ignore[union-attr, operator]
+    middle._backward_hooks.clear()  # type: ignore[union-attr]
     train(model, optimizer, 0, 1, 1)
     return dict(model.state_dict())
