@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from workers import parallel, sharding
 from workers.batches import Indices, share, to_device
 from workers.tasks.base import Dataset, Task
 
@@ -24,28 +25,37 @@ def evaluate(
     device: torch.device,
     bf16: bool,
 ) -> dict[str, float]:
-    """Metric name -> value over the whole data set, the same on every rank. ``model`` is the plain one, not DDP's wrapper:
-    workers may have different numbers of batches, so the forward pass must not communicate."""
+    """Metric name -> value over the whole data set, the same on every rank. ``model`` is the plain one, not DDP's wrapper.
+
+    Workers may have different numbers of batches. Where a forward pass communicates (FSDP), those that have fewer repeat a sample whose sums count
+    nothing.
+    """
     sums: dict[str, torch.Tensor] = {}
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            for indices in _parts(len(dataset), batch_size, rank, world_size):
+            for indices, counts in _parts(len(dataset), batch_size, rank, world_size, parallel.lockstep(model)):
                 batch = to_device(dataset.batch(indices.tolist(), seed=0), device)
-                for name, (total, count) in task.evaluate(model, batch).items():
+                found = task.evaluate(model, batch)
+                for name, (total, count) in found.items() if counts else ():
                     pair = torch.stack([total.detach().double(), count.detach().double()])
                     sums[name] = sums[name] + pair if name in sums else pair
     finally:
         model.train()
+        sharding.free(model)
     if world_size > 1:
         sums = _reduced(sums, device)
     return {name: float(pair[0] / pair[1]) for name, pair in sums.items()}
 
 
-def _parts(samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[Indices]:
+def _parts(samples: int, batch_size: int, rank: int, world_size: int, lockstep: bool) -> Iterator[tuple[Indices, bool]]:
+    """This worker's batches and whether they count; in ``lockstep`` as many as the worker with most samples has."""
     mine = share(np.arange(samples), rank, world_size)
     size = max(1, batch_size // world_size)
-    return (mine[start : start + size] for start in range(0, len(mine), size))
+    most = len(share(np.arange(samples), 0, world_size)) if lockstep else len(mine)
+    for start in range(0, most, size):
+        indices = mine[start : start + size]
+        yield (indices, True) if len(indices) else (np.arange(1), False)
 
 
 def _reduced(sums: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

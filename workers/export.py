@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from workers.spec import JobSpec
 from workers.task_spec import Task as TaskSpec
@@ -38,14 +38,17 @@ WEIGHTS, FACTS, FORMAT = "model.safetensors", "model.json", 1
 REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "mlflow")
 
 
-def export_model(folder: Path, model: nn.Module, task: Task, spec: JobSpec) -> None:
-    """Writes the model; a reader finds the whole folder or (for an instant, when an older one is replaced) none."""
-    from safetensors.torch import save_model
+def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: JobSpec) -> None:
+    """Writes the model; a reader finds the whole folder or (for an instant, when an older one is replaced) none.
+
+    ``weights``: all of them, from ``workers.weights.full_state_dict``, which all ranks call. One rank calls this.
+    """
+    from safetensors.torch import save_file
 
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_model(model, str(partial / WEIGHTS))  # knows of tensors that layers share
+    save_file(_without_repetition(weights), str(partial / WEIGHTS))
     document = {
         "format": FORMAT,
         "name": spec.name,
@@ -57,6 +60,14 @@ def export_model(folder: Path, model: nn.Module, task: Task, spec: JobSpec) -> N
         (partial / name).write_text(content, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _without_repetition(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A tensor that layers share once, under its first name; safetensors' reader knows which other names are left out."""
+    names: dict[tuple[Any, ...], str] = {}
+    for name, value in weights.items():
+        names.setdefault((value.data_ptr(), value.shape, value.stride()) if value.numel() else (name,), name)
+    return {name: weights[name].contiguous() for name in names.values()}
 
 
 def _mlflow_files() -> dict[str, str]:

@@ -9,7 +9,10 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from workers.sharding import is_part, local
 
 
 @dataclass(frozen=True)
@@ -34,34 +37,51 @@ class Layers:
 
 
 class GradientMonitor:
-    """Measures and clips. Nothing here waits for an accelerator, except ``digest``."""
+    """Measures and clips. Nothing here waits for an accelerator, except ``digest``.
+
+    Of sharded gradients every worker measures the part that it has; one all-reduce of a number a layer adds these up.
+    """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.layers = Layers.of(model)
         self._device = device
-        self._owner = torch.tensor(self.layers.owner, dtype=torch.int64, device=device)
+        parts = [is_part(parameter) for parameter in self.layers.parameters]
+        self._sharded = any(parts)
+        count = len(self.layers.names)
+        # Squares of what each worker has whole, which count once, and after them of parts.
+        rows = [index + count * part for index, part in zip(self.layers.owner, parts, strict=True)]
+        self._row = torch.tensor(rows, dtype=torch.int64, device=device)
 
+    @torch.no_grad()
     def measure(self) -> Tensor:
-        """Norm of each layer's gradient, (L,) float64 on the device. A layer without a gradient has norm 0."""
+        """Norm of each layer's gradient, (L,) float64 on the device. A layer without a gradient has norm 0.
+
+        Collective when gradients are sharded.
+        """
         owned = [
-            (parameter.grad, index)
+            (local(parameter.grad), index)
             for index, parameter in enumerate(self.layers.parameters)
             if parameter.grad is not None
         ]
-        squares = torch.zeros(len(self.layers.names), dtype=torch.float64, device=self._device)
-        if not owned:
-            return squares
-        norms = torch.stack(torch._foreach_norm([gradient for gradient, _ in owned])).double()
-        owner = self._owner
-        if len(owned) < len(self.layers.parameters):
-            owner = owner[torch.tensor([index for _, index in owned], device=self._device)]
-        return squares.index_add_(0, owner, norms.square()).sqrt_()
+        count = len(self.layers.names)
+        squares = torch.zeros(count * (1 + self._sharded), dtype=torch.float64, device=self._device)
+        if owned:
+            norms = torch.stack(torch._foreach_norm([gradient for gradient, _ in owned])).double()
+            row = self._row
+            if len(owned) < len(self.layers.parameters):
+                row = row[torch.tensor([index for _, index in owned], device=self._device)]
+            squares.index_add_(0, row, norms.square())
+        if self._sharded:
+            dist.all_reduce(squares[count:])
+            squares = squares[:count] + squares[count:]
+        return squares.sqrt_()
 
+    @torch.no_grad()
     def scale(self, factor: Tensor) -> None:
         """Multiplies every gradient by the scalar ``factor``; on the CPU, where looking costs nothing, only if it is not 1."""
         if factor.device.type == "cpu" and factor.item() == 1.0:
             return
-        gradients = [parameter.grad for parameter in self.layers.parameters if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in self.layers.parameters if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype) if gradients else factor)
 
 
@@ -76,13 +96,16 @@ def clip_factor(norm: Tensor, limit: float | None) -> Tensor:
 
 
 class GradientDigest:
-    """SHA-256 over the measured norms of all steps: equal on two workers only if they saw equal all-reduced gradients."""
+    """SHA-256 over the measured norms of all steps: equal on two workers only if they saw equal all-reduced gradients.
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+    A chain, each link the digest of the one before and a step's norms, so that another worker can go on with it.
+    """
+
+    def __init__(self, so_far: str = "") -> None:
+        self._digest = so_far
 
     def add(self, norms: Tensor) -> None:
-        self._hash.update(norms.cpu().numpy().tobytes())
+        self._digest = hashlib.sha256(self._digest.encode() + norms.cpu().numpy().tobytes()).hexdigest()
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        return self._digest

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from workers.sharding import is_part
 from workers.spec import Optimizer, Schedule
 
 CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -24,6 +25,7 @@ CLASSES: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 # One fused kernel a step instead of several passes over the weights; torch has it for these on CPU and CUDA.
 FUSED_DEVICES = {"sgd": ("cpu", "cuda"), "adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda"), "adagrad": ("cpu",)}
+FUSED_SHARDED = ("adam", "adamw")  # the kernels that torch has for sharded tensors too
 
 
 def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
@@ -36,9 +38,15 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device:
         settings["betas"] = tuple(spec.betas)
     if spec.epsilon is not None:
         settings["eps"] = spec.epsilon
-    if device.type in FUSED_DEVICES.get(spec.name, ()):
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    sharded = any(is_part(parameter) for parameter in trained)
+    if device.type in FUSED_DEVICES.get(spec.name, ()) and (spec.name in FUSED_SHARDED or not sharded):
         settings["fused"] = True
-    return CLASSES[spec.name]([p for p in parameters if p.requires_grad], **settings)
+    elif sharded:
+        settings["foreach"] = (
+            True  # torch's default only for plain tensors; all at once saves most of the way through DTensor
+        )
+    return CLASSES[spec.name](trained, **settings)
 
 
 def learning_rate(step: int, steps: int, spec: Schedule, peak: float) -> float:

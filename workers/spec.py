@@ -30,7 +30,9 @@ class Training(Model):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
-    compile: bool = False
+    compile: bool = Field(
+        False, description="compile the model with torch.compile: a slower first step, faster ones after it"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @field_validator("precision", mode="before")
@@ -38,13 +40,6 @@ class Training(Model):
     def _no_fp16(cls, value: Any) -> Any:
         if value == "fp16":
             raise not_available("precision 'fp16'", "use fp32 or bf16")
-        return value
-
-    @field_validator("compile")
-    @classmethod
-    def _no_compile(cls, value: bool) -> bool:
-        if value:
-            raise not_available("compile: true", "leave it false")
         return value
 
     @model_validator(mode="after")
@@ -120,7 +115,10 @@ class Workers(Model):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="threads of a worker's tensor operations; default: cpus, at least 1"
     )
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: every worker holds the model; fsdp: it is split over the workers, with its gradients and the optimizer's state",
+    )
 
     @model_validator(mode="after")
     def _count_or_range(self) -> Self:
@@ -133,13 +131,6 @@ class Workers(Model):
                 "worker_range", "min {min} is larger than max {max}", {"min": self.min, "max": self.max}
             )
         return self
-
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _no_fsdp(cls, value: Any) -> Any:
-        if value == "fsdp":
-            raise not_available("strategy 'fsdp'", "use ddp")
-        return value
 
     @property
     def fewest(self) -> int:

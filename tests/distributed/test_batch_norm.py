@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.distributed.processes import Processes
-from workers import parallel
+from workers import batch_norm
 
 pytestmark = pytest.mark.distributed
 
@@ -40,8 +40,9 @@ def normalized(
     start, size = sum(sizes[:rank]), sizes[rank]
     part, part_weight = (x[start : start + size], weight[start : start + size]) if size else (x[:1], 0 * weight[:1])
     part = part.clone().requires_grad_()
-    model = parallel.synchronise_batch_norm(nn.Sequential(norm_of(shape, **settings)), world_size)
-    with parallel.counted(model, size > 0):
+    model = batch_norm.synchronise_batch_norm(nn.Sequential(norm_of(shape, **settings)))
+    batch_norm.set_world_size(model, world_size)
+    with batch_norm.counted(model, size > 0):
         y = model(part)
     (y * part_weight).sum().backward()
     assert part.grad is not None
@@ -84,7 +85,7 @@ def test_equals_torchs_over_the_whole_batch(
 def test_one_worker_uses_torchs_kernel_and_takes_a_batch_of_one() -> None:
     x = torch.randn(6, 5)
     norm = norm_of((6, 5))
-    ours = parallel.synchronise_batch_norm(nn.Sequential(norm_of((6, 5))), 1)
+    ours = batch_norm.synchronise_batch_norm(nn.Sequential(norm_of((6, 5))))
     assert torch.equal(ours(x), norm(x))
     y = ours(x[:1])  # torch's own raises: "Expected more than 1 value per channel when training"
     assert isinstance(norm.bias, Tensor)
@@ -94,6 +95,6 @@ def test_one_worker_uses_torchs_kernel_and_takes_a_batch_of_one() -> None:
 def test_names_and_objects_stay() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()))
     before = {name: id(value) for name, value in model.state_dict(keep_vars=True).items()}
-    parallel.synchronise_batch_norm(model, 2)
+    batch_norm.synchronise_batch_norm(model)
     assert {name: id(value) for name, value in model.state_dict(keep_vars=True).items()} == before
-    assert isinstance(model.get_submodule("1.0"), parallel.SynchronisedBatchNorm)
+    assert isinstance(model.get_submodule("1.0"), batch_norm.SynchronisedBatchNorm)

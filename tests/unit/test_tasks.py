@@ -17,6 +17,7 @@ from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, parse_spec
 from workers.task_spec import TransformersArchitecture, TransformersImageModel
 from workers.tasks import build_task
+from workers.weights import full_state_dict
 
 pytestmark = pytest.mark.unit
 
@@ -123,8 +124,8 @@ def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spe
     evaluation = task.datasets().evaluation
     assert evaluation is not None
     network = task.model().eval()
-    export_model(tmp_path / "model", network, task, spec)
-    export_model(tmp_path / "model", network, task, spec)  # again, over the first
+    export_model(tmp_path / "model", full_state_dict(network), task, spec)
+    export_model(tmp_path / "model", full_state_dict(network), task, spec)  # again, over the first
 
     from workers.sources import arrays, tables
     from workers.task_spec import BreastCancerData, DigitsData
@@ -148,7 +149,7 @@ def test_an_exported_model_holds_no_pickle(tmp_path: Path) -> None:
     spec = job(DIGITS)
     task = build_task(spec.task, 0)
     task.datasets()
-    export_model(tmp_path / "model", task.model(), task, spec)
+    export_model(tmp_path / "model", full_state_dict(task.model()), task, spec)
     for path in (tmp_path / "model").iterdir():
         assert path.suffix in {".safetensors", ".json", ".yaml", ".txt", ""}
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
