@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+VOTES = 3  # on the checkpoint in flight
+
 
 class Signal(IntEnum):
     """What a worker wants all of them to do after the step that is under way. The largest wins."""
@@ -30,13 +32,13 @@ class Agreement:
         if world_size > 1 and device.type != "cpu":
             self.group = dist.new_group(backend="gloo")
         self._sums = torch.zeros(2)
-        self._signals = torch.zeros(len(Signal))
+        self._signals = torch.zeros(len(Signal) + VOTES)
         self._works: list[dist.Work] = []
 
-    def start(self, sums: Tensor, signal: Signal) -> None:
-        """``sums``: (loss sum, count), float64 on the device."""
-        votes = torch.zeros(len(Signal), dtype=torch.float64)
-        votes[signal] = 1.0
+    def start(self, sums: Tensor, signal: Signal, checkpoint: tuple[float, float, float]) -> None:
+        """``sums``: (loss sum, count), float64 on the device. ``checkpoint``: this rank's votes on the one in flight."""
+        signals = [float(each is signal) for each in Signal]
+        votes = torch.tensor([*signals, *checkpoint], dtype=torch.float64)
         if self._world_size == 1:
             self._sums, self._signals = sums, votes
         elif self._device.type == "cpu":
@@ -53,10 +55,10 @@ class Agreement:
         assert work is not None
         self._works.append(work)
 
-    def result(self) -> tuple[Tensor, Tensor, Signal]:
-        """(loss sum, count, signal) over all workers, the same on each."""
+    def result(self) -> tuple[Tensor, Tensor, Signal, list[float]]:
+        """(loss sum, count, signal, sums of the votes on the checkpoint) over all workers, the same on each."""
         for work in self._works:
             work.wait()
         self._works.clear()
         agreed = max(signal for signal in Signal if signal is Signal.NONE or self._signals[signal].item() > 0)
-        return self._sums[0], self._sums[1], agreed
+        return self._sums[0], self._sums[1], agreed, self._signals[len(Signal) :].tolist()

@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         local_rank=local_rank,
         device=parallel.choose_device(local_rank, spec.workers.gpus),
         reporter=FolderReporter(folder) if rank == 0 else SilentReporter(),
-        checkpoints=folder.checkpoints_path,
+        checkpoints=folder.checkpoints_root,
         model_folder=folder.model_path,
         stop_requested=lambda: None,
     )

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from workers import batches, checkpoints, optim, parallel
 from workers.agreement import Agreement, Signal
+from workers.checkpoint_folders import Retention
+from workers.checkpoint_saver import Saver
+from workers.checkpoints import CheckpointError, Failed, Saved, StorageFullError
 from workers.evaluation import evaluate
 from workers.gradients import GradientDigest, GradientMonitor, clip_factor
 from workers.health import Judgement
@@ -43,7 +46,7 @@ class RunContext:
     local_rank: int
     device: torch.device
     reporter: Reporter
-    checkpoints: Path  # shared by all ranks
+    checkpoints: str  # folder or URL, shared by all ranks
     model_folder: Path  # rank 0 exports the finished model here
     stop_requested: Callable[[], StopMode | None]  # asked once a step: must be quick
 
@@ -82,6 +85,7 @@ class Run:
         self.optimizer = optim.build_optimizer(spec.optimizer, self.model.parameters(), context.device)
         self.monitor = GradientMonitor(self.plain_model, context.device)
         self.agreement = Agreement(context.device, context.world_size)
+        self.saver = self.new_saver()
         self.recorder = Recorder(
             context.reporter,
             self.monitor.layers.names,
@@ -112,8 +116,9 @@ class Run:
                 batches.seed_everything(batches.step_seed(self.spec.training.seed, self.step, self.context.rank))
                 optim.set_learning_rate(self.optimizer, host.learning_rate)
                 self.forward_backward(data)
-                loss_sum, count, signal = self.agreement.result()
+                loss_sum, count, signal, votes = self.agreement.result()
                 self.step_with_gradients(data, loss_sum, count, host)
+                self.tell_of_checkpoint(self.saver.agreed(*votes))
                 outcome = self.failed(signal) or self.evaluate_when_due() or self.completed() or self.stopped(signal)
                 self.save_when_due(last=outcome is not None)
                 self.look_after()
@@ -136,7 +141,9 @@ class Run:
                     loss_sum, count = self.task.loss(self.model, batch)
                 totals += torch.stack([loss_sum.detach().double(), count.detach().double()]) * weight
                 if index == last:
-                    self.agreement.start(totals, self.signal())  # travels while the backward pass computes
+                    self.agreement.start(
+                        totals, self.signal(), self.saver.votes()
+                    )  # travels while the backward pass computes
                 torch.autograd.backward(loss_sum * (scale * weight))
             self.samples_seen += int(weight) * len(next(iter(batch.values())))
 
@@ -153,6 +160,7 @@ class Run:
         norm = norms.square().sum().sqrt()
         factor = clip_factor(norm, self.spec.training.clip_norm)
         self.monitor.scale(factor * correction)
+        self.saver.before_update()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -269,34 +277,17 @@ class Run:
             )
             return
         self.recorder.flush()  # what a checkpoint stands on is reported before it
-        started = time.perf_counter()
+        self.tell_of_checkpoint(self.saver.settle(self.agreement.group))
         state = {
             "best": self.best,
             "evaluations_without_gain": self.evaluations_without_gain,
             "saved_metrics": self.metrics,
             "beginning": self.recorder.beginning(),
         }
-        checkpoint = checkpoints.save(
-            self.context.checkpoints,
-            self.step,
-            self.plain_model,
-            self.optimizer,
-            state,
-            {name: value for name, value in self.metrics.items() if math.isfinite(value)},
-            rank=self.context.rank,
-            world_size=self.context.world_size,
-            group=self.agreement.group,
-        )
-        if self.context.rank == 0:
-            self.tell_of_checkpoint(checkpoint, time.perf_counter() - started)
-            keep = self.spec.checkpoint
-            checkpoints.prune(
-                self.context.checkpoints,
-                keep_last=keep.keep_last,
-                keep_best=keep.keep_best,
-                best=self.spec.evaluation.best,
-                mode=self.spec.evaluation.mode,
-            )
+        metrics = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
+        self.saver.begin(self.step, self.plain_model, self.optimizer, state, metrics, "unknown")
+        if last:
+            self.tell_of_checkpoint(self.saver.settle(self.agreement.group))
 
     def look_after(self) -> None:
         """What keeps a long run steady, outside of the timed step."""
@@ -409,17 +400,21 @@ class Run:
         )
         return Outcome(outcome.code, outcome.message, detail)
 
-    def tell_of_checkpoint(self, checkpoint: checkpoints.Checkpoint, seconds: float) -> None:
-        size = sum(file.stat().st_size for file in checkpoint.path.iterdir())
+    def tell_of_checkpoint(self, result: Saved | Failed | None) -> None:
+        if isinstance(result, Failed):
+            raise (StorageFullError if result.storage_full else CheckpointError)(result.problem)
+        if result is None:
+            return
         self.tell(
             "checkpoint.saved",
-            f"Checkpoint of step {checkpoint.step}: {size / 1e6:.1f} MB in {seconds:.2f} s.",
+            f"Checkpoint of step {result.step}: {result.bytes / 1e6:.1f} MB in {result.seconds:.2f} s.",
             {
-                "step": checkpoint.step,
-                "path": str(checkpoint.path),
-                "bytes": size,
-                "seconds": seconds,
-                "metrics": dict(checkpoint.metrics),
+                "step": result.step,
+                "path": result.path,
+                "bytes": result.bytes,
+                "seconds": result.seconds,
+                "blocked_seconds": result.blocked_seconds,
+                "metrics": dict(result.metrics),
             },
         )
 
@@ -427,7 +422,18 @@ class Run:
         if self.context.rank == 0:
             self.context.reporter.event("warning" if level == "warning" else "info", type, message, data)
 
+    def new_saver(self) -> Saver:
+        keep, evaluation, context = self.spec.checkpoint, self.spec.evaluation, self.context
+        return Saver(
+            context.checkpoints,
+            rank=context.rank,
+            world_size=context.world_size,
+            generation=1,
+            retention=Retention(keep.keep_last, keep.keep_best, evaluation.best, evaluation.mode),
+        )
+
     def close(self) -> None:
+        self.saver.abandon()
         if self.context.rank == 0 and self.context.device.type == "cpu":
             self.recorder.flush()  # what was measured before an exception; a failed accelerator cannot tell any more
         if self.prefetcher is not None:

@@ -171,7 +171,7 @@ def train_toy(
         local_rank=rank,
         device=torch.device("cpu"),
         reporter=memory,
-        checkpoints=folder / "checkpoints",
+        checkpoints=str(folder / "checkpoints"),
         model_folder=folder / "model",
         stop_requested=stop_requested,
     )
