@@ -30,7 +30,7 @@ class Services:
     admissions: CapacityLimiter  # looking at data may take seconds: it must not take every thread
 
     def folder(self, job_id: str) -> JobFolder:
-        return JobFolder(self.settings.storage, job_id)
+        return JobFolder(self.settings.storage, job_id, self.settings.checkpoints)
 
 
 async def _services(request: Request) -> Services:

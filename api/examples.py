@@ -175,6 +175,7 @@ CHECKPOINT: dict[str, Any] = {
     "created_at": "2026-11-23T19:00:07.000Z",
     "bytes": 412,
     "metrics": {"eval/loss": 0.12},
+    "verdict": "healthy",
     "files": [{"path": "state.json", "bytes": 412, "sha256": "9f86d081884c7d659a2feaa0c55ad015" * 2}],
 }
 

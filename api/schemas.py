@@ -200,6 +200,7 @@ class Checkpoint(Wire):
     created_at: datetime
     bytes: int
     metrics: dict[str, Number]
+    verdict: str = Field(examples=["healthy"], description="on the gradients, when it was saved")
     files: list[StoredFile]
 
 

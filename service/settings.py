@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+CHECKPOINT_PROTOCOLS = ("s3", "file")
+
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """Every process of one installation must see the same ``home``, ``database_url`` and ``storage``."""
+    """Every process of one installation must see the same ``home``, ``database_url``, ``storage`` and ``checkpoints``."""
 
     model_config = SettingsConfigDict(
         env_prefix="CHAINRULE_", env_ignore_empty=True, extra="ignore", frozen=True, validate_default=True
@@ -30,6 +32,10 @@ class Settings(BaseSettings):
     storage: Path = Field(
         default_factory=lambda data: data["home"] / "storage",
         description="folder of the jobs' results; default: storage in home",
+    )
+    checkpoints: str | None = Field(
+        None,
+        description="where checkpoints go: a folder, or a URL such as s3://bucket/prefix; default: into the job's folder in storage",
     )
 
     api_host: str = "127.0.0.1"
@@ -77,6 +83,20 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_storage(cls, storage: Path) -> Path:
         return storage.expanduser().absolute()
+
+    @field_validator("checkpoints", mode="after")
+    @classmethod
+    def _absolute_checkpoints(cls, checkpoints: str | None) -> str | None:
+        if checkpoints is None:
+            return None
+        protocol, separator, _ = checkpoints.partition("://")
+        if not separator:
+            return str(Path(checkpoints).expanduser().absolute())
+        if protocol not in CHECKPOINT_PROTOCOLS:
+            raise ValueError(
+                f"checkpoints must be a folder or begin with {' or '.join(CHECKPOINT_PROTOCOLS)}, got {checkpoints!r}"
+            )
+        return checkpoints
 
     @field_validator("data_roots", mode="before")
     @classmethod

@@ -1,56 +1,79 @@
-"""Training checkpoints: torch DCP for tensors, JSON for the rest, and a manifest of digests written last.
+"""Training checkpoints: what is saved, and reading it back. ``checkpoint_saver`` writes them, ``checkpoint_folders`` says how they lie in storage.
 
-A folder counts as a checkpoint only if its ``manifest.json`` exists and every file has the size and SHA-256 that stand there: torch and safetensors
-both load a flipped bit without a word.
+A checkpoint counts only if its manifest exists and every file has the size and SHA-256 that stand there: torch and safetensors both load a
+flipped bit without a word.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from upath import UPath
 
-MANIFEST = "manifest.json"
-STATE = "state.json"
-INDEX = ".metadata"  # DCP's own
+from workers import storage
+from workers.checkpoint_folders import MANIFEST, STATE, Manifest, ManifestError, StoredFile, key_of, read_manifest
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read. ``str()`` says which and why."""
 
 
+class StorageFullError(CheckpointError):
+    """There is no room for it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    path: Path
+    path: UPath
     step: int
     metrics: Mapping[str, float]
+    verdict: str
 
 
 @dataclass(frozen=True)
 class Damaged:
-    path: Path
+    path: UPath
     problem: str
 
 
-def folder_of(root: Path, step: int) -> Path:
-    return root / f"step-{step:010d}"
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is complete from now on."""
+
+    step: int
+    path: str  # or URL
+    bytes: int  # on rank 0 of all its files, elsewhere of this rank's
+    seconds: float  # from begin until it was published (elsewhere than on rank 0: until this rank heard of it)
+    blocked_seconds: float  # for which it held up the training thread
+    metrics: Mapping[str, float]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A checkpoint that was given up by all ranks."""
+
+    step: int
+    problem: str  # a sentence; what exactly went wrong knows the rank where it did
+    storage_full: bool
+    here: bool  # it was this rank
 
 
 # --- what is saved ----------------------------------------------------------------------------------------------------
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(all tensors by name, plain values by name) of model and optimizer. The tensors are the live ones, not copies."""
+    """(all tensors by name, plain values by name) of model and optimizer. The tensors (or DTensors) are the live ones, not copies."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     values: dict[str, Any] = {}
     names = _optimized_names(model)
@@ -64,10 +87,15 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict
 def restore(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Puts back what ``tensors_of`` gave. Names or shapes that do not fit raise, nothing is skipped."""
+    """Puts back what ``tensors_of`` gave, sharded in the same way. Names or shapes that do not fit raise, nothing is skipped."""
     model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")})
-    names = _optimized_names(model)
-    index_of = {name: index for index, name in enumerate(names)}
+    _restore_optimizer(model, optimizer, tensors, values)
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    index_of = {name: index for index, name in enumerate(_optimized_names(model))}
     state: dict[int, dict[str, Any]] = {}
     for full, value in [*tensors.items(), *values.items()]:
         if full.startswith("optimizer."):
@@ -82,189 +110,154 @@ def _optimized_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def save(
-    root: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    *,
-    rank: int,
-    world_size: int,
-    group: dist.ProcessGroup | None,
-) -> Checkpoint:
-    """Writes one checkpoint; all ranks call it. Complete when it returns. Raises CheckpointError, on every rank."""
-    path = folder_of(root, step)
-    tensors, values = tensors_of(model, optimizer)
+def newest(root: str | os.PathLike[str], healthy_only: bool = False) -> tuple[Checkpoint | None, list[Damaged]]:
+    """The newest checkpoint that verifies, and the damaged ones passed over on the way to it (unfinished ones are no damage).
 
-    def write_tensors() -> None:
-        from workers import tensor_files
-
-        tensor_files.write(path, tensors, world_size, group)
-
-    def finish() -> None:
-        document = {"step": step, "optimizer_values": values, **state}
-        _write_durably(path / STATE, json.dumps(document).encode())
-        _write_manifest(path, step, metrics, world_size)
-
-    problem = _shared(_problem(lambda: _empty_folder(path)) if rank == 0 else None, world_size, group)
-    problem = problem or _problem(write_tensors)  # DCP raises on every rank what went wrong on any
-    problem = problem or _shared(_problem(finish) if rank == 0 else None, world_size, group)
-    if problem is not None:
-        raise CheckpointError(f"checkpoint of step {step} could not be written to {path}: {problem}")
-    return Checkpoint(path, step, dict(metrics))
-
-
-def _problem(action: Callable[[], None]) -> str | None:
-    try:
-        action()
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _shared(problem: str | None, world_size: int, group: dist.ProcessGroup | None) -> str | None:
-    """Rank 0's problem, on every rank, so that none waits for it in the next collective."""
-    if world_size == 1:
-        return problem
-    found = [problem]
-    dist.broadcast_object_list(found, src=0, group=group)
-    return found[0]
-
-
-def _empty_folder(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)  # the remains of an attempt that died while writing
-    path.mkdir(parents=True)
-
-
-def _write_manifest(path: Path, step: int, metrics: Mapping[str, float], world_size: int) -> None:
-    files = [_file_entry(path, file) for file in sorted(path.rglob("*")) if file.is_file() and file.name != MANIFEST]
-    document = {
-        "format": 1,
-        "step": step,
-        "created_at": time.time(),
-        "metrics": dict(metrics),
-        "world_size": world_size,
-        "files": files,
-    }
-    _write_durably(path / MANIFEST, json.dumps(document, indent=1).encode())
-
-
-def _file_entry(root: Path, file: Path) -> dict[str, Any]:
-    return {"path": str(file.relative_to(root)), "bytes": file.stat().st_size, "sha256": sha256(file)}
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """So that after a crash at any instant the file is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def verify(path: Path) -> dict[str, Any] | Damaged:
-    """The manifest of a complete, undamaged checkpoint, or what is wrong with it."""
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-        problem = _problem_of(path, manifest)
-    except OSError as error:
-        problem = f"{Path(error.filename or path).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"unreadable manifest ({type(error).__name__}: {error})"
-    return manifest if problem is None else Damaged(path, problem)
-
-
-def _problem_of(path: Path, manifest: Mapping[str, Any]) -> str | None:
-    """The manifest itself has no digest, so what it says must fit the folder's name and what every checkpoint has."""
-    if manifest["format"] != 1 or folder_of(path.parent, manifest["step"]) != path:
-        return f"the manifest is of format {manifest['format']!r} and step {manifest['step']!r}"
-    if not isinstance(manifest["metrics"], dict):
-        return "the manifest has no metrics"
-    named = {entry["path"] for entry in manifest["files"]}
-    if missing := {STATE, INDEX} - named:
-        return f"the manifest does not name {', '.join(sorted(missing))}"
-    for entry in manifest["files"]:
-        file = path / entry["path"]
-        if path.resolve() not in file.resolve().parents:
-            return f"the manifest names {entry['path']!r}, outside of the checkpoint"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{entry['path']} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        if sha256(file) != entry["sha256"]:
-            return f"{entry['path']} does not have the recorded SHA-256"
-    return None
-
-
-def newest(root: Path) -> tuple[Checkpoint | None, list[Damaged]]:
-    """The newest checkpoint that verifies, and the damaged ones passed over on the way to it (unfinished ones are no damage)."""
+    ``healthy_only``: one whose gradients were healthy when it was saved.
+    """
+    folder = storage.folder_at(root)
     damaged: list[Damaged] = []
-    for path in sorted(root.glob("step-*"), reverse=True):
-        if not (path / MANIFEST).exists():
-            continue
-        manifest = verify(path)
-        if isinstance(manifest, Damaged):
-            damaged.append(manifest)
-            continue
-        return Checkpoint(path, manifest["step"], manifest["metrics"]), damaged
+    for name in sorted(filter(key_of, storage.names_in(folder)), reverse=True):
+        try:
+            found = verify(folder / name, healthy_only=healthy_only)
+        except FileNotFoundError:
+            continue  # unfinished
+        if isinstance(found, Damaged):
+            damaged.append(found)
+        elif found is not None:
+            return Checkpoint(found.folder, found.step, found.metrics, found.verdict), damaged
     return None, damaged
+
+
+def verify(folder: UPath, *, healthy_only: bool = False) -> Manifest | Damaged | None:
+    """The manifest of a complete, undamaged checkpoint, or what is wrong with it; None when it is not asked for.
+
+    Raises FileNotFoundError without a manifest.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        raise
+    except ManifestError as error:
+        return Damaged(folder, str(error))
+    except OSError as error:
+        return Damaged(folder, f"{MANIFEST}: {error.strerror or error}")
+    if healthy_only and manifest.verdict != "healthy":
+        return None
+    try:
+        problem = _problem_of_files(manifest)
+    except OSError as error:
+        problem = f"{Path(error.filename or folder.name).name}: {error.strerror or error}"
+    return manifest if problem is None else Damaged(folder, problem)
+
+
+def _problem_of_files(manifest: Manifest) -> str | None:
+    if storage.is_local(manifest.folder):
+        return next(filter(None, (_problem_of(manifest.folder / file.path, file) for file in manifest.files)), None)
+    return _download(manifest)
+
+
+def _problem_of(path: UPath, file: StoredFile, copy: Path | None = None) -> str | None:
+    """Also writes the bytes to ``copy`` as it reads them."""
+    digest, size = hashlib.sha256(), 0
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(copy.open("wb")) if copy else None
+        for chunk in storage.chunks(path):
+            digest.update(chunk)
+            size += len(chunk)
+            if target:
+                target.write(chunk)
+    if size != file.bytes:
+        return f"{file.path} has {size} bytes instead of {file.bytes}"
+    if digest.hexdigest() != file.sha256:
+        return f"{file.path} does not have the recorded SHA-256"
+    return None
+
+
+# --- copies of what lies in an object store ---------------------------------------------------------------------------
+
+_copies: dict[str, tempfile.TemporaryDirectory[str]] = {}  # verified ones of this process, until they are loaded
+
+
+def _download(manifest: Manifest) -> str | None:
+    """Keeps a local copy for ``load`` when every file is as it should be, so that each is fetched once."""
+    folder = tempfile.TemporaryDirectory(prefix="chainrule-checkpoint-")
+    for file in manifest.files:
+        if problem := _problem_of(manifest.folder / file.path, file, Path(folder.name) / file.path):
+            folder.cleanup()
+            return problem
+    _copies[str(manifest.folder)] = folder
+    return None
+
+
+@contextlib.contextmanager
+def _local(folder: UPath) -> Iterator[UPath]:
+    if storage.is_local(folder):
+        yield folder
+        return
+    if str(folder) not in _copies and (problem := _download(read_manifest(folder))):
+        raise OSError(problem)
+    with _copies.pop(str(folder)) as copy:
+        yield UPath(copy)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 def load(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Any]:
-    """Puts model and optimizer back as they were, on any number of ranks; returns the state saved beside them.
+    """Puts model and optimizer back as they were, on any number of ranks and however they are sharded now; returns the document saved beside them.
 
-    The caller has verified the checkpoint: DCP's own index is a pickle, and is only read when its digest is ours.
+    The caller has verified the checkpoint: DCP's own index is a pickle, and is only read when its digest is ours. Weights, and optimizer state that
+    exists already, are filled in place. Raises CheckpointError, before anything is changed when names or shapes do not fit.
     """
     from workers import tensor_files
 
     try:
-        tensors = tensor_files.read(checkpoint.path, device)
-    except OSError as error:
+        with _local(checkpoint.path) as folder:
+            document: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+            targets = _targets(tensor_files.kinds(folder), model, optimizer, device)
+            tensor_files.read(folder, targets)
+    except (OSError, ManifestError) as error:
         raise CheckpointError(f"checkpoint {checkpoint.path} could not be read: {error}") from error
-    state: dict[str, Any] = json.loads((checkpoint.path / STATE).read_bytes())
-    restore(model, optimizer, tensors, state.pop("optimizer_values"))
-    return state
+    _restore_optimizer(model, optimizer, targets, document.pop("optimizer_values"))
+    return document
 
 
-# --- retention --------------------------------------------------------------------------------------------------------
+def _targets(
+    saved: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Tensor]:
+    """For each saved tensor one to read it into: the live one where there is one."""
+    live, _ = tensors_of(model, optimizer)
+    expected = {name for name in live if name.startswith("model.")}
+    given = {name for name in saved if name.startswith("model.")}
+    if expected != given:
+        odd = ", ".join(sorted(expected ^ given)[:5])
+        raise CheckpointError(f"the checkpoint is of another model: {odd} is only in one of the two")
+    parameters = dict(model.named_parameters())
+    targets = {}
+    for name, kind in saved.items():
+        target = live.get(name)
+        if name in expected and (target is None or target.shape != kind.size or target.dtype != kind.dtype):
+            found = "nothing" if target is None else f"{tuple(target.shape)} of {target.dtype}"
+            raise CheckpointError(
+                f"size mismatch for {name}: {tuple(kind.size)} of {kind.dtype} was saved, here is {found}"
+            )
+        if target is None or target.shape != kind.size or target.dtype != kind.dtype:
+            target = _new_state(name, kind, parameters, device)
+        targets[name] = target
+    return targets
 
 
-def prune(root: Path, *, keep_last: int, keep_best: int, best: str, mode: str) -> list[Path]:
-    """Removes what retention no longer keeps, and unfinished folders older than the newest complete one. Rank 0 only."""
-    complete: list[tuple[Path, Mapping[str, float]]] = []
-    unfinished: list[Path] = []
-    for path in sorted(root.glob("step-*")):
-        try:
-            complete.append((path, json.loads((path / MANIFEST).read_bytes())["metrics"]))
-        except (OSError, ValueError, KeyError):
-            unfinished.append(path)
-    kept = {path for path, _ in complete[-keep_last:]}
-    scored = [(metrics[best], path) for path, metrics in complete if best in metrics]
-    scored.sort(key=lambda pair: pair[0], reverse=mode == "max")
-    kept |= {path for _, path in scored[:keep_best]}
-    gone = [path for path, _ in complete if path not in kept]
-    gone += [path for path in unfinished if complete and path < complete[-1][0]]
-    for path in gone:
-        # The manifest first: a half-removed checkpoint must not look like one.
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-    return gone
+def _new_state(name: str, kind: Any, parameters: Mapping[str, nn.Parameter], device: torch.device) -> Tensor:
+    """Optimizer state of a parameter, sharded like it. Scalars (step counters) stay on the CPU."""
+    parameter = parameters.get(name.removeprefix("optimizer.").rpartition(".")[0])
+    if parameter is None:
+        raise CheckpointError(f"the checkpoint is of another model: {name} has no parameter here")
+    if parameter.shape == kind.size and kind.size:
+        return torch.zeros_like(parameter.detach(), dtype=kind.dtype)
+    return torch.empty(kind.size, dtype=kind.dtype, device=device if kind.size else "cpu")

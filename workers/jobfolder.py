@@ -6,7 +6,7 @@
     gradients/attempt-0001-part-000000.parquet     step, then one column of norms a layer; at most 1,000 rows a part
     events/attempt-0001.jsonl                      the controller's events
     logs/attempt-0001/rank-0.log                   what the worker printed, each line with its time
-    checkpoints/step-0000000100/                   see workers/checkpoints.py
+    checkpoints/step-0000000100-g000001/           see workers/checkpoint_folders.py; may lie elsewhere
     model/                                         the finished model
     mlflow.json                                    the run and how far it has been told
 
@@ -23,6 +23,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from workers.checkpoint_folders import Manifest, complete
+from workers.storage import folder_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,18 +54,6 @@ class GradientMatrix:
 
 
 @dataclass(frozen=True)
-class CheckpointInfo:
-    """A complete checkpoint, as its manifest tells of it."""
-
-    step: int
-    path: Path
-    created_at: float
-    bytes: int
-    metrics: Mapping[str, float]
-    files: tuple[Mapping[str, Any], ...]  # path, bytes, sha256
-
-
-@dataclass(frozen=True)
 class LogFile:
     attempt: int
     rank: int
@@ -71,20 +62,24 @@ class LogFile:
 
 
 class JobFolder:
-    def __init__(self, storage: str | Path, job_id: str) -> None:
+    """``checkpoints``: the folder or URL beneath which the checkpoints of all jobs lie, if not in their own folders."""
+
+    def __init__(self, storage: str | Path, job_id: str, checkpoints: str | None = None) -> None:
         self.path = Path(storage) / "jobs" / job_id
+        self._checkpoints = f"{checkpoints.rstrip('/')}/{job_id}" if checkpoints else None
 
     @staticmethod
     def at(path: str | Path) -> JobFolder:
         folder = JobFolder.__new__(JobFolder)
-        folder.path = Path(path)
+        folder.path, folder._checkpoints = Path(path), None
         return folder
 
     # --- where things are ---------------------------------------------------------------------------------------------
 
     @property
-    def checkpoints_path(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints_root(self) -> str:
+        """Folder or URL."""
+        return self._checkpoints or str(self.path / "checkpoints")
 
     @property
     def model_path(self) -> Path:
@@ -168,22 +163,9 @@ class JobFolder:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def checkpoints(self) -> list[CheckpointInfo]:
+    def checkpoints(self) -> list[Manifest]:
         """Complete checkpoints, oldest first. Digests are recorded, not verified here."""
-        found = []
-        for path in sorted(self.checkpoints_path.glob("step-*")):
-            try:
-                manifest = json.loads((path / "manifest.json").read_bytes())
-                files = tuple(manifest["files"])
-                total = sum(file["bytes"] for file in files)
-                found.append(
-                    CheckpointInfo(manifest["step"], path, manifest["created_at"], total, manifest["metrics"], files)
-                )
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # unfinished, or removed by retention just now
-            except (ValueError, KeyError, TypeError):
-                continue  # damaged; the worker that resumes says so in an event
-        return found
+        return complete(folder_at(self.checkpoints_root))
 
     def model_files(self) -> list[tuple[str, int]]:
         """(relative path, bytes) of the finished model's files; empty while there is none."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.checkpoint_folders import MANIFEST
 from workers.jobfolder import JobFolder, decode
 from workers.reports import REASONS, Outcome
 from workers.spec import JobSpec
@@ -186,8 +187,7 @@ class Shipper:
         for path in sorted(self._folder.gradients_path.glob("*.parquet")):
             self._client.log_artifact(run_id, str(path), "gradients")
         for checkpoint in self._folder.checkpoints():
-            target = f"checkpoints/{checkpoint.path.name}"
-            self._client.log_artifact(run_id, str(checkpoint.path / "manifest.json"), target)
+            self._log_json(run_id, MANIFEST, checkpoint.document(), f"checkpoints/{checkpoint.folder.name}")
         if self._folder.model_files():
             self._client.log_artifacts(run_id, str(self._folder.model_path), "model")
         self._log_json(run_id, "health.json", health)
@@ -201,12 +201,12 @@ class Shipper:
         status = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}[REASONS[outcome.code].status]
         self._client.set_terminated(run_id, status)
 
-    def _log_json(self, run_id: str, name: str, document: Mapping[str, Any]) -> None:
+    def _log_json(self, run_id: str, name: str, document: Mapping[str, Any], target: str | None = None) -> None:
         assert self._client is not None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_text(json.dumps(document, indent=1))
-            self._client.log_artifact(run_id, str(path))
+            self._client.log_artifact(run_id, str(path), target)
 
 
 def flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -194,7 +194,7 @@ class TrainWorker:
             local_rank=0,
             device=device,
             reporter=self._outbox,
-            checkpoints=self._folder.checkpoints_path,
+            checkpoints=self._folder.checkpoints_root,
             model_folder=self._folder.model_path,
             stop_requested=lambda: self._training.stop,
         )

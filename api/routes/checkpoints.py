@@ -8,7 +8,8 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Path as PathParameter
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
+from upath import UPath
 
 from api import examples, schemas
 from api.auth import Member, Viewer
@@ -18,7 +19,8 @@ from api.pagination import page
 from api.responses import json_response
 from service import jobs
 from service.errors import NotFound
-from workers.jobfolder import CheckpointInfo
+from workers import storage
+from workers.checkpoint_folders import Manifest
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["files"])
 
@@ -50,7 +52,10 @@ def download_checkpoint_file(
     job = jobs.get_job(services.store, caller, job_id)
     for checkpoint in services.folder(job.id).checkpoints():
         if _id(checkpoint) == checkpoint_id:
-            return _download(checkpoint.path, path, [file["path"] for file in checkpoint.files])
+            names = [file.path for file in checkpoint.files]
+            if storage.is_local(checkpoint.folder):
+                return _download(storage.local_path(checkpoint.folder), path, names)
+            return _stream(checkpoint.folder, path, names)
     raise NotFound("There is no such checkpoint; it may have been replaced by a newer one.", param="checkpoint_id")
 
 
@@ -80,11 +85,11 @@ def download_model_file(caller: Member, services: Provided, job_id: JobId, path:
     return _download(folder.model_path, path, [listed for listed, _ in folder.model_files()])
 
 
-def _id(checkpoint: CheckpointInfo) -> str:
+def _id(checkpoint: Manifest) -> str:
     return f"ckpt-{checkpoint.step:010d}"
 
 
-def _checkpoint(job_id: str, checkpoint: CheckpointInfo) -> dict[str, object]:
+def _checkpoint(job_id: str, checkpoint: Manifest) -> dict[str, object]:
     return dict(
         schemas.Checkpoint(
             id=_id(checkpoint),
@@ -93,7 +98,10 @@ def _checkpoint(job_id: str, checkpoint: CheckpointInfo) -> dict[str, object]:
             created_at=datetime.fromtimestamp(checkpoint.created_at, UTC),
             bytes=checkpoint.bytes,
             metrics=dict(checkpoint.metrics),
-            files=[schemas.StoredFile.model_validate(file) for file in checkpoint.files],
+            verdict=checkpoint.verdict,
+            files=[
+                schemas.StoredFile(path=file.path, bytes=file.bytes, sha256=file.sha256) for file in checkpoint.files
+            ],
         )
     )
 
@@ -107,3 +115,16 @@ def _download(folder: Path, path: str, listed: list[str]) -> Response:
         if target.is_relative_to(root) and target.is_file():
             return FileResponse(target, filename=target.name, media_type="application/octet-stream")
     raise NotFound("There is no such file here.", param="path")
+
+
+def _stream(folder: UPath, path: str, names: list[str]) -> Response:
+    """From an object store. That listed names lie in ``folder`` is seen to when a manifest is read."""
+    file = folder / path
+    try:
+        if path not in names:
+            raise FileNotFoundError
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise NotFound("There is no such file here.", param="path") from None
+    headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{path}"'}
+    return StreamingResponse(storage.chunks(file), media_type="application/octet-stream", headers=headers)
