@@ -49,6 +49,12 @@ def key_of(name: str) -> Key | None:
     return Key(int(match[1]), int(match[2])) if match else None
 
 
+def newest_generation(root: str) -> int:
+    """The largest that has written to ``root``, 0 if none has."""
+    keys = filter(None, map(key_of, storage.names_in(storage.folder_at(root))))
+    return max((key.generation for key in keys), default=0)
+
+
 @dataclass(frozen=True)
 class StoredFile:
     path: str  # name within the folder

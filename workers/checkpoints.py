@@ -120,7 +120,7 @@ def newest(root: str | os.PathLike[str], healthy_only: bool = False) -> tuple[Ch
     """
     folder = storage.folder_at(root)
     damaged: list[Damaged] = []
-    for name in sorted(filter(key_of, storage.names_in(folder)), reverse=True):
+    for name in sorted(filter(key_of, storage.names_in(folder)), key=key_of, reverse=True):
         try:
             found = verify(folder / name, healthy_only=healthy_only)
         except FileNotFoundError:

@@ -1,5 +1,6 @@
-"""JobController: one actor a job attempt. It places the workers, follows them, forms the group anew when one dies, and keeps the
-job folder. Everything it must remember is in that folder, so that Ray may restart it at any moment: it finds its workers by name and goes on.
+"""JobController: one actor a job attempt. It places the workers, forms their group and forms it anew when one is lost or their number is to change,
+and keeps the job folder. Everything it must remember is in that folder, so that Ray may restart it at any moment: it finds its workers by name and
+goes on.
 """
 
 from __future__ import annotations
@@ -10,66 +11,36 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
-from ray.util.placement_group import remove_placement_group
+from ray.exceptions import RayError
 
-from workers.group_decisions import End, Recover, Recoveries, Seen, conclude
-from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
-from workers.placing import Attempt, end_workers, place_worker, reserve
-from workers.ray_names import NAMESPACE, cause_of_death, find_placement_group, group_name
-from workers.reports import Event, Level, Observation, Outcome, Progress, ReasonCode, Recovery, StopMode, WorkerStatus
+from workers import group_decisions as decisions
+from workers.crew import Crew, Member
+from workers.group_decisions import Recoveries, View
+from workers.jobfolder import JobFolder
+from workers.ledger import Ledger
+from workers.membership import Membership
+from workers.pace import Pace
+from workers.placing import Attempt, end_workers, free_room
+from workers.reports import GroupShape, Observation, Outcome, ReasonCode, Recovery, StopMode
 from workers.spec import JobSpec
+from workers.stacks import stack_of
 from workers.tracking import Shipper
-from workers.worker import Failure, Poll, Ready
 
-FORM_SECONDS = 0.1  # between looks while a group is being formed
-POLL_SECONDS = 0.5  # each poll takes a millisecond of the training process
+NEWS_SECONDS = (
+    0.5  # between two looks at a group at work, of which each takes a millisecond; a change is heard of at once
+)
+FORM_SECONDS = 0.05  # while a group is being formed
 STOP_GRACE_SECONDS = 60.0  # without a step, after a worker was asked to stop
+KEPT = 100  # recoveries and past workers that are remembered
+GENERATIONS = 100_000  # of one attempt, at most; so that groups count on over attempts
+FRUITLESS = 3  # losses in a row without a step between them, at least, before the attempt is given up
+REPLACEMENT_SECONDS = 300.0  # for which survivors wait, with all that they have reserved
 STATE = "controller.json"
 
 Phase = Literal["starting", "running", "recovering", "stopping", "finished"]
-
-
-class StoppedError(Exception):
-    """Somebody asked for a stop while the group was being formed."""
-
-
-class WorkerLostError(Exception):
-    """A worker died while the group was being formed."""
-
-    def __init__(self, ranks: Mapping[int, str]) -> None:
-        self.ranks = ranks
-        super().__init__(str(ranks))
-
-
-@dataclass
-class Member:
-    """One worker of the present generation."""
-
-    rank: int
-    name: str  # of the actor
-    actor: Any
-    acknowledged: int = 0
-    state: Literal["starting", "running", "lost", "done"] = "starting"
-    ready: Ready | None = None
-    pending: Any = None  # a poll that is under way
-    end: Any = None  # a call that returns when its training ends
-    end_heard: bool = False
-    outcome: Outcome | None = None
-    failure: Failure | None = None
-    dead: str | None = None
-    drained: bool = False
-    started_at: float = field(default_factory=time.time)
-
-    def status(self) -> WorkerStatus:
-        ready = self.ready
-        place = (ready.pid, ready.node, "", ready.device) if ready else (0, "", "", "")
-        return WorkerStatus(self.rank, *place, self.state, self.started_at)
 
 
 class JobController:
@@ -80,20 +51,21 @@ class JobController:
         self._lock = threading.Lock()
         self._phase: Phase = "starting"
         self._outcome: Outcome | None = None
-        self._progress: Progress | None = None
-        self._latest: dict[str, float] = {}
-        self._health: Mapping[str, Any] = {"verdict": "unknown", "findings": []}
-        self._members: list[Member] = []
-        self._events: list[Event] = []
-        self._told: set[tuple[int, int, int]] = set()  # (generation, rank, sequence) of workers' events already kept
+        self._shape = attempt.shape
         self._stop: StopMode | None = None
+        self._stop_sent: tuple[StopMode, float] | None = None
         self._generation = 0
+        self._forming_since: float | None = time.monotonic()
         self._recoveries = Recoveries()
         self._recovered: list[Recovery] = []
-        self._loss: tuple[float, Recover] | None = None  # when, and who; until the group is formed anew
-        self._gradients = GradientWriter(self._folder.gradients_path, attempt.attempt)
-        self._restore()
-        if not self._generation:
+        self._loss: dict[str, Any] | None = None  # of a recovery under way: at, causes by rank, step, source
+        self._blamed = False  # the causes of the loss are deaths, not broken connections
+        self._broken_up = 0  # generation that was broken up although nobody was lost
+        self._pace = Pace()
+        self._ledger = Ledger(self._folder, attempt.attempt)
+        self._crew = Crew(attempt, self._spec)
+        self._known = self._restore()
+        if self._known is None:
             self._folder.create(attempt.spec_json)
         self._shipper = Shipper(attempt, self._spec, self._folder) if attempt.mlflow_url else None
         threading.Thread(target=self._main, name="controller", daemon=True).start()
@@ -107,20 +79,27 @@ class JobController:
             return Observation(
                 phase=self._phase,
                 outcome=self._outcome,
-                progress=self._progress,
-                latest=dict(self._latest),
-                health=self._health,
-                workers=[member.status() for member in self._members],
-                events=self._events[after:],
+                progress=self._ledger.progress,
+                latest=dict(self._ledger.latest),
+                health=self._ledger.health,
+                workers=self._crew.statuses(),
+                events=self._ledger.events[after:],
                 links=links,
                 recoveries=list(self._recovered),
             )
 
     def stop(self, mode: StopMode) -> None:
         """May be called again, and with a stronger mode."""
-        if self._stop is not StopMode.KILL:
+        order = [None, StopMode.PAUSE, StopMode.CANCEL, StopMode.KILL]
+        if order.index(mode) > order.index(self._stop):
             self._stop = mode
-            self._remember()
+            self._crew.wake()
+
+    def reshape(self, shape: GroupShape) -> None:
+        """What the group should be like from now on; it changes at a step boundary."""
+        if shape != self._shape:
+            self._shape = shape
+            self._crew.wake()
 
     def pid(self) -> int:
         return os.getpid()
@@ -130,8 +109,6 @@ class JobController:
     def _main(self) -> None:
         try:
             outcome = self._outcome or self._run()
-        except StoppedError:
-            outcome = self._stopped_outcome()
         except Exception as error:
             outcome = Outcome(
                 ReasonCode.INTERNAL_ERROR,
@@ -142,258 +119,279 @@ class JobController:
         self._finish(outcome)
 
     def _run(self) -> Outcome:
-        """Generation after generation, until one comes to an end."""
-        lost_at: float | None = None
-        there = self._adopt()
+        """Look, and do the one thing that is to be done, until the job has come to an end."""
+        if self._known is not None:
+            self._adopt(self._known)
         while True:
-            try:
-                if not there:
-                    self._form_group(lost_at)
-                if self._shipper:
-                    self._shipper.start()
-                end = self._follow()
-            except WorkerLostError as lost:
-                end = Recover(lost.ranks)
-            if isinstance(end, Outcome):
-                return end
-            there, lost_at = False, time.monotonic()
-            exhausted = self._lost(end)
-            if exhausted:
-                return exhausted
-            self._end_generation()
+            self._look()
+            outcome = self._stopped() or self._concluded() or self._broken() or self._given_up()
+            if outcome is not None:
+                return outcome
+            self._end_hung()
+            self._staff()
+            if self._forming_since is not None:
+                self._form()
+            elif decisions.should_regroup(self._view()):
+                self._crew.ask_to_regroup()
+            self._crew.wait_for_news(FORM_SECONDS if self._forming_since is not None else NEWS_SECONDS)
 
-    def _form_group(self, lost_at: float | None = None) -> None:
-        """Places and prepares all workers, then lets them begin together. Raises StoppedError, WorkerLostError."""
-        self._generation += 1
-        self._remember()
-        group = reserve(self._attempt, self._spec)
-        placed = group.ready()
-        while not ray.wait([placed], timeout=FORM_SECONDS)[0]:
-            self._heed_stop()
-        self._members = []
-        for rank in range(self._attempt.shape.workers):
-            name, actor = place_worker(self._attempt, self._spec, self._generation, rank, group)
-            self._members.append(Member(rank, name, actor))
-        preparing = {member.actor.prepare.remote(): member for member in self._members}
-        while preparing:
-            ready, _ = ray.wait(list(preparing), num_returns=1, timeout=FORM_SECONDS)
-            self._heed_stop()
-            for ref in ready:
-                member = preparing.pop(ref)
-                try:
-                    member.ready = ray.get(ref)
-                except RayActorError as error:
-                    raise WorkerLostError({member.rank: cause_of_death(error)}) from error
-        store = self._members[0].ready.store if self._members[0].ready else None
-        for member in self._members:
-            member.actor.begin.remote(store)  # a worker that dies now is noticed by the first poll
-        for member in self._members:
-            member.state = "running"
-        self._set_phase("running")
-        places = ", ".join(f"rank {m.rank} pid {m.ready.pid} on {m.ready.node}" for m in self._members if m.ready)
-        data = {"generation": self._generation, "workers": [dataclasses.asdict(m.status()) for m in self._members]}
-        if lost_at is None:
-            self._tell("info", "workers.started", f"{len(self._members)} workers began: {places}.", data)
-        else:
-            seconds = time.monotonic() - lost_at
-            message = f"The group was formed anew in {seconds:.1f} s: {places}."
-            if self._loss is not None:
-                at, lost = self._loss
-                step = self._progress.step if self._progress else 0
-                cause = "; ".join(f"rank {rank}: {cause}" for rank, cause in sorted(lost.ranks.items()))
-                self._recovered.append(Recovery(at, sorted(lost.ranks), cause, step, "checkpoint", seconds))
-            self._tell("info", "workers.recovered", message, data | {"seconds": seconds})
+    def _look(self) -> None:
+        for member, poll in self._crew.poll(self._ledger.told_through):
+            self._ledger.take(member.name, member.rank, poll)
+            member.saw(poll)
+        for member in self._crew.newly_lost():
+            self._tell_lost(member)
+            if self._forming_since is not None:  # while the next group is formed: one more that has to be replaced
+                self._blame(member)
+        self._pace.saw(self._ledger.progress.step if self._ledger.progress else 0)
+        self._note_recovery()
 
-    def _adopt(self) -> bool:
-        """After a restart of this controller: takes over the workers of the generation that it had formed, if they all began."""
-        if not self._generation or self._phase not in ("running", "stopping"):
-            self._end_generation()
-            return False
-        try:
-            self._members = [
-                Member(rank, name, ray.get_actor(name, namespace=NAMESPACE), state="running")
-                for rank, name in enumerate(self._known_names)
-            ]
-        except ValueError:
-            self._end_generation()
-            return False
-        for member, known in zip(self._members, self._known_members, strict=False):
-            member.ready, member.started_at = (
-                Ready(known["pid"], known["node"], known["device"], None),
-                known["started_at"],
-            )
-        self._tell("warning", "controller.restarted", "The controller was restarted and found its workers at work.")
-        return True
+    def _view(self) -> View:
+        return View(
+            generation=self._generation,
+            forming=self._forming_since is not None,
+            wanted=self._shape.workers,
+            fewest=min(self._spec.workers.fewest, self._shape.workers),
+            seats=self._crew.seats(self._shape.avoid),
+            forming_seconds=0.0 if self._forming_since is None else time.monotonic() - self._forming_since,
+            still_seconds=self._pace.still_seconds,
+            step_seconds=self._pace.step_seconds,
+        )
 
-    # --- following ----------------------------------------------------------------------------------------------------
+    # --- what is to be done ---------------------------------------------------------------------------------------------
 
-    def _follow(self) -> Outcome | Recover:
-        """Polls the workers until the group comes to an end, one way or another."""
-        first_failure_at: float | None = None
-        stop_sent: StopMode | None = None
-        moved_at, last_step = time.monotonic(), -1
-        while True:
-            self._poll_all()
-            if self._progress and self._progress.step != last_step:
-                moved_at, last_step = time.monotonic(), self._progress.step
-            if self._stop is StopMode.KILL:
-                return self._stopped_outcome()
-            if self._stop is not None and stop_sent is None:
-                stop_sent, moved_at = self._stop, time.monotonic()
-                self._set_phase("stopping")
-                for member in self._members:
-                    member.actor.stop.remote(self._stop)
-            if stop_sent and time.monotonic() - moved_at > STOP_GRACE_SECONDS:
-                return Outcome(
-                    ReasonCode.CANCELLED, f"stopped by force: no step in {STOP_GRACE_SECONDS:.0f} s after the request"
-                )
-            if any(member.failure for member in self._members) and first_failure_at is None:
-                first_failure_at = time.monotonic()
-            conclusion = conclude(self._seen(first_failure_at))
-            if isinstance(conclusion, End):
-                self._drain()
-                self._report_failures()
-                return conclusion.outcome
-            if isinstance(conclusion, Recover):
-                self._drain()
-                if self._stop is not None:
-                    return self._stopped_outcome()
-                return conclusion
-            self._wait_for_news()
+    def _stopped(self) -> Outcome | None:
+        if self._stop is None:
+            return None
+        if self._stop is StopMode.KILL:
+            return Outcome(ReasonCode.KILLED, "killed on request; nothing was written")
+        if self._generation == 0:
+            return self._stopped_outcome("before training ran")
+        if self._stop_sent is None or self._stop_sent[0] is not self._stop:
+            self._stop_sent = (self._stop, time.monotonic())
+            self._set_phase("stopping")
+        self._crew.ask_to_stop(self._stop)
+        waited = min(time.monotonic() - self._stop_sent[1], self._pace.still_seconds)
+        if waited > STOP_GRACE_SECONDS:
+            return self._stopped_outcome(f"by force: no step in {STOP_GRACE_SECONDS:.0f} s after the request")
+        return None
 
-    def _wait_for_news(self) -> None:
-        """Until the next poll is due, or a worker's training has ended, by itself or by its death."""
-        for member in self._members:
-            if member.end is None and not member.end_heard:
-                member.end = member.actor.ended.remote()
-        waiting = {member.end: member for member in self._members if member.end is not None}
-        if not waiting:
-            time.sleep(FORM_SECONDS)
+    def _stopped_outcome(self, how: str) -> Outcome:
+        if self._stop is StopMode.PAUSE:
+            return Outcome(ReasonCode.PAUSED, f"paused {how}")
+        return Outcome(ReasonCode.CANCELLED, f"cancelled {how}")
+
+    def _concluded(self) -> Outcome | None:
+        outcome = decisions.conclude(self._view())
+        if outcome is not None:
+            self._drain()
+            for member in self._crew.members:
+                if member.failure is not None:
+                    self._ledger.tell(
+                        "error",
+                        "worker.failed",
+                        f"Rank {member.rank}: {member.failure.message}",
+                        {"rank": member.rank, "traceback": member.failure.traceback},
+                    )
+        return outcome
+
+    def _broken(self) -> Outcome | None:
+        """Notices that the group has come apart. An Outcome when trying again has become pointless."""
+        if not decisions.broke(self._view()):
+            return None
+        self._forming_since = time.monotonic()
+        lost = [member for member in self._crew.group() if member.gone]
+        broken = {m.rank: m.broken for m in self._crew.group() if m.rank is not None and m.broken}
+        if not lost and not broken:
+            return None  # they left it by agreement
+        self._crew.break_group(self._generation)
+        step = self._ledger.progress.step if self._ledger.progress else 0
+        at = self._loss["at"] if self._loss else time.time()
+        self._loss = {
+            "at": at,
+            "causes": {str(rank): why for rank, why in broken.items()},
+            "step": step,
+            "source": "start",
+        }
+        self._blamed = False
+        self._recoveries = self._recoveries.another(step)
+        for member in lost:
+            self._blame(member, count=False)
+        if self._stop is None:
+            self._set_phase("recovering")
+        return None
+
+    def _blame(self, member: Member, *, count: bool = True) -> None:
+        """Who died is the cause, not the peers whose connections broke."""
+        if count:
+            self._recoveries = self._recoveries.another(self._ledger.progress.step if self._ledger.progress else 0)
+        if self._loss is None:
             return
-        ended, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
-        for ref in ended:
-            waiting[ref].end, waiting[ref].end_heard = None, True
+        causes = self._loss["causes"] if self._blamed else {}
+        rank = member.planned_rank if member.rank is None else member.rank
+        self._loss["causes"], self._blamed = {**causes, str(rank): member.why or "lost"}, True
 
-    def _seen(self, first_failure_at: float | None) -> Seen:
-        return Seen(
-            world_size=len(self._members),
-            done={member.rank: member.outcome for member in self._members if member.outcome},
-            failed={member.rank: member.failure for member in self._members if member.failure},
-            dead={member.rank: member.dead for member in self._members if member.dead},
-            seconds_since_first_failure=time.monotonic() - first_failure_at if first_failure_at else 0.0,
-        )
+    def _given_up(self) -> Outcome | None:
+        causes = self._loss["causes"] if self._loss else {}
+        exhausted = self._recoveries.exhausted(max(FRUITLESS, self._spec.retry.max_attempts), causes)
+        if exhausted is not None:
+            return exhausted
+        view = self._view()
+        if self._generation and self._stop is None and view.forming_seconds > REPLACEMENT_SECONDS:
+            message = f"no replacement for a lost worker could be placed within {REPLACEMENT_SECONDS:.0f} s"
+            return Outcome(ReasonCode.NO_PROGRESS, message)
+        return None
 
-    def _poll_all(self, timeout: float = 1.0) -> int:
-        """One round. A worker that does not answer in time is asked no second time until it does. Returns the reports taken."""
-        for member in self._members:
-            if member.dead is None and member.pending is None:
-                member.pending = member.actor.poll.remote(member.acknowledged)
-        pending = {member.pending: member for member in self._members if member.pending is not None}
-        if not pending:
-            return 0
-        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=timeout)
-        taken = 0
-        for ref in ready:
-            member = pending[ref]
-            member.pending = None
-            try:
-                taken += self._take(member, ray.get(ref))
-            except ActorUnavailableError:
-                continue  # not reachable just now, which is not dead
-            except RayActorError as error:
-                member.dead, member.state = cause_of_death(error), "lost"
-        return taken
+    def _end_hung(self) -> None:
+        """A worker that holds all others up is ended, after everybody's stack was taken; what follows is as after any other death."""
+        hung = decisions.hung(self._view())
+        if not hung or self._broken_up == self._generation:
+            return
+        group = self._crew.group()
+        stacks = {str(m.rank): stack_of(m.actor, m.place.pid, m.place.node_id) for m in group if m.place and not m.gone}
+        whole = len(hung) == len(group) > 1
+        for member in group:
+            if member.number in hung:
+                why = hung[member.number]
+                self._ledger.tell(
+                    "warning",
+                    "worker.hung",
+                    f"Rank {member.rank} hangs: {why}."
+                    + (" So do all others: the group is formed anew." if whole else ""),
+                    {
+                        "rank": member.rank,
+                        "pid": member.place.pid if member.place else None,
+                        "why": why,
+                        "stacks": stacks,
+                    },
+                )
+                if not whole:
+                    member.end(f"it hung: {why}")
+        if whole:  # nobody is to blame: the connections are
+            self._broken_up = self._generation
+            self._crew.break_group(self._generation)
 
-    def _take(self, member: Member, poll: Poll) -> int:
-        """Keeps what a worker reported; only then is it acknowledged, with the next poll."""
-        fresh = [report for report in poll.reports if report.sequence > member.acknowledged]
-        metrics = [report.body for report in fresh if report.kind == "metrics"]
-        append_lines(
-            self._folder.metrics_path(self._attempt.attempt),
-            [
-                row | {"values": {key: encode(value) for key, value in row["values"].items()}}
-                for row in map(dict, metrics)
-            ],
-        )
-        rows: list[tuple[int, Sequence[float]]] = []
-        layers: Sequence[str] = ()
-        for report in fresh:
-            if report.kind == "gradients":
-                layers = report.body["layers"]
-                rows.extend(report.body["rows"])
-        if rows:
-            self._gradients.append(layers, rows)
-        for report in fresh:
-            if report.kind == "event":
-                self._relay(member, report.sequence, report.body)
+    def _staff(self) -> None:
+        view = self._view()
+        done = [member for member in self._crew.group() if member.state == "done"]
+        if self._forming_since is not None and done:  # they have finished, but rank 0 could not: somebody else must
+            for member in done:
+                member.end("it was done")
+            self._loss = self._loss or {"at": time.time(), "causes": {}, "step": 0, "source": "start"}
+            view = self._view()
+        for number in decisions.surplus(view):
+            self._crew.dismiss(number, "not needed any more")
+        for _ in range(decisions.missing(view)):
+            self._crew.add(self._shape.avoid)
+            self._remember()
+        if self._crew.advance():
+            self._remember()
+
+    def _form(self) -> None:
+        view = self._view()
+        formation = decisions.form(view)
+        if formation is None:
+            return
+        first = self._generation == 0
+        store = self._crew.host_store(formation.members[0]) if len(formation.members) > 1 else None
+        if len(formation.members) > 1 and store is None:
+            return  # it has just died; the next look says so
+        self._generation += 1
+        if self._loss is not None:
+            self._loss["source"] = "memory" if formation.position else "checkpoint"
+        self._crew.seat(formation.members)
+        self._forming_since = None
+        self._pace.restart()
+        self._remember()  # before they are told: a restarted controller knows them
+        for rank, number in enumerate(formation.members):
+            self._crew.member(number).actor.join.remote(
+                Membership(
+                    self._generation,
+                    rank,
+                    len(formation.members),
+                    formation.position,
+                    formation.source,
+                    store,
+                    self._attempt.attempt * GENERATIONS + self._generation,
+                    self._ledger.told_through,
+                )
+            )
+        self._crew.dismiss_unseated()
+        if self._loss is None and self._stop is None:
+            self._set_phase("running")
+        self._tell_formed(first)
+        if self._shipper:
+            self._shipper.start()
+
+    def _note_recovery(self) -> None:
+        """A recovery is over when the group has done its next step, or the run has come to its end."""
+        if self._loss is None or self._forming_since is not None:
+            return
+        done_at = min((m.stepped_at for m in self._crew.group() if m.stepped_at), default=None)
+        if done_at is None and not any(member.state == "done" for member in self._crew.group()):
+            return
+        loss, self._loss = self._loss, None
+        seconds = max(0.0, (done_at or time.time()) - loss["at"])
+        causes = sorted((int(rank), cause) for rank, cause in loss["causes"].items())
+        said = "; ".join(f"rank {rank}: {cause}" for rank, cause in causes)
+        ranks = [rank for rank, _ in causes]
+        recovery = Recovery(loss["at"], ranks, said, loss["step"], loss["source"], seconds)
         with self._lock:
-            for row in metrics:
-                self._latest.update(row["values"])
-            if poll.progress is not None:
-                self._progress = poll.progress
-        if fresh:
-            member.acknowledged = fresh[-1].sequence
-        if poll.state == "done" and not poll.reports:
-            member.outcome, member.state = poll.outcome, "done"
-        if poll.state == "failed" and not poll.reports:
-            member.failure = poll.failure
-        return len(fresh)
+            self._recovered = [*self._recovered[-KEPT + 1 :], recovery]
+        if self._stop is None:
+            self._set_phase("running")
+        self._ledger.tell(
+            "info",
+            "workers.recovered",
+            f"Training goes on {seconds:.1f} s after the loss, from {'the memory of a survivor' if loss['source'] == 'memory' else 'the newest checkpoint'}.",
+            dataclasses.asdict(recovery) | {"generation": self._generation},
+        )
+        self._remember()
 
-    def _relay(self, member: Member, sequence: int, body: Mapping[str, Any]) -> None:
-        source = (self._generation, member.rank, sequence)
-        if source in self._told:
-            return  # kept before this controller was restarted
-        if body["type"] == "health.verdict":
-            with self._lock:
-                self._health = {key: body["data"][key] for key in ("verdict", "sentence", "findings")}
-        self._tell(body["level"], body["type"], body["message"], body["data"], body["timestamp"], source)
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def _tell_lost(self, member: Member) -> None:
+        self._ledger.tell(
+            "warning",
+            "worker.lost",
+            f"{'Rank ' + str(member.rank) if member.rank is not None else 'A worker that was to join'} was lost: {member.why}.",
+            {
+                "rank": member.rank,
+                "pid": member.place.pid if member.place else None,
+                "cause": member.why,
+                "generation": self._generation,
+            },
+        )
+
+    def _tell_formed(self, first: bool) -> None:
+        group = self._crew.group()
+        places = ", ".join(f"rank {m.rank} pid {m.place.pid} on {m.place.node}" for m in group if m.place)
+        data = {
+            "generation": self._generation,
+            "workers": [dataclasses.asdict(member.status()) for member in group],
+        }
+        kind = "workers.started" if first else "workers.formed"
+        noun = f"{len(group)} worker{'s' if len(group) > 1 else ''}"
+        self._ledger.tell("info", kind, f"{noun} {'began' if first else 'go on'}: {places}.", data)
+
+    # --- ending -------------------------------------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """What the living still have to tell, within bounds."""
         deadline = time.monotonic() + 5.0
-        while self._poll_all() and time.monotonic() < deadline:
-            continue
-
-    def _report_failures(self) -> None:
-        for member in self._members:
-            if member.failure and not member.failure.collateral:
-                self._tell(
-                    "error",
-                    "worker.failed",
-                    f"Rank {member.rank}: {member.failure.message}",
-                    {"rank": member.rank, "traceback": member.failure.traceback},
-                )
-
-    def _lost(self, recover: Recover) -> Outcome | None:
-        """Tells who died and why. An Outcome when trying again has become pointless."""
-        self._set_phase("recovering")
-        for rank, cause in sorted(recover.ranks.items()):
-            ready = self._members[rank].ready
-            pid = ready.pid if ready else None
-            self._tell(
-                "warning",
-                "worker.lost",
-                f"Rank {rank} was lost: {cause}. Going on from the newest checkpoint.",
-                {"rank": rank, "pid": pid, "cause": cause, "generation": self._generation},
-            )
-        self._loss = (time.time(), recover)
-        self._recoveries = self._recoveries.another(self._progress.step if self._progress else 0)
-        self._remember()
-        return self._recoveries.exhausted(self._spec.retry.max_attempts, recover.ranks)
-
-    # --- ending -------------------------------------------------------------------------------------------------------
-
-    def _end_generation(self) -> None:
-        """Ends all workers of this attempt. Those of a broken group may be stuck in a collective: they are killed."""
-        end_workers(self._attempt.name)
-        self._members = []
+        while time.monotonic() < deadline:
+            polled = self._crew.poll(self._ledger.told_through)
+            for member, poll in polled:
+                self._ledger.take(member.name, member.rank, poll)
+                member.saw(poll)
+            if not any(poll.reports for _, poll in polled):
+                return
 
     def _tear_down(self) -> None:
         with contextlib.suppress(RayError):
+            self._crew.end_all()
             end_workers(self._attempt.name)
-            group = find_placement_group(group_name(self._attempt.name))
-            if group is not None:
-                remove_placement_group(group)
+            free_room(self._attempt.name)
 
     def _finish(self, outcome: Outcome) -> None:
         with self._lock:
@@ -401,48 +399,23 @@ class JobController:
         self._remember()
         if self._shipper:
             self._shipper.start()
-            self._shipper.finish(outcome, self._health, lambda: self._tracked())
+            self._shipper.finish(outcome, self._ledger.health, lambda: self._tracked())
         else:
             self._tracked()
 
     def _tracked(self) -> None:
-        if not any(event.type == "tracking.complete" for event in self._events):
+        if not any(event.type == "tracking.complete" for event in self._ledger.events):
             where = self._shipper.run_url if self._shipper else None
             message = f"Everything is in MLflow: {where}" if where else "Nothing was to be sent to MLflow."
-            self._tell("info", "tracking.complete", message, {"mlflow": where})
-
-    def _stopped_outcome(self) -> Outcome:
-        if self._stop is StopMode.KILL:
-            return Outcome(ReasonCode.KILLED, "killed on request; nothing was written")
-        step = self._progress.step if self._progress else 0
-        return Outcome(ReasonCode.CANCELLED, f"cancelled after step {step}")
-
-    def _heed_stop(self) -> None:
-        if self._stop is not None:
-            raise StoppedError
+            self._ledger.tell("info", "tracking.complete", message, {"mlflow": where})
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def _tell(
-        self,
-        level: Level,
-        type: str,
-        message: str,
-        data: Mapping[str, Any] | None = None,
-        timestamp: float | None = None,
-        source: tuple[int, int, int] | None = None,
-    ) -> None:
-        with self._lock:
-            event = Event(len(self._events) + 1, timestamp or time.time(), level, type, message, data or {})
-            append_lines(
-                self._folder.events_path(self._attempt.attempt), [dataclasses.asdict(event) | {"source": source}]
-            )
-            self._events.append(event)
-
     def _set_phase(self, phase: Phase) -> None:
-        with self._lock:
-            self._phase = phase
-        self._remember()
+        if phase != self._phase:
+            with self._lock:
+                self._phase = phase
+            self._remember()
 
     def _remember(self) -> None:
         self._folder.write_document(
@@ -451,31 +424,36 @@ class JobController:
                 "name": self._attempt.name,
                 "phase": self._phase,
                 "generation": self._generation,
+                "forming": self._forming_since is not None,
                 "stop": self._stop,
+                "shape": {"workers": self._shape.workers, "avoid": sorted(self._shape.avoid)},
                 "recoveries": dataclasses.asdict(self._recoveries),
+                "recovered": [dataclasses.asdict(recovery) for recovery in self._recovered],
+                "loss": self._loss,
                 "outcome": dataclasses.asdict(self._outcome) if self._outcome else None,
-                "actors": [member.name for member in self._members],
-                "members": [dataclasses.asdict(member.status()) for member in self._members],
+                "crew": self._crew.document(),
             },
         )
 
-    def _restore(self) -> None:
-        self._known_members: list[dict[str, Any]] = []
-        self._known_names: list[str] = []
+    def _restore(self) -> Mapping[str, Any] | None:
         state = self._folder.read_document(STATE)
         if state is None or state["name"] != self._attempt.name:
-            return
-        self._phase, self._generation = state["phase"], state["generation"]
+            return None
+        self._phase, self._generation, self._loss = state["phase"], state["generation"], state["loss"]
         self._stop = StopMode(state["stop"]) if state["stop"] else None
+        self._shape = GroupShape(state["shape"]["workers"], frozenset(state["shape"]["avoid"]))
         self._recoveries = Recoveries(**state["recoveries"])
-        self._known_members, self._known_names = state["members"], state["actors"]
+        self._recovered = [Recovery(**known) for known in state["recovered"]]
+        if not state["forming"]:
+            self._forming_since = None
         if state["outcome"]:
             known = state["outcome"]
             self._outcome = Outcome(ReasonCode(known["code"]), known["message"], known["detail"])
-        for row in self._folder.events(self._attempt.attempt):
-            source = row.pop("source")
-            self._events.append(Event(**row))
-            if source:
-                self._told.add(tuple(source))
-            if row["type"] == "health.verdict":
-                self._health = {key: row["data"][key] for key in ("verdict", "sentence", "findings")}
+        self._ledger.restore()
+        return state
+
+    def _adopt(self, state: Mapping[str, Any]) -> None:
+        """After a restart of this controller: takes over the workers that it had placed."""
+        self._crew.adopt(state["crew"])
+        if self._crew.members:
+            self._ledger.tell("warning", "controller.restarted", "The controller was restarted and found its workers.")

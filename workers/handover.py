@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from workers import checkpoints
 
 CHUNK_BYTES = 32 << 20  # tensors are sent together in pieces of about this size
-SMALL_BYTES = 64  # step counters and the like travel with the document; they may lie on the CPU although the rest does not
+SMALL_BYTES = (
+    64  # step counters and the like travel with the document; they may lie on the CPU although the rest does not
+)
 
 
 def hand_over(
@@ -88,7 +90,9 @@ class BufferKeeper:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._slots = [(module, name) for module in model.modules() for name, b in module._buffers.items() if b is not None]
+        self._slots = [
+            (module, name) for module in model.modules() for name, b in module._buffers.items() if b is not None
+        ]
         self._kept: list[tuple[Tensor, int, Tensor] | None] = [None] * len(self._slots)  # (buffer, its version, copy)
 
     def keep(self) -> None:
@@ -96,7 +100,9 @@ class BufferKeeper:
             buffer, kept = module._buffers[name], self._kept[index]
             if buffer is None or (kept is not None and kept[0] is buffer and kept[1] == buffer._version):
                 continue
-            copy = kept[2].copy_(buffer) if kept is not None and kept[2].shape == buffer.shape else buffer.detach().clone()
+            copy = (
+                kept[2].copy_(buffer) if kept is not None and kept[2].shape == buffer.shape else buffer.detach().clone()
+            )
             self._kept[index] = (buffer, buffer._version, copy)
 
     @torch.no_grad()

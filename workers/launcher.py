@@ -7,18 +7,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
-from ray.util.placement_group import placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group_table
 
 from workers import standby
 from workers.controller import JobController
-from workers.placing import Attempt, end_workers
+from workers.placing import Attempt, end_workers, free_room
 from workers.ray_names import (
     NAMESPACE,
     actors_of,
     attempt_of,
     controller_name,
-    find_placement_group,
-    group_name,
     kill_actor,
 )
 from workers.reports import GroupShape, Observation, StopMode
@@ -34,6 +32,7 @@ def start(
     mlflow_url: str | None,
     experiment: str,
     train: str = "workers.train:train",
+    checkpoints: str | None = None,
 ) -> None:
     """Starts the controller of an attempt unless there is one of that name; returns before it runs."""
     ray.remote(JobController).options(
@@ -44,7 +43,7 @@ def start(
         num_cpus=0,
         max_restarts=-1,
         max_concurrency=8,
-    ).remote(Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train))
+    ).remote(Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train, checkpoints))
 
 
 def observe(seen: Mapping[str, int], timeout_seconds: float = 2.0) -> dict[str, Observation | None]:
@@ -94,9 +93,7 @@ def remove(name: str) -> None:
     """Ends the controller, the workers and the placement group of an attempt, whichever of them there are."""
     kill_actor(controller_name(name))
     end_workers(name)
-    group = find_placement_group(group_name(name))
-    if group is not None:
-        remove_placement_group(group)
+    free_room(name)
 
 
 def names() -> frozenset[str]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
-
-from torch._C._distributed_c10d import Store
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from workers.reports import StopMode
 
-MeetingPoint = tuple[str, int] | Store | None  # (host, port) or as it is; None: MASTER_ADDR and MASTER_PORT, or a world size of 1
+if TYPE_CHECKING:  # the controller does without torch
+    from torch._C._distributed_c10d import Store
+
+# (host, port) or a store as it is; None: MASTER_ADDR and MASTER_PORT, or a world size of 1
+MeetingPoint: TypeAlias = "tuple[str, int] | Store | None"
 
 
 class Stage(IntEnum):
@@ -47,6 +49,7 @@ class Membership:
     position: Position | None = None
     source: int | None = None
     store: MeetingPoint = None
+    writer: int | None = None  # larger than that of every group of this job before; None: to be found in storage
     told_through: int = -1  # what the controller knows already (``reports.mark_of``)
 
 

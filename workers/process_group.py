@@ -61,7 +61,11 @@ class ProcessGroup:
         self.control: dist.ProcessGroup | None = None  # for objects and decisions, on the CPU; None: the default group
 
     def join(
-        self, rank: int, world_size: int, store: tuple[str, int] | Store | None, timeout_seconds: float = TIMEOUT_SECONDS
+        self,
+        rank: int,
+        world_size: int,
+        store: tuple[str, int] | Store | None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         """Joins the group: nccl on CUDA, gloo elsewhere. ``store``: where it meets, as (host, port) or as it is; None: MASTER_ADDR and MASTER_PORT.
 

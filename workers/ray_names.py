@@ -20,8 +20,12 @@ def group_name(attempt: str) -> str:
     return f"group/{attempt}"
 
 
-def worker_name(attempt: str, generation: int, rank: int) -> str:
-    return f"worker/{attempt}/{generation}/{rank}"
+def extra_group_name(attempt: str, number: int) -> str:
+    return f"group/{attempt}/{number}"
+
+
+def worker_name(attempt: str, number: int) -> str:
+    return f"worker/{attempt}/{number}"
 
 
 def attempt_of(name: str) -> str | None:

@@ -225,7 +225,9 @@ class Recorder:
         """Reports the verdict when it changes, and at the end of the run with the figures of the end."""
         judgement = self.judgement()
         told = judgement.verdict == self._verdict and not final
-        if self._teller and self._kept_steps and not told:  # a run that was resumed at its very end keeps its earlier verdict
+        if (
+            self._teller and self._kept_steps and not told
+        ):  # a run that was resumed at its very end keeps its earlier verdict
             level: Level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
             self._reporter.event(level, "health.verdict", judgement.sentence, judgement.as_dict())
         self._verdict = judgement.verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import nn
 
 from workers import batches, checkpoints, optim, parallel
 from workers.agreement import Agreement
-from workers.checkpoints import Retention, Saver
+from workers.checkpoint_folders import Retention, newest_generation
+from workers.checkpoint_saver import Saver
 from workers.gradients import GradientDigest, GradientMonitor
 from workers.handover import BufferKeeper, hand_over
 from workers.membership import Link, Membership, Position, Stage, Work
@@ -62,8 +63,12 @@ class RunState:
         self.step, self.stage = 0, Stage.COMPLETE  # optimizer steps done
         self.has_state = False  # everything here is as it should be after ``step`` and ``stage``
         self.in_step = False  # buffers and gradients are those of a step that is under way
-        self.exchanged = torch.cuda.Event() if context.device.type == "cuda" else None  # the newest gradients are all-reduced
-        self.suspect = False  # a collective was cut off on the device, and something may have been computed from what it left
+        self.exchanged = (
+            torch.cuda.Event() if context.device.type == "cuda" else None
+        )  # the newest gradients are all-reduced
+        self.suspect = (
+            False  # a collective was cut off on the device, and something may have been computed from what it left
+        )
         self.started_at = self.judged_at = time.monotonic()
         self.prefetcher: batches.Prefetcher | None = None
         self.build()
@@ -107,7 +112,7 @@ class RunState:
         self.monitor = GradientMonitor(parallel.plain(self.model), device)
         self.buffers = BufferKeeper(parallel.plain(self.model))
         self.agreement = Agreement(device, self.world_size, self.group.control)
-        self.saver = self.new_saver(membership.generation)
+        self.saver = self.new_saver(membership.writer or self.next_writer())
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
 
@@ -120,6 +125,12 @@ class RunState:
             generation=generation,
             retention=Retention(keep.keep_last, keep.keep_best, evaluation.best, evaluation.mode),
         )
+
+    def next_writer(self) -> int:
+        found: list[int] = [1 + newest_generation(self.context.checkpoints) if self.rank == 0 else 0]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0, group=self.group.control)
+        return found[0]
 
     def take_state(self, membership: Membership) -> None:
         if membership.position is None:

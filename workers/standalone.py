@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=process_group.choose_device(local_rank, spec.workers.gpus),
         reporter=FolderReporter(folder) if rank == 0 else SilentReporter(),
         link=Alone(rank, world_size),
-        checkpoints=str(folder.checkpoints_path),
+        checkpoints=folder.checkpoints_root,
         model_folder=folder.model_path,
     )
     try:

@@ -31,7 +31,7 @@ def refill(count: int) -> int:
             lifetime="detached",
             num_cpus=0,
             max_restarts=0,
-            max_concurrency=4,
+            max_concurrency=8,
             scheduling_strategy="SPREAD",
         ).remote(None)
     return missing

@@ -30,6 +30,8 @@ INTERVAL_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 STATE = "mlflow.json"
 JOB_TAG = "chainrule.job_id"
+# MLflow has no word for a pause; a run that is scheduled is one that will go on.
+RUN_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "paused": "SCHEDULED"}
 
 log = logging.getLogger(__name__)
 
@@ -198,8 +200,7 @@ class Shipper:
         }
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)
-        status = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}[REASONS[outcome.code].status]
-        self._client.set_terminated(run_id, status)
+        self._client.set_terminated(run_id, RUN_STATUS[REASONS[outcome.code].status])
 
     def _log_json(self, run_id: str, name: str, document: Mapping[str, Any], target: str | None = None) -> None:
         assert self._client is not None

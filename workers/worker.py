@@ -1,14 +1,15 @@
-"""TrainWorker: the actor that one rank of a job runs in. It trains in a thread, so that it can be asked how it is meanwhile."""
+"""TrainWorker: the actor in which one worker of a job trains. It trains in a thread, so that it can be asked how it is meanwhile."""
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workers.jobfolder import JobFolder
@@ -16,6 +17,9 @@ from workers.outbox import Outbox, Report
 from workers.reports import Outcome, Progress, ReasonCode, StopMode
 
 SYSTEM_METRICS_SECONDS = 5.0
+NEWS_SECONDS = 20.0  # after which a question for news is answered although there are none
+
+State = Literal["idle", "building", "waiting", "running", "done", "failed", "dismissed"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,8 @@ class Assignment:
     spec_json: str
     folder: str
     attempt: int
-    generation: int
-    rank: int
-    world_size: int
+    number: int  # of this worker, counted within the attempt; names its log file
+    checkpoints: str
     train: str = "workers.train:train"
 
 
@@ -41,43 +44,46 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """Answer of a worker that can begin. ``store``: where rank 0 hosts the group's store, as (host, port)."""
+class Place:
+    """Where a worker runs, which it says when it has begun."""
 
     pid: int
     node: str
+    node_id: str
     device: str
-    store: tuple[str, int] | None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that ended a worker's training. ``collateral``: it tells of a peer's death, not of its own cause."""
+    """An exception that ended a worker's training."""
 
     code: ReasonCode
     message: str
     traceback: str
-    collateral: bool
+
+
+@dataclass(frozen=True)
+class Activity:
+    """The newest sign of life of the thread that trains."""
+
+    work: int  # workers.membership.Work
+    step: int  # optimizer steps done
+    seconds: float  # for how long it has been at it
 
 
 @dataclass(frozen=True)
 class Poll:
-    state: Literal["preparing", "running", "done", "failed"]
+    state: State
+    generation: int  # the newest that this worker has joined, 0 before the first
+    position: tuple[int, int] | None  # (step, stage) of a worker that waits and has a state
+    broken: str | None  # what broke its last group
+    activity: Activity
+    stepped_at: float | None  # when (seconds since the epoch) the first step of this generation was done
     reports: Sequence[Report]
     progress: Progress | None
+    version: int  # changes with state, generation and stepped_at
     outcome: Outcome | None = None
     failure: Failure | None = None
-
-
-@dataclass
-class _Training:
-    """Shared between the training thread and the actor's methods."""
-
-    state: Literal["preparing", "running", "done", "failed"] = "preparing"
-    outcome: Outcome | None = None
-    failure: Failure | None = None
-    stop: StopMode | None = None
-    ended: threading.Event = field(default_factory=threading.Event)
 
 
 class TrainWorker:
@@ -87,9 +93,11 @@ class TrainWorker:
         """Without an assignment: a standby, which gets one later."""
         self._assignment: Assignment | None = None
         self._assigning = threading.Lock()
+        self._changed = threading.Condition()
         self._outbox = Outbox()
-        self._training = _Training()
-        self._store: Any = None
+        self._link = WorkerLink(self._changed)
+        self._ended = threading.Event()
+        self._stores: list[Any] = []
         threads = "1"
         if assignment is not None:
             self.assign(assignment)
@@ -106,125 +114,257 @@ class TrainWorker:
         return Standing(owner, ray.get_runtime_context().get_node_id())
 
     def assign(self, assignment: Assignment) -> bool:
-        """Makes this the worker of ``assignment``. False: it is somebody's already."""
+        """Makes this a worker of ``assignment``. False: it is somebody's already."""
         from workers import worker_log
         from workers.spec import JobSpec
 
         with self._assigning:
             if self._assignment is not None:
-                return False
+                return self._assignment == assignment
             self._assignment = assignment
         self._folder = JobFolder.at(assignment.folder)
         self._spec = JobSpec.model_validate_json(assignment.spec_json)
-        worker_log.capture(self._folder.log_path(assignment.attempt, assignment.rank))
+        worker_log.capture(self._folder.log_path(assignment.attempt, assignment.number))
         return True
 
-    def prepare(self) -> Ready:
-        """Waits for the imports and, on rank 0, opens the store at which the group meets."""
+    # --- asked by the controller --------------------------------------------------------------------------------------
+
+    def begin(self) -> Place:
+        """Builds the task and waits for a group to join, in a thread of its own; may be called again."""
         self._imports.join()
+        import ray
+
+        from workers.process_group import choose_device
+
+        node = ray.util.get_node_ip_address()
+        with self._assigning:
+            if self._link.state == "idle":
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(node))
+                self._link.now("building")
+                threading.Thread(target=self._train, name="train", daemon=True).start()
+                threading.Thread(target=self._system_metrics, name="system-metrics", daemon=True).start()
+        device = choose_device(0, self._spec.workers.gpus)
+        return Place(os.getpid(), node, ray.get_runtime_context().get_node_id(), str(device))
+
+    def host_store(self) -> tuple[str, int]:
+        """Opens a store at which a group can meet, as (host, port). It lives until the one after the next is opened."""
         import ray
         from torch.distributed import TCPStore
 
-        from workers import parallel
-
         node = ray.util.get_node_ip_address()
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(node))
-        device = parallel.choose_device(0, self._spec.workers.gpus)
-        store = None
-        assignment = self._assignment
-        assert assignment is not None
-        if assignment.rank == 0 and assignment.world_size > 1:
-            # A store that opens its port itself listens on every interface.
-            family = socket.AF_INET6 if ":" in node else socket.AF_INET
-            with socket.create_server((node, 0), family=family) as listener:
-                port: int = listener.getsockname()[1]
-                self._store = TCPStore(
-                    node, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-                )
-            store = (node, port)
-        return Ready(os.getpid(), node, str(device), store)
+        # A store that opens its port itself listens on every interface.
+        family = socket.AF_INET6 if ":" in node else socket.AF_INET
+        with socket.create_server((node, 0), family=family) as listener:
+            port: int = listener.getsockname()[1]
+            store = TCPStore(node, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        self._stores = [*self._stores[-1:], store]
+        return node, port
 
-    def begin(self, store: tuple[str, int] | None) -> None:
-        """Starts training in a thread of its own and returns."""
-        self._training.state = "running"
-        threading.Thread(target=self._train, args=(store,), name="train", daemon=True).start()
-        threading.Thread(target=self._system_metrics, name="system-metrics", daemon=True).start()
+    def join(self, membership: Any) -> None:
+        """The group that this worker waits for. One of an older generation, or a second time, is passed over."""
+        self._link.give(membership)
 
-    def poll(self, acknowledged: int) -> Poll:
-        # The state is read first: what was reported before a run ended is then surely in the outbox.
-        training = self._training
-        state, outcome, failure = training.state, training.outcome, training.failure
-        return Poll(state, self._outbox.after(acknowledged), self._outbox.latest_progress, outcome, failure)
+    def break_group(self, generation: int) -> None:
+        """Lets the group of ``generation`` go, whatever this worker waits for in it."""
+        self._link.cut(generation)
 
-    def ended(self) -> None:
-        """Returns when training has ended. Waiting for it, the controller hears of an end or a death at once, without asking often."""
-        self._training.ended.wait()
+    def regroup(self) -> None:
+        """Asks all workers of the group, by this one's vote, to leave it together after the step that is under way."""
+        self._link.regroup = True
 
     def stop(self, mode: StopMode) -> None:
-        self._training.stop = mode
+        self._link.stop = mode
 
-    def _train(self, store: tuple[str, int] | None) -> None:
-        from workers import parallel
+    def dismiss(self) -> None:
+        self._link.give(None)
 
-        training = self._training
+    def poll(self, acknowledged: int, told_through: int) -> Poll:
+        """``told_through``: mark up to which the controller has what all workers measure."""
+        self._link.told = max(self._link.told, told_through)
+        # The state is read first: what was reported before a run ended is then surely in the outbox.
+        seen = self._link.seen()
+        return replace(seen, reports=self._outbox.after(acknowledged), progress=self._outbox.latest_progress)
+
+    def news(self, version: int) -> int:
+        """Returns when there is something to poll for that ``version`` did not have. Its failure is how a death is heard of at once."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._link.version != version, timeout=NEWS_SECONDS)
+            return self._link.version
+
+    def stacks(self) -> str:
+        """What every Python thread of this process is doing."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        parts = []
+        for ident, frame in sys._current_frames().items():
+            lines = "".join(traceback.format_stack(frame))
+            parts.append(f"thread {names.get(ident, ident)}\n{lines}")
+        return "\n".join(sorted(parts, key=lambda part: not part.startswith("thread train")))
+
+    # --- the thread that trains ---------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        from workers.membership import DismissedError
+
         try:
-            training.outcome = self._trained(store)
-            training.state = "done"
+            outcome = self._trained()
+            self._link.now("done", outcome=outcome)
+        except DismissedError:
+            self._link.now("dismissed")
         except BaseException as error:  # sys.exit in a user's code too: the worker itself must live to tell
             traceback.print_exc()
-            training.failure = describe(error)
-            training.state = "failed"
+            self._link.now("failed", failure=describe(error))
         finally:
-            training.ended.set()
-        if training.state == "done":
-            parallel.destroy_process_group()
+            self._ended.set()
 
-    def _trained(self, store: tuple[str, int] | None) -> Outcome:
-        from workers import parallel
+    def _trained(self) -> Outcome:
+        from workers.process_group import choose_device
         from workers.train import RunContext
 
         assignment = self._assignment
         assert assignment is not None
-        device = parallel.choose_device(0, self._spec.workers.gpus)
-        if assignment.world_size > 1:
-            parallel.init_process_group(assignment.rank, assignment.world_size, self._join(store), device)
         context = RunContext(
-            rank=assignment.rank,
-            world_size=assignment.world_size,
-            local_rank=0,
-            device=device,
+            device=choose_device(0, self._spec.workers.gpus),
             reporter=self._outbox,
-            checkpoints=self._folder.checkpoints_root,
+            link=self._link,
+            checkpoints=assignment.checkpoints,
             model_folder=self._folder.model_path,
-            stop_requested=lambda: self._training.stop,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome
-
-    def _join(self, store: tuple[str, int] | None) -> Any:
-        from datetime import timedelta
-
-        from torch.distributed import TCPStore
-
-        if self._store is not None:
-            return self._store
-        assert store is not None
-        return TCPStore(store[0], store[1], is_master=False, timeout=timedelta(seconds=60))
 
     def _system_metrics(self) -> None:
         """Processor and memory of this process, and its accelerator's, under the step reached."""
         import psutil
 
-        assert self._assignment is not None
-        rank = self._assignment.rank
         process = psutil.Process()
         process.cpu_percent()
-        while not self._training.ended.wait(SYSTEM_METRICS_SECONDS):
-            progress = self._outbox.latest_progress
+        while not self._ended.wait(SYSTEM_METRICS_SECONDS):
+            rank = self._link.rank
+            if rank is None:
+                continue
             values = {"cpu_percent": process.cpu_percent(), "memory_bytes": float(process.memory_info().rss)}
             values |= gpu_metrics(self._spec.workers.gpus)
             named = {f"system/rank{rank}/{name}": value for name, value in values.items()}
-            self._outbox.metrics(progress.step if progress else 0, named, time.time())
+            self._outbox.metrics(self._link.activity_step, named, time.time())
+
+
+class WorkerLink:
+    """What the thread that trains and the controller know of each other (``workers.membership.Link``)."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self.state: State = "idle"
+        self.version = 0
+        self.rank: int | None = None
+        self.regroup = False
+        self.stop: StopMode | None = None
+        self.told = -1
+        self._activity = (0, 0, time.monotonic())
+        self._generation = 0
+        self._given: Any = None  # the membership to take up next
+        self._dismissed = False
+        self._position: tuple[int, int] | None = None
+        self._broken: str | None = None
+        self._joined_step = 0
+        self._stepped_at: float | None = None
+        self._cut: Callable[[], None] | None = None
+        self._outcome: Outcome | None = None
+        self._failure: Failure | None = None
+
+    # --- for the thread that trains -----------------------------------------------------------------------------------
+
+    def next_group(self, position: Any, broken: str | None) -> Any:
+        from workers.membership import DismissedError, Work
+
+        with self._changed:
+            self._cut, self.rank = None, None
+            self._position = None if position is None else (position.step, int(position.stage))
+            self._broken, self.regroup = broken, False
+            self.at(Work.WAIT, position.step if position else 0)
+            self._now("waiting")
+            self._changed.wait_for(lambda: self._given is not None or self._dismissed)
+            if self._dismissed:
+                raise DismissedError
+            given, self._given = self._given, None
+            self._generation, self.rank = given.generation, given.rank
+            self.told = max(self.told, given.told_through)
+            self._joined_step = given.position.step if given.position else -1
+            self._stepped_at = self._broken = None
+            self._now("running")
+            return given
+
+    def joining(self, cut: Callable[[], None]) -> None:
+        self._cut = cut
+
+    def at(self, work: int, step: int) -> None:
+        self._activity = (int(work), step, time.monotonic())
+        if self._stepped_at is None and self.state == "running":
+            self._note_first_step(work, step)
+
+    def _note_first_step(self, work: int, step: int) -> None:
+        from workers.membership import Work
+
+        if self._joined_step < 0 and work in (Work.DATA, Work.FORWARD):
+            self._joined_step = step  # where the checkpoint was, or the start
+        if 0 <= self._joined_step < step:
+            with self._changed:
+                self._stepped_at = time.time()
+                self._now("running")
+
+    def stop_requested(self) -> StopMode | None:
+        return self.stop
+
+    def regroup_requested(self) -> bool:
+        return self.regroup
+
+    def told_through(self) -> int:
+        return self.told
+
+    # --- for the actor ------------------------------------------------------------------------------------------------
+
+    @property
+    def activity_step(self) -> int:
+        return self._activity[1]
+
+    def now(self, state: State, *, outcome: Outcome | None = None, failure: Failure | None = None) -> None:
+        with self._changed:
+            self._outcome, self._failure = outcome, failure
+            self._now(state)
+
+    def _now(self, state: State) -> None:
+        self.state = state
+        self.version += 1
+        self._changed.notify_all()
+
+    def give(self, membership: Any) -> None:
+        with self._changed:
+            if membership is None:
+                self._dismissed = True
+            elif membership.generation > self._generation:
+                self._given = membership
+            self._changed.notify_all()
+
+    def cut(self, generation: int) -> None:
+        cut = self._cut
+        if generation == self._generation and cut is not None:
+            cut()
+
+    def seen(self) -> Poll:
+        with self._changed:
+            work, step, since = self._activity
+            return Poll(
+                state=self.state,
+                generation=self._generation,
+                position=self._position if self.state == "waiting" else None,
+                broken=self._broken,
+                activity=Activity(work, step, time.monotonic() - since),
+                stepped_at=self._stepped_at,
+                reports=(),
+                progress=None,
+                version=self.version,
+                outcome=self._outcome,
+                failure=self._failure,
+            )
 
 
 def import_all() -> None:
@@ -233,23 +373,19 @@ def import_all() -> None:
 
     from workers.tasks import FACTORIES
 
-    for factory in FACTORIES.values():
-        importlib.import_module(factory.partition(":")[0])
+    for module in [factory.partition(":")[0] for factory in FACTORIES.values()] + ["workers.train"]:
+        importlib.import_module(module)
 
 
 def describe(error: BaseException) -> Failure:
     """Whose matter an exception is, in a sentence, with its traceback."""
     import torch
-    import torch.distributed as dist
 
     from workers.checkpoints import CheckpointError
     from workers.tasks.base import BadDataError
 
     text = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    collateral = isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(mark in str(error) for mark in ("gloo", "Connection closed by peer"))
-    )
     code = ReasonCode.USER_ERROR
     if isinstance(error, BadDataError):
         code, said = ReasonCode.BAD_DATA, str(error)
@@ -259,7 +395,7 @@ def describe(error: BaseException) -> Failure:
         code, said = ReasonCode.CHECKPOINT_FAILED, str(error)
     elif isinstance(error, SystemExit):
         said = f"the code called exit({error.code}) before the training was done"
-    return Failure(code, said, text, collateral)
+    return Failure(code, said, text)
 
 
 def interface_of(address: str) -> str:

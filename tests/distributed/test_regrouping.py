@@ -20,10 +20,12 @@ from torch._C._distributed_c10d import FileStore
 
 from tests.distributed.processes import Processes
 from workers import batches, parallel
+from workers.process_group import ProcessGroup
 
 pytestmark = pytest.mark.distributed
 
 CPU = torch.device("cpu")
+GROUP = ProcessGroup(CPU)
 SAMPLES, FEATURES, STEPS = 12, 6, 3  # a generation has STEPS steps
 
 
@@ -92,11 +94,11 @@ def survivor(rank: int, world_size: int, store: str) -> tuple[dict[str, Tensor],
     gc.disable()  # as it is while training
     try:
         for generation, size in enumerate((2, 1, 2, 2)):
-            parallel.destroy_process_group()
+            GROUP.leave()
             rank = 1 - rank if size == 2 else rank
             if size == 2:
                 files = FileStore(f"{store}-{generation}", size)
-                parallel.init_process_group(rank, size, files, CPU, 30.0)
+                GROUP.join(rank, size, files, 30.0)
             wrapper = train(model, optimizer, rank if size == 2 else 0, size, generation)
             gone.append(size == 1 or wrapper() is None)
     finally:
@@ -128,7 +130,7 @@ def backward_alone_after_a_group(rank: int, world_size: int) -> tuple[bool, bool
     assert all(gradient is not None for gradient in old)
     parallel.dissolve(wrapped)
     cleared = all(parameter.grad is None for parameter in model.parameters())
-    parallel.destroy_process_group()  # an old hook would fail from here on
+    GROUP.leave()  # an old hook would fail from here on
     parallel.distribute(model, CPU, 1, "ddp")
     kept = [gradient.clone() for gradient in old if gradient is not None]
     model(batch(1)).sum().backward()
@@ -144,7 +146,7 @@ def member(pipe: Connection, rank: int, store: str) -> None:
     torch.set_num_threads(1)
     model = new_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    parallel.init_process_group(rank, 3, FileStore(f"{store}-0", 3), CPU, 30.0)
+    GROUP.join(rank, 3, FileStore(f"{store}-0", 3), 30.0)
 
     def end() -> None:
         if rank == 2:
@@ -157,12 +159,12 @@ def member(pipe: Connection, rank: int, store: str) -> None:
         train(model, optimizer, rank, 3, 0, in_backward=end)
     except RuntimeError as error:
         broken.append(error)
-    parallel.destroy_process_group()
-    parallel.init_process_group(rank, 2, FileStore(f"{store}-1", 2), CPU, 30.0)
+    GROUP.leave()
+    GROUP.join(rank, 2, FileStore(f"{store}-1", 2), 30.0)
     middle = model.get_submodule("3").weight
     middle._backward_hooks.clear()  # type: ignore[union-attr]
     train(model, optimizer, rank, 2, 1)
-    parallel.destroy_process_group()
+    GROUP.leave()
     pipe.send(
         pickle.dumps((str(broken[0]), dict(model.state_dict())))
     )  # plain pickle copies; the pipe's own would share memory

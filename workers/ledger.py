@@ -1,0 +1,129 @@
+"""What an attempt's workers report, kept in the job folder before it is acknowledged, each thing once."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode, read_lines
+from workers.reports import Event, Level, Progress, mark_of
+from workers.worker import Poll
+
+ONCE_A_STEP = frozenset(
+    {"evaluation", "checkpoint.saved"}
+)  # events that a step which was finished by another group tells again
+
+
+class Ledger:
+    """``told_through``: mark up to which everything that the workers measured is in the folder."""
+
+    def __init__(self, folder: JobFolder, attempt: int) -> None:
+        self._folder, self._attempt = folder, attempt
+        self._lock = threading.Lock()
+        self._gradients = GradientWriter(folder.gradients_path, attempt)
+        self._gradient_step = -1
+        self._taken: dict[str, int] = {}  # sequence of each worker's newest report that was taken
+        self._relayed: set[tuple[str, int]] = (
+            set()
+        )  # (worker, sequence) of its events, over a restart of the controller
+        self._once: set[tuple[str, int]] = set()
+        self.events: list[Event] = []
+        self.told_through = -1
+        self.progress: Progress | None = None
+        self.latest: dict[str, float] = {}
+        self.health: Mapping[str, Any] = {"verdict": "unknown", "findings": []}
+
+    def take(self, worker: str, rank: int | None, poll: Poll) -> None:
+        """Keeps what is new in an answer; with the next question it is acknowledged."""
+        fresh = [report for report in poll.reports if report.sequence > self.acknowledged(worker)]
+        self._take_gradients([report.body for report in fresh if report.kind == "gradients"])
+        self._take_metrics([report.body for report in fresh if report.kind == "metrics"])
+        for report in fresh:
+            if report.kind == "event":
+                self._relay(worker, report.sequence, report.body)
+        if fresh:
+            self._taken[worker] = fresh[-1].sequence
+        if poll.progress is not None and rank == 0:
+            with self._lock:
+                self.progress = poll.progress
+
+    def acknowledged(self, worker: str) -> int:
+        return self._taken.get(worker, 0)
+
+    def _take_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        kept = []
+        for row in rows:
+            mark = mark_of(row["step"], row["values"])
+            if mark is not None and mark <= self.told_through:
+                continue  # measured again, or told again by another worker
+            if mark is not None:
+                self.told_through = mark
+            kept.append(row)
+        encoded = ({**row, "values": {key: encode(value) for key, value in row["values"].items()}} for row in kept)
+        append_lines(self._folder.metrics_path(self._attempt), encoded)
+        with self._lock:
+            for row in kept:
+                self.latest.update(row["values"])
+
+    def _take_gradients(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+        rows: list[tuple[int, Sequence[float]]] = []
+        layers: Sequence[str] = ()
+        for body in bodies:
+            layers = body["layers"]
+            for step, norms in body["rows"]:
+                if step > self._gradient_step:
+                    self._gradient_step = step
+                    rows.append((step, norms))
+        if rows:
+            self._gradients.append(layers, rows)
+
+    def _relay(self, worker: str, sequence: int, body: Mapping[str, Any]) -> None:
+        if (worker, sequence) in self._relayed:
+            return  # kept before the controller was restarted
+        if body["type"] in ONCE_A_STEP:
+            what = (body["type"], body["data"]["step"])
+            if what in self._once:
+                return
+            self._once.add(what)
+        if body["type"] == "health.verdict":
+            with self._lock:
+                self.health = _health(body["data"])
+        self.tell(body["level"], body["type"], body["message"], body["data"], body["timestamp"], (worker, sequence))
+
+    def tell(
+        self,
+        level: Level,
+        type: str,
+        message: str,
+        data: Mapping[str, Any] | None = None,
+        timestamp: float | None = None,
+        source: tuple[str, int] | None = None,
+    ) -> None:
+        with self._lock:
+            event = Event(len(self.events) + 1, timestamp or time.time(), level, type, message, data or {})
+            append_lines(self._folder.events_path(self._attempt), [dataclasses.asdict(event) | {"source": source}])
+            self.events.append(event)
+
+    def restore(self) -> None:
+        """What a restarted controller must know of what it has taken."""
+        for row in self._folder.events(self._attempt):
+            source = row.pop("source")
+            self.events.append(Event(**row))
+            if source:
+                self._relayed.add((source[0], source[1]))
+            if row["type"] in ONCE_A_STEP:
+                self._once.add((row["type"], row["data"]["step"]))
+            if row["type"] == "health.verdict":
+                self.health = _health(row["data"])
+        for row in read_lines(self._folder.metrics_path(self._attempt)):
+            mark = mark_of(row["step"], row["values"])
+            self.told_through = max(self.told_through, -1 if mark is None else mark)
+        steps = self._folder.gradient_matrix().steps
+        self._gradient_step = int(steps[-1]) if len(steps) else -1
+
+
+def _health(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: data[key] for key in ("verdict", "sentence", "findings")}
