@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from upath import UPath
 
 from workers import storage
-from workers.checkpoint_folders import MANIFEST, STATE, Manifest, ManifestError, StoredFile, key_of, read_manifest
+from workers.checkpoint_folders import MANIFEST, STATE, Key, Manifest, ManifestError, StoredFile, key_of, read_manifest
 
 
 class CheckpointError(RuntimeError):
@@ -120,7 +120,7 @@ def newest(root: str | os.PathLike[str], healthy_only: bool = False) -> tuple[Ch
     """
     folder = storage.folder_at(root)
     damaged: list[Damaged] = []
-    for name in sorted(filter(key_of, storage.names_in(folder)), key=key_of, reverse=True):
+    for name in sorted(filter(key_of, storage.names_in(folder)), key=_key, reverse=True):
         try:
             found = verify(folder / name, healthy_only=healthy_only)
         except FileNotFoundError:
@@ -130,6 +130,12 @@ def newest(root: str | os.PathLike[str], healthy_only: bool = False) -> tuple[Ch
         elif found is not None:
             return Checkpoint(found.folder, found.step, found.metrics, found.verdict), damaged
     return None, damaged
+
+
+def _key(name: str) -> Key:
+    key = key_of(name)
+    assert key is not None
+    return key
 
 
 def verify(folder: UPath, *, healthy_only: bool = False) -> Manifest | Damaged | None:

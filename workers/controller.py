@@ -340,10 +340,11 @@ class JobController:
             self._recovered = [*self._recovered[-KEPT + 1 :], recovery]
         if self._stop is None:
             self._set_phase("running")
+        source = "the memory of a survivor" if loss["source"] == "memory" else "the newest checkpoint"
         self._ledger.tell(
             "info",
             "workers.recovered",
-            f"Training goes on {seconds:.1f} s after the loss, from {'the memory of a survivor' if loss['source'] == 'memory' else 'the newest checkpoint'}.",
+            f"Training goes on {seconds:.1f} s after the loss, from {source}.",
             dataclasses.asdict(recovery) | {"generation": self._generation},
         )
         self._remember()

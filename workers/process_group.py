@@ -146,7 +146,10 @@ def _sockets() -> dict[int, int]:
 
 
 def _shut_down(descriptor: int) -> None:
-    """Both ends see the end of the stream; the descriptor stays, for its owner to close. A listening socket is left alone: gloo would end the process."""
+    """Both ends see the end of the stream; the descriptor stays, for its owner to close.
+
+    A listening socket is left alone: gloo would end the process.
+    """
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
         listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if connection.family in (socket.AF_INET, socket.AF_INET6) and not listens:

@@ -62,6 +62,7 @@ class RunState:
         self.samples_seen = 0  # by this process
         self.step, self.stage = 0, Stage.COMPLETE  # optimizer steps done
         self.has_state = False  # everything here is as it should be after ``step`` and ``stage``
+        self.joined = False
         self.in_step = False  # buffers and gradients are those of a step that is under way
         self.exchanged = (
             torch.cuda.Event() if context.device.type == "cuda" else None
@@ -113,6 +114,7 @@ class RunState:
         self.buffers = BufferKeeper(parallel.plain(self.model))
         self.agreement = Agreement(device, self.world_size, self.group.control)
         self.saver = self.new_saver(membership.writer or self.next_writer())
+        self.joined = True
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
 
@@ -207,6 +209,10 @@ class RunState:
         if self.prefetcher is not None:
             self.prefetcher.close()
             self.prefetcher = None
+        if not self.joined:  # it broke off while it was being formed
+            self.group.leave()
+            return
+        self.joined = False
         self.saver.abandon()
         parallel.dissolve(self.model)
         self.model = self.plain_model

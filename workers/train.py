@@ -358,7 +358,7 @@ class Run(RunState):
             self.recorder.flush()  # what was measured before an exception; a failed accelerator cannot tell any more
         if self.prefetcher is not None:
             self.prefetcher.close()
-        if self.saver is not None:
+        if self.joined:
             self.saver.abandon()
         self.group.leave()
 
