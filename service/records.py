@@ -29,7 +29,7 @@ TRACKING_COMPLETE = "tracking.complete"  # the controller's event when MLflow ha
 
 JOB_COLUMNS = (
     JobRow.id, JobRow.status, JobRow.desired, JobRow.desired_at, JobRow.priority, JobRow.created_at, JobRow.deadline_at,
-    JobRow.retry_at, JobRow.attempt, JobRow.max_attempts, JobRow.worker_count, JobRow.worker_cpus, JobRow.worker_gpus,
+    JobRow.retry_at, JobRow.attempt, JobRow.max_attempts, JobRow.worker_min, JobRow.worker_max, JobRow.worker_cpus, JobRow.worker_gpus,
     JobRow.worker_memory, JobRow.waiting,
 )  # fmt: skip
 
@@ -73,7 +73,8 @@ class Records:
             session.add(
                 AttemptRow(
                     job_id=job.id, number=row.attempt, created_at=now, seen_at=None, finished_at=None, removed_at=None,
-                    reason=None, recoveries=0, relayed=0, tracked=False,
+                    reason=None, cluster_id=None, size=job.gang.count, resized_at=None, workers=[], recoveries=[],
+                    relayed=0, tracked=False,
                 )
             )  # fmt: skip
             message = f"attempt {row.attempt} of {job.max_attempts} starts"
@@ -137,7 +138,7 @@ def _apply_attempt(
         return False
     if seen is not None:
         row.seen_at = row.seen_at or now
-        row.recoveries = len(seen.recoveries)
+        row.recoveries = [asdict(recovery) for recovery in seen.recoveries]
         _relay(session, job, row, seen)
         if attempt.number == job.attempt:
             _show(job, seen)
@@ -220,7 +221,7 @@ def _job_state(row: Any, attempts: Sequence[AttemptState]) -> JobState:
         retry_at=row.retry_at,
         attempt=row.attempt,
         max_attempts=row.max_attempts,
-        gang=Gang(row.worker_count, Resources(row.worker_cpus, row.worker_gpus, row.worker_memory)),
+        gang=Gang(row.worker_min, Resources(row.worker_cpus, row.worker_gpus, row.worker_memory)),
         waiting=row.waiting,
         attempts=tuple(attempts),
     )

@@ -279,7 +279,7 @@ def test_replaced_workers_are_a_recovery_and_not_an_attempt(endless: World) -> N
         endless.run_pass()
     assert endless.statuses(job_id) == ["starting", "running", "recovering", "running"]
     [attempt] = jobs.list_attempts(endless.store, CALLER, job_id)
-    assert attempt.recoveries == 1
+    assert len(attempt.recoveries) == 1
 
 
 def test_a_lost_controller_means_another_attempt_in_the_same_folder(endless: World) -> None:
