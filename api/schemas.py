@@ -148,7 +148,7 @@ class Attempt(Wire):
             id=attempt.id, job_id=attempt.job_id, number=attempt.number, created_at=attempt.created_at,
             started_at=attempt.started_at, finished_at=attempt.finished_at,
             reason=Reason.of(attempt.reason) if attempt.reason else None,
-            detail=dict(attempt.reason.detail) if attempt.reason else {}, recoveries=attempt.recoveries,
+            detail=dict(attempt.reason.detail) if attempt.reason else {}, recoveries=len(attempt.recoveries),
         )  # fmt: skip
 
 

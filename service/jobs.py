@@ -5,31 +5,30 @@ They record what the user wants; the scheduler, which looks for changes of it be
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Select, delete, func, select, text, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Select, select, text, tuple_
 from sqlalchemy.orm import Session
 
+from service import idempotency
 from service.database import Store, database_now
-from service.errors import IdempotencyMismatch, InvalidRequest, NotFound
+from service.errors import Conflict, InvalidRequest, NotFound
 from service.keys import require
-from service.rows import attempt_value, cluster_value, event_value, job_value
+from service.nodes import cluster_view as cluster_view  # a use-case like those here
+from service.rows import attempt_value, event_value, job_value
 from service.states import append_event, locked_job, transition
-from service.tables import AttemptRow, ClusterRow, EventRow, IdempotencyRow, JobRow, LeaseRow
-from service.values import Attempt, Caller, ClusterView, Desired, Job, JobEvent, Page, Role, Status
+from service.tables import AttemptRow, EventRow, JobRow
+from service.values import Attempt, Caller, Desired, Job, JobEvent, Page, Reason, Role, Status, WorkerRange
 from workers.problems import Problem, SpecError, shorten
+from workers.reports import ReasonCode
 from workers.spec import JobSpec, parse_spec
 
 Order = Literal["asc", "desc"]
-IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-IDEMPOTENCY_LIFETIME = timedelta(hours=24)
-CREATE_ROUTE = "POST /v1/jobs"
-STRENGTH = {Desired.RUN: 0, Desired.CANCEL: 1, Desired.KILL: 2}
+STRENGTH = {Desired.RUN: 0, Desired.PAUSE: 0, Desired.CANCEL: 1, Desired.KILL: 2}
 
 
 def create_job(
@@ -45,20 +44,20 @@ def create_job(
     admission.check with settings and capacity bound) is called for new jobs only, outside any database session."""
     require(caller, Role.MEMBER)
     if idempotency_key is not None:
-        _check_idempotency_key(idempotency_key)
+        idempotency.check(idempotency_key)
         with store.read() as session:
-            if (earlier := _made_before(session, caller, idempotency_key, digest)) is not None:
-                return earlier
+            if (earlier := idempotency.made_before(session, caller, idempotency_key, digest)) is not None:
+                return job_value(earlier)
     spec = _parse(document)
     if admit is not None:
         admit(spec)
     with store.write() as session:
         now = database_now(session)
         job_id = f"job-{secrets.token_hex(12)}"
-        if idempotency_key is not None and not _claim_key(session, caller, idempotency_key, digest, job_id, now):
-            earlier = _made_before(session, caller, idempotency_key, digest)
+        if idempotency_key is not None and not idempotency.claim(session, caller, idempotency_key, digest, job_id, now):
+            earlier = idempotency.made_before(session, caller, idempotency_key, digest)
             assert earlier is not None, "a key that cannot be claimed is there, with its job"
-            return earlier
+            return job_value(earlier)
         row = _new_row(job_id, caller.project, spec, now)
         session.add(row)
         session.flush()  # the job before its event
@@ -106,6 +105,74 @@ def kill_job(store: Store, caller: Caller, job_id: str) -> Job:
     return _want(store, caller, job_id, Desired.KILL)
 
 
+def pause_job(store: Store, caller: Caller, job_id: str) -> Job:
+    """The job finishes its step, writes a checkpoint and frees everything; one that waits in the queue just leaves it. A
+    paused job stays as it is. Raises Conflict when the job has ended or is being cancelled."""
+    require(caller, Role.MEMBER)
+    with store.write() as session:
+        row = _own(locked_job(session, job_id), caller, job_id)
+        _refuse_if_over(row, "paused")
+        if row.status == Status.PAUSED or row.desired == Desired.PAUSE:
+            return job_value(row)
+        now = database_now(session)
+        row.desired, row.desired_at, row.intent_at = Desired.PAUSE, now, now
+        append_event(session, row, now, "info", "job.pause_requested", "pause was requested", {})
+        if row.status == Status.QUEUED:
+            reason = Reason(ReasonCode.PAUSED, "paused while it waited in the queue", {})
+            transition(session, row, Status.PAUSED, now, reason.message, reason=reason)
+        elif row.status != Status.PAUSING:  # which it is already when another job goes first
+            row.pause_at = now
+            transition(session, row, Status.PAUSING, now, "the job is being paused")
+        return job_value(row)
+
+
+def resume_job(store: Store, caller: Caller, job_id: str) -> Job:
+    """A paused job goes back to the queue and on from its newest checkpoint; one that is being paused does so once it is.
+    Any other job stays as it is. Raises Conflict when the job has ended or is being cancelled."""
+    require(caller, Role.MEMBER)
+    with store.write() as session:
+        row = _own(locked_job(session, job_id), caller, job_id)
+        _refuse_if_over(row, "resumed")
+        if row.status != Status.PAUSED and row.desired == Desired.RUN:
+            return job_value(row)
+        now = database_now(session)
+        row.desired, row.desired_at, row.intent_at = Desired.RUN, now, now
+        append_event(session, row, now, "info", "job.resume_requested", "resume was requested", {})
+        if row.status == Status.PAUSED:
+            row.retry_at = now
+            transition(session, row, Status.QUEUED, now, "the job is in the queue again")
+        return job_value(row)
+
+
+def update_job(
+    store: Store,
+    caller: Caller,
+    job_id: str,
+    *,
+    priority: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    workers: WorkerRange | None = None,
+) -> Job:
+    """Changes what is given, also while the job runs; ``metadata`` takes the place of all that was there. The job's spec says
+    it from then on. Raises InvalidRequest with every field that does not fit the rest of the spec, and Conflict for
+    priority or workers of a job that has ended or is being cancelled."""
+    require(caller, Role.MEMBER)
+    with store.write() as session:
+        row = _own(locked_job(session, job_id), caller, job_id)
+        if priority is not None or workers is not None:
+            _refuse_if_over(row, "changed, but for its metadata")
+        spec = _changed(row.spec, priority, metadata, workers)
+        document = spec.model_dump(mode="json")
+        fields = [key for key in ("priority", "metadata", "workers") if document[key] != row.spec[key]]
+        if fields:
+            now = database_now(session)
+            row.spec, row.labels, row.priority, row.intent_at = document, dict(spec.metadata), spec.priority, now
+            row.worker_min, row.worker_max = spec.workers.fewest, spec.workers.most
+            changes = {key: document[key] for key in fields}
+            append_event(session, row, now, "info", "job.updated", f"{' and '.join(fields)} changed", changes)
+        return job_value(row)
+
+
 def list_events(
     store: Store, caller: Caller, job_id: str, *, after_sequence: int = 0, limit: int = 100, order: Order = "asc"
 ) -> list[JobEvent]:
@@ -127,29 +194,6 @@ def list_attempts(store: Store, caller: Caller, job_id: str) -> list[Attempt]:
     with store.read() as session:
         _own(session.get(JobRow, job_id), caller, job_id)
         return [attempt_value(row) for row in session.execute(query).scalars()]
-
-
-def cluster_view(store: Store) -> ClusterView:
-    holds = AttemptRow.finished_at.is_(None)
-    cpus, gpus, memory, active = (
-        func.sum(JobRow.worker_count * JobRow.worker_cpus),
-        func.sum(JobRow.worker_count * JobRow.worker_gpus),
-        func.sum(JobRow.worker_count * JobRow.worker_memory),
-        func.count(),
-    )
-    with store.read() as session:
-        used = session.execute(
-            select(cpus, gpus, memory, active).select_from(JobRow).join(AttemptRow).where(holds)
-        ).one()
-        waiting = select(func.count()).where(JobRow.finished_at.is_(None))
-        unfinished = session.execute(waiting).scalar_one()
-        return cluster_value(
-            session.get(ClusterRow, 1),
-            session.get(LeaseRow, "scheduler"),
-            now=database_now(session),
-            used=tuple(used),
-            queued=unfinished - used[3],
-        )
 
 
 def ping(store: Store) -> None:
@@ -174,7 +218,8 @@ def _new_row(job_id: str, project: str, spec: JobSpec, now: datetime) -> JobRow:
         spec=spec.model_dump(mode="json"),
         labels=dict(spec.metadata),
         priority=spec.priority,
-        worker_count=spec.workers.fewest,
+        worker_min=spec.workers.fewest,
+        worker_max=spec.workers.most,
         worker_cpus=spec.workers.cpus,
         worker_gpus=spec.workers.gpus,
         worker_memory=spec.workers.memory or 0,
@@ -187,6 +232,9 @@ def _new_row(job_id: str, project: str, spec: JobSpec, now: datetime) -> JobRow:
         reason=None,
         waiting=None,
         attempt=0,
+        failures=0,
+        cluster_losses=0,
+        pause_at=None,
         retry_at=None,
         created_at=now,
         started_at=None,
@@ -208,9 +256,35 @@ def _want(store: Store, caller: Caller, job_id: str, desired: Desired) -> Job:
             now = database_now(session)
             row.desired, row.desired_at, row.intent_at = desired, now, now
             append_event(session, row, now, "info", f"job.{desired}_requested", f"{desired} was requested", {})
-            if Status(row.status) in (Status.STARTING, Status.RUNNING, Status.RECOVERING):
+            if Status(row.status) in (Status.STARTING, Status.RUNNING, Status.RECOVERING, Status.PAUSING):
                 transition(session, row, Status.CANCELLING, now, f"{desired} is under way")
         return job_value(row)
+
+
+def _refuse_if_over(row: JobRow, what: str) -> None:
+    if Status(row.status).ended:
+        raise Conflict(f"{row.id} has ended ({row.status}) and cannot be {what}", param="job_id")
+    if STRENGTH[Desired(row.desired)] > 0 or row.status == Status.CANCELLING:
+        raise Conflict(f"{row.id} is being cancelled and cannot be {what}", param="job_id")
+
+
+def _changed(
+    document: Mapping[str, Any], priority: int | None, metadata: Mapping[str, str] | None, workers: WorkerRange | None
+) -> JobSpec:
+    changed = dict(document)
+    if priority is not None:
+        changed["priority"] = priority
+    if metadata is not None:
+        changed["metadata"] = dict(metadata)
+    if workers is not None:
+        fixed = workers.min == workers.max
+        size = {"count": workers.min} if fixed else {"min": workers.min, "max": workers.max}
+        changed["workers"] = {**document["workers"], "count": None, "min": None, "max": None, **size}
+    try:
+        return parse_spec(changed)
+    except SpecError as error:  # a rule between fields of the whole spec names none: only workers can have broken one
+        named = (p if p.path else replace(p, path="workers", value=None) for p in error.problems)
+        raise InvalidRequest(named) from None
 
 
 def _own(row: JobRow | None, caller: Caller, job_id: str) -> JobRow:
@@ -225,37 +299,3 @@ def _after(session: Session, query: Select[Any], caller: Caller, after: str, ord
         raise InvalidRequest([Problem("after", "there is no such job", shorten(after))])
     position, limit = tuple_(JobRow.created_at, JobRow.id), tuple_(mark.created_at, mark.id)
     return query.where(position < limit if order == "desc" else position > limit)
-
-
-def _check_idempotency_key(key: str) -> None:
-    if IDEMPOTENCY_KEY.fullmatch(key) is None:
-        message = "must be 1 to 255 visible ASCII characters"
-        raise InvalidRequest([Problem("Idempotency-Key", message, shorten(key))])
-
-
-def _made_before(session: Session, caller: Caller, key: str, digest: str) -> Job | None:
-    row = session.get(IdempotencyRow, (caller.project, CREATE_ROUTE, key))
-    if row is None or row.expires_at <= database_now(session):
-        return None
-    if row.digest != digest:
-        raise IdempotencyMismatch(
-            "this Idempotency-Key was used before with another body; use a new key", param="Idempotency-Key"
-        )
-    job = session.get(JobRow, row.job_id)
-    return None if job is None else job_value(job)
-
-
-def _claim_key(session: Session, caller: Caller, key: str, digest: str, job_id: str, now: datetime) -> bool:
-    """Whether the key is ours from now on. A request with the same key that runs at the same moment is waited for."""
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.expires_at <= now))
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(IdempotencyRow).values(
-        project=caller.project,
-        route=CREATE_ROUTE,
-        key=key,
-        digest=digest,
-        job_id=job_id,
-        expires_at=now + IDEMPOTENCY_LIFETIME,
-    )
-    claimed = session.execute(insert.on_conflict_do_nothing().returning(IdempotencyRow.key)).first()
-    return claimed is not None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 
 from service.cluster import Capacity, Node, Resources
-from service.tables import AttemptRow, ClusterRow, EventRow, JobRow, LeaseRow
-from service.values import Attempt, ClusterView, Desired, Job, JobEvent, Reason, Status
+from service.tables import AttemptRow, ClusterRow, CordonRow, EventRow, JobRow, LeaseRow
+from service.values import Attempt, ClusterView, Cordon, Desired, Job, JobEvent, Reason, Status, WorkerRange
 from workers.reports import Level, ReasonCode
 
 
@@ -30,6 +31,7 @@ def job_value(row: JobRow) -> Job:
         progress=row.progress,
         latest=row.latest,
         health=row.health,
+        worker_range=WorkerRange(row.worker_min, row.worker_max),
         workers=row.workers,
         links=row.links,
         metadata=row.labels,
@@ -59,6 +61,7 @@ def attempt_value(row: AttemptRow) -> Attempt:
         started_at=row.seen_at,
         finished_at=row.finished_at,
         reason=reason_value(row.reason),
+        workers=row.workers,
         recoveries=row.recoveries,
     )
 
@@ -74,15 +77,19 @@ def cluster_value(
     lease: LeaseRow | None,
     *,
     now: datetime,
+    cordons: Sequence[CordonRow],
     used: tuple[Any, ...],
     queued: int,
 ) -> ClusterView:
     """``used``: cpus, gpus and memory that jobs reserve, and how many jobs they are."""
     cpus, gpus, memory, active = used
+    cordoned = frozenset(cordon.node_id for cordon in cordons)
+    nodes = tuple(map(_node, row.nodes)) if row is not None else ()
     return ClusterView(
         reachable=row is not None and row.reachable,
         message="no scheduler has looked at the cluster yet" if row is None else row.message,
-        capacity=Capacity(tuple(map(_node, row.nodes)) if row is not None else ()),
+        capacity=Capacity(tuple(replace(node, draining=node.draining or node.id in cordoned) for node in nodes)),
+        cordons=[Cordon(cordon.node_id, cordon.reason, cordon.created_at) for cordon in cordons],
         used=Resources(cpus=float(cpus or 0), gpus=float(gpus or 0), memory=int(memory or 0)),
         updated_at=row.updated_at if row is not None else None,
         scheduler_alive=lease is not None and lease.expires_at > now,
@@ -94,7 +101,7 @@ def cluster_value(
 
 def _node(document: Mapping[str, Any]) -> Node:
     total = Resources(cpus=document["cpus"], gpus=document["gpus"], memory=document["memory"])
-    return Node(id=document["id"], address=document["address"], total=total)
+    return Node(document["id"], document["address"], total, draining=document.get("draining", False))
 
 
 def node_document(node: Node) -> dict[str, Any]:
@@ -106,4 +113,5 @@ def node_document(node: Node) -> dict[str, Any]:
         "cpus": total.cpus,
         "gpus": total.gpus,
         "memory": total.memory,
+        "draining": node.draining,
     }

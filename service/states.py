@@ -20,14 +20,17 @@ from workers.reports import Level
 
 _S = Status
 ENDS = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
+BREAKS = frozenset({_S.PAUSING, _S.PAUSED, _S.QUEUED})
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
-    _S.QUEUED: frozenset({_S.STARTING, _S.FAILED, _S.CANCELLED}),
-    _S.STARTING: frozenset({_S.RUNNING, _S.RECOVERING, _S.PAUSING, _S.CANCELLING, _S.FAILED, _S.CANCELLED}),
-    _S.RUNNING: frozenset({_S.RECOVERING, _S.PAUSING, _S.CANCELLING}) | ENDS,
+    _S.QUEUED: frozenset({_S.STARTING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
+    # -> paused, without a wish for it: storage is full
+    _S.STARTING: frozenset({_S.RUNNING, _S.RECOVERING, _S.CANCELLING, _S.FAILED, _S.CANCELLED}) | BREAKS,
+    _S.RUNNING: frozenset({_S.RECOVERING, _S.CANCELLING}) | BREAKS | ENDS,
     # recovering -> running: workers were replaced; recovering -> starting: a new attempt
-    _S.RECOVERING: frozenset({_S.RUNNING, _S.STARTING, _S.PAUSING, _S.CANCELLING}) | ENDS,
-    _S.PAUSING: frozenset({_S.PAUSED, _S.RECOVERING, _S.CANCELLING}) | ENDS,
+    _S.RECOVERING: frozenset({_S.RUNNING, _S.STARTING, _S.CANCELLING}) | BREAKS | ENDS,
+    # pausing -> queued: for a job that goes first, or a resume came meanwhile
+    _S.PAUSING: frozenset({_S.PAUSED, _S.QUEUED, _S.CANCELLING}) | ENDS,
     _S.PAUSED: frozenset({_S.QUEUED, _S.FAILED, _S.CANCELLED}),
     _S.CANCELLING: ENDS,  # it may finish or fail before the cancel reaches it
     _S.SUCCEEDED: frozenset(),
@@ -56,7 +59,7 @@ def transition(
     reason: Reason | None = None,
     data: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes the status and its event. ``reason`` is why the job ended, or why an attempt of it did."""
+    """Writes the status and its event. ``reason`` is why the job ended or is paused, or why an attempt of it ended."""
     before = Status(job.status)
     if to not in TRANSITIONS[before]:
         raise TransitionError(f"{job.id}: {before} cannot become {to}")
@@ -67,6 +70,8 @@ def transition(
         assert reason is not None, "a job ends for a reason"
         job.reason = reason_document(reason)
         job.finished_at = now
+    elif to in (Status.PAUSED, Status.QUEUED):
+        job.reason = reason_document(reason) if reason is not None and to is Status.PAUSED else None
     job.waiting = None
     facts = {"from": before, "to": to, "reason": reason_summary(reason) if reason else None, **data}
     append_event(session, job, now, LEVELS.get(to, "info"), "job.status", message, facts)

@@ -94,11 +94,12 @@ class JobRow(Base):
     labels: Mapped[Any] = mapped_column(CleanJson)  # the spec's metadata
     priority: Mapped[int]
     # What each worker reserves, so that the queue is planned without parsing specs.
-    worker_count: Mapped[int]
+    worker_min: Mapped[int]
+    worker_max: Mapped[int]
     worker_cpus: Mapped[float] = mapped_column(Float)
     worker_gpus: Mapped[float] = mapped_column(Float)
     worker_memory: Mapped[int] = mapped_column(BigInteger)
-    max_attempts: Mapped[int]
+    max_attempts: Mapped[int]  # as many may fail; pauses and losses of the cluster do not count
     deadline_at: Mapped[datetime | None]
 
     desired: Mapped[str] = mapped_column(String(20))
@@ -109,7 +110,10 @@ class JobRow(Base):
     reason: Mapped[Any | None] = mapped_column(CleanJson)
     waiting: Mapped[str | None]
     attempt: Mapped[int]
-    retry_at: Mapped[datetime | None]
+    failures: Mapped[int]  # attempts that count against max_attempts
+    cluster_losses: Mapped[int]  # attempts that were lost with the cluster
+    pause_at: Mapped[datetime | None]  # since when the attempt under way is being paused, by a user or for another job
+    retry_at: Mapped[datetime | None]  # the next attempt may start then; also since when it has waited in the queue
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -140,7 +144,11 @@ class AttemptRow(Base):
     finished_at: Mapped[datetime | None]
     removed_at: Mapped[datetime | None]  # when nothing of it was left on the cluster
     reason: Mapped[Any | None] = mapped_column(CleanJson)
-    recoveries: Mapped[int]
+    cluster_id: Mapped[str | None]  # of the cluster that it was started on
+    size: Mapped[int]  # how many workers it should have by now
+    resized_at: Mapped[datetime | None]
+    workers: Mapped[Any] = mapped_column(CleanJson)  # all that it ever had
+    recoveries: Mapped[Any] = mapped_column(CleanJson)
     relayed: Mapped[int] = mapped_column(BigInteger)  # highest of the controller's event sequences in ``events``
     tracked: Mapped[bool]  # MLflow has everything
 
@@ -190,6 +198,17 @@ class LeaseRow(Base):
     token: Mapped[int] = mapped_column(BigInteger)  # grows with every new holder
     renewed_at: Mapped[datetime]
     expires_at: Mapped[datetime]
+
+
+class CordonRow(Base):
+    """A node that an admin takes out of use."""
+
+    __tablename__ = "cordons"
+
+    node_id: Mapped[str] = mapped_column(String(100), primary_key=True)
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime]
+    key_id: Mapped[str] = mapped_column(String(40))  # whose wish it was
 
 
 class ClusterRow(Base):

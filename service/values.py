@@ -39,6 +39,7 @@ class Desired(StrEnum):
     """What the user wants, apart from what is."""
 
     RUN = "run"
+    PAUSE = "pause"
     CANCEL = "cancel"
     KILL = "kill"
 
@@ -78,13 +79,21 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class WorkerRange:
+    """How many workers a job may have: a fixed number when both are equal."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
 class Job:
     id: str
     name: str
     project: str
     status: Status
     desired: Desired
-    reason: Reason | None  # why it ended
+    reason: Reason | None  # why it ended, or is paused
     waiting: str | None  # why it has not started yet, or not again
     created_at: datetime
     started_at: datetime | None  # when it first ran
@@ -95,7 +104,8 @@ class Job:
     progress: Mapping[str, Any] | None  # step, steps, epoch, samples_per_second, eta_seconds
     latest: Mapping[str, float | str]  # newest value of each series; non-finite ones as "NaN", "Infinity", "-Infinity"
     health: Mapping[str, Any]  # verdict, sentence, findings
-    workers: Sequence[Mapping[str, Any]]  # rank, pid, node, device, state, started_at
+    worker_range: WorkerRange
+    workers: Sequence[Mapping[str, Any]]  # those at work, as in Attempt; of an ended job, those that were to the end
     links: Mapping[str, str]
     metadata: Mapping[str, str]
     spec: Mapping[str, Any]
@@ -122,7 +132,11 @@ class Attempt:
     started_at: datetime | None  # when its controller was first seen
     finished_at: datetime | None
     reason: Reason | None
-    recoveries: int  # how often its workers were replaced
+    workers: Sequence[Mapping[str, Any]]
+    """All workers that it ever had: rank, pid, node (address), node_id, device, state, started_at, ended_at, why (it
+    ended). Times in seconds since the epoch."""
+    recoveries: Sequence[Mapping[str, Any]]
+    """Each time that workers were lost and replaced: lost_at (seconds since the epoch), ranks, cause, step, source, seconds."""
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -135,12 +149,22 @@ class Page(Generic[T_co]):
 
 
 @dataclass(frozen=True)
+class Cordon:
+    """A node that an admin takes out of use: nothing new is placed there, and what is there moves away."""
+
+    node_id: str
+    reason: str | None
+    since: datetime
+
+
+@dataclass(frozen=True)
 class ClusterView:
     """The cluster as the scheduler last saw it."""
 
     reachable: bool
     message: str | None  # why it is not reachable
-    capacity: Capacity
+    capacity: Capacity  # a node is draining when Ray says so, or when it is cordoned
+    cordons: Sequence[Cordon]  # by node id; a node may have gone since
     used: Resources  # reserved by jobs
     updated_at: datetime | None  # None: no scheduler has looked yet
     scheduler_alive: bool
