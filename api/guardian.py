@@ -45,9 +45,7 @@ class Child:
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
-    vital: Sequence[
-        str
-    ] = ()  # names of processes right beneath it without which it is of no use, though it may not end by itself
+    vital: Sequence[str] = ()  # names of processes right beneath it; without one of them it is of no use
     limit: Limit | None = None
     pid: int | None = None
     started_at: float = 0.0
@@ -114,9 +112,7 @@ class Child:
             self.ends = [*(end for end in self.ends if now - end < self.limit.seconds), now]
             self.is_given_up = len(self.ends) >= self.limit.ends
         if self.is_given_up:
-            say(
-                f"{self.name} {why}, the {len(self.ends)}th time in short; nothing goes without it, so everything ends now"
-            )
+            say(f"{self.name} {why}, as {len(self.ends)} times by now; nothing goes without it, so everything ends now")
             return
         say(f"{self.name} {why}; starting it again in {self.pause:.1f} s")
         self.start_at = now + self.pause

@@ -113,13 +113,14 @@ class Supervisor:
         port = claim_port(options.host, options.port, "--port")
         mlflow_port = claim_port("127.0.0.1", options.mlflow_port, "--mlflow-port", {port})
         ray_port = free_port("127.0.0.1", {port, mlflow_port})
+        ray_client_port = free_port("127.0.0.1", {port, mlflow_port, ray_port})
         self.service = Service(
             f"http://{url_host(options.host)}:{port}", f"http://127.0.0.1:{mlflow_port}", os.getpid()
         )
         become_subreaper()
         # Ray's unix sockets must stay under 108 characters, which a home may not allow.
         self._ray_folder = Path(tempfile.mkdtemp(prefix="chainrule-"))
-        children = self._children(port, mlflow_port, ray_port)
+        children = self._children(port, mlflow_port, ray_port, ray_client_port)
         plan = {"parent": os.getpid(), "folder": str(self._ray_folder), "children": children}
         with (options.home.logs / "guardian.log").open("ab") as log:
             self._guardian = subprocess.Popen(
@@ -136,7 +137,7 @@ class Supervisor:
         self._guardian.stdin.close()
         return self.service
 
-    def _children(self, port: int, mlflow_port: int, ray_port: int) -> list[dict[str, Any]]:
+    def _children(self, port: int, mlflow_port: int, ray_port: int, ray_client_port: int) -> list[dict[str, Any]]:
         home, options = self._options.home, self._options
         ray_environment = {
             "RAY_AUTH_MODE": "token",
@@ -158,8 +159,8 @@ class Supervisor:
         ray = [
             *(*PYTHON, "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"),
             *("--node-ip-address=127.0.0.1", f"--port={ray_port}", f"--temp-dir={self._ray_folder}"),
-            # No autoscaler and no server for remote drivers: nobody needs them, and the end of either would end the whole head.
-            *("--no-monitor", "--ray-client-server-port=0"),
+            "--no-monitor",  # nobody scales this cluster, and the end of the process would end the whole head
+            f"--ray-client-server-port={ray_client_port}",  # nobody uses it, but 10001 may be another Ray's
             *("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             f"--num-cpus={options.cpus or os.cpu_count()}",
         ]
