@@ -104,11 +104,12 @@ class Product:
         return wait_for(what, look, seconds)
 
     def role(self, name: str) -> psutil.Process:
-        """The process of ``chainrule api``, ``chainrule scheduler`` or Ray's head."""
+        """The process of ``chainrule api``, ``chainrule scheduler``, MLflow's server or Ray's head."""
+        command = {"ray": "ray.scripts.scripts", "mlflow": "mlflow"}.get(name)
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 line = process.cmdline()
-                if line[-2:] == ["api.cli.main", name] or (name == "ray" and "ray.scripts.scripts" in line):
+                if line[-2:] == ["api.cli.main", name] or (command is not None and command in line):
                     return process
             except psutil.Error:
                 continue
