@@ -32,6 +32,7 @@ class Node:
 @dataclass(frozen=True)
 class Capacity:
     nodes: tuple[Node, ...]
+    cluster_id: str | None = None  # another cluster at the same address has another one
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from service.cluster import Capacity
+from service.cluster import Capacity, Resources
 from service.placement import Gang, too_small
 from service.settings import Settings
 from service.values import Desired, Status
-from workers.reports import REASONS, Observation, Outcome, ReasonCode, StopMode
+from workers.reports import REASONS, GroupShape, Observation, Outcome, ReasonCode, StopMode, WorkerStatus
 
 BACKOFF_FIRST = timedelta(seconds=1)
 BACKOFF_LONGEST = timedelta(seconds=60)
+CALM = timedelta(minutes=10)  # a cluster that held an attempt for so long is not in trouble
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class AttemptState:
     created_at: datetime
     seen: bool  # its controller has answered at least once
     finished_at: datetime | None
+    size: int  # workers that it should have
+    resized_at: datetime | None
+    cluster_id: str | None  # of the cluster that it was started on
     relayed: int  # its controller's events up to here are the job's
     tracked: bool  # MLflow has everything
 
@@ -69,9 +73,14 @@ class JobState:
     created_at: datetime
     deadline_at: datetime | None
     retry_at: datetime | None
+    pause_at: datetime | None
     attempt: int
+    failures: int
+    cluster_losses: int
     max_attempts: int
-    gang: Gang
+    fewest: int  # workers
+    most: int
+    each: Resources  # of a worker
     waiting: str | None
     attempts: tuple[AttemptState, ...]  # those not removed, oldest first
 
@@ -82,6 +91,16 @@ class JobState:
 
     def name(self, attempt: AttemptState) -> str:
         return f"{self.id}.{attempt.number}"
+
+    @property
+    def gang(self) -> Gang:
+        """The least with which it can start."""
+        return Gang(self.fewest, self.each)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the attempt under way ends soon, by somebody's wish."""
+        return self.status in (Status.PAUSING, Status.CANCELLING) or self.desired is not Desired.RUN
 
     @property
     def ready_at(self) -> datetime:
@@ -96,6 +115,7 @@ class Sight:
     missing_seconds: float | None = None  # how long the answering cluster has not known it; None: it knows it
     silent_seconds: float | None = None  # how long it is there without answering; None: it answers
     cluster_was_away: bool = False  # since it was last seen
+    cluster_replaced: bool = False  # the cluster is not the one that the attempt was started on
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,9 @@ class Decision:
     end: Outcome | None = None  # the attempt is over
     finish: Outcome | None = None  # the job is over
     retry_at: datetime | None = None  # the next attempt may start then
+    failures: int | None = None  # of the job from now on
+    cluster_losses: int | None = None
+    warning: str | None = None  # what did not go as the user wished
 
 
 def decide(job: JobState, attempt: AttemptState, sight: Sight, now: datetime, limits: Limits) -> Decision:
@@ -119,35 +142,65 @@ def decide(job: JobState, attempt: AttemptState, sight: Sight, now: datetime, li
         outcome = seen.outcome or Outcome(ReasonCode.INTERNAL_ERROR, "the controller ended without saying why")
         return over(job, outcome, now)
     if wish.kill_overdue:
-        return replace(over(job, Outcome(ReasonCode.KILLED, "killed"), now), remove=True)
+        return replace(
+            over(job, Outcome(ReasonCode.KILLED, "killed by removal of all its processes"), now), remove=True
+        )
     if seen is None:
         return _unseen(job, attempt, sight, now, limits)
     if wish.stop is not None:
         due = wish.stop if seen.phase != "stopping" or wish.stop is StopMode.KILL else None
-        return Decision(stop=due, status=_other(job, Status.CANCELLING))
+        return Decision(stop=due, status=_other(job, wish.to))
     if seen.phase in ("running", "recovering"):
         return Decision(status=_other(job, Status.RUNNING if seen.phase == "running" else Status.RECOVERING))
     return Decision()
 
 
+def shape_wanted(attempt: AttemptState, sight: Sight, decision: Decision, avoid: frozenset[str]) -> GroupShape | None:
+    """What the workers of an attempt should be like. None: it ends, or cannot be asked. ``avoid``: ids of nodes."""
+    seen = sight.observation
+    if seen is None or seen.phase not in ("starting", "running", "recovering"):
+        return None
+    if decision.stop is not None or decision.end is not None:
+        return None
+    return GroupShape(attempt.size, avoid)
+
+
+def shows(seen: Observation, shape: GroupShape) -> bool:
+    """Whether the group is as it should be. One that is being formed is given the time."""
+    there = at_work(seen)
+    right = len(there) == shape.workers and not any(worker.node_id in shape.avoid for worker in there)
+    return right or seen.phase != "running"
+
+
+def at_work(seen: Observation) -> list[WorkerStatus]:
+    """Workers that hold resources, by rank."""
+    there = (worker for worker in seen.workers if worker.state in ("starting", "running"))
+    return sorted(there, key=lambda worker: worker.rank)
+
+
 def decide_idle(job: JobState, now: datetime) -> Decision:
     """About a job without an attempt under way: it waits for its first one, or for the next."""
-    if job.desired is not Desired.RUN:
+    if job.desired in (Desired.CANCEL, Desired.KILL):
         return Decision(finish=_as_wished(job.desired, f"{job.desired.value} was requested while no attempt ran"))
     if deadline_passed(job, now):
         return Decision(finish=_deadline_exceeded())
+    if job.status is Status.PAUSING:  # asked for between two attempts
+        return _paused(job, Outcome(ReasonCode.PAUSED, "paused while no attempt ran"), now)
     return Decision()
 
 
 def may_start(job: JobState, now: datetime) -> bool:
     """Whether an idle job is in the queue: not before its back-off is over and nothing is left of the attempt before."""
-    return not job.attempts and (job.retry_at is None or now >= job.retry_at)
+    waits = job.status in (Status.QUEUED, Status.RECOVERING)
+    return waits and not job.attempts and (job.retry_at is None or now >= job.retry_at)
 
 
 def may_remove(job: JobState, attempt: AttemptState, sight: Sight | None, now: datetime, limits: Limits) -> bool:
     """Whether an attempt that is over can go. ``sight`` None: not looked at."""
     assert attempt.finished_at is not None
-    if not job.status.ended:  # the next attempt waits for it, and goes on with its tracking
+    if (
+        not job.status.ended and job.status is not Status.PAUSED
+    ):  # the next attempt waits, and goes on with its tracking
         return True
     gone = sight is not None and sight.observation is None and sight.missing_seconds is not None
     return attempt.tracked or gone or (now - attempt.finished_at).total_seconds() >= limits.tracking
@@ -157,23 +210,28 @@ def may_remove(job: JobState, attempt: AttemptState, sight: Sight | None, now: d
 class Wish:
     stop: StopMode | None
     kill_overdue: bool
+    to: Status = Status.CANCELLING
 
 
 def wanted(job: JobState, now: datetime, limits: Limits) -> Wish:
-    """How the attempt should stop by now, if at all. A cancel that takes too long becomes a kill, a kill a removal."""
-    since: datetime | None = job.desired_at if job.desired is not Desired.RUN else None
+    """How the attempt should stop by now, if at all. A cancel or a pause that takes too long becomes a kill, a kill a
+    removal."""
+    since: datetime | None = job.desired_at if job.desired in (Desired.CANCEL, Desired.KILL) else None
     if job.deadline_at is not None and deadline_passed(job, now):
         since = job.deadline_at if since is None else min(since, job.deadline_at)
+    gentle, to = StopMode.CANCEL, Status.CANCELLING
     if since is None:
-        return Wish(None, False)
+        if job.status is not Status.PAUSING:
+            return Wish(None, False)
+        since, gentle, to = job.pause_at or job.desired_at, StopMode.PAUSE, Status.PAUSING
     kill_at = job.desired_at if job.desired is Desired.KILL else since + timedelta(seconds=limits.cancel)
     kill_for = (now - kill_at).total_seconds()
-    return Wish(StopMode.KILL if kill_for >= 0 else StopMode.CANCEL, kill_for >= limits.kill)
+    return Wish(StopMode.KILL if kill_for >= 0 else gentle, kill_for >= limits.kill, to)
 
 
 def deadline_passed(job: JobState, now: datetime) -> bool:
     """A deadline that has begun to stop the job stays passed, also when the clock is set back."""
-    stopping = job.status is Status.CANCELLING and job.desired is Desired.RUN
+    stopping = job.status is Status.CANCELLING and job.desired not in (Desired.CANCEL, Desired.KILL)
     return job.deadline_at is not None and (stopping or now >= job.deadline_at)
 
 
@@ -190,44 +248,73 @@ def over(job: JobState, outcome: Outcome, now: datetime) -> Decision:
     kind = REASONS[outcome.code]
     if kind.status == "succeeded":  # also when a cancel was under way: it came too late
         return Decision(end=outcome, finish=outcome)
-    if job.desired is not Desired.RUN:
-        stopped = kind.status == "cancelled" or kind.retryable
+    stopped = kind.status in ("cancelled", "paused") or kind.retryable
+    if job.desired in (Desired.CANCEL, Desired.KILL):
         final = _as_wished(job.desired, outcome.message, outcome.detail) if stopped else outcome
         return Decision(end=outcome, finish=final)
-    if deadline_passed(job, now) and (kind.status == "cancelled" or kind.retryable):
+    if deadline_passed(job, now) and stopped:
         return Decision(end=outcome, finish=_deadline_exceeded(outcome.detail))
-    if kind.retryable and job.attempt < job.max_attempts:
-        return Decision(end=outcome, status=_other(job, Status.RECOVERING), retry_at=now + backoff(job.attempt))
+    if kind.status == "paused" or (job.status is Status.PAUSING and stopped):
+        return replace(_paused(job, outcome, now), end=outcome)
+    again = Decision(end=outcome, status=_other(job, Status.RECOVERING))
+    if outcome.code is ReasonCode.CLUSTER_LOST:  # not the job's doing: there is no limit
+        calm = job.current is not None and now - job.current.created_at >= CALM
+        losses = 1 if calm else job.cluster_losses + 1
+        return replace(again, cluster_losses=losses, retry_at=now + backoff(losses))
+    failures = job.failures + 1
+    if kind.retryable and failures < job.max_attempts:
+        return replace(again, failures=failures, retry_at=now + backoff(failures))
     if kind.retryable and job.max_attempts > 1:
         return Decision(end=outcome, finish=replace(outcome, message=_last_of(job, outcome.message)))
     return Decision(end=outcome, finish=outcome)
 
 
-def backoff(attempt: int) -> timedelta:
-    """Pause after the attempt of that number: 1 s, 2 s, 4 s, ... a minute."""
-    return min(BACKOFF_FIRST * (1 << min(attempt - 1, 10)), BACKOFF_LONGEST)
+def backoff(times: int) -> timedelta:
+    """Pause after so many failures: 1 s, 2 s, 4 s, ... a minute."""
+    return min(BACKOFF_FIRST * (1 << min(times - 1, 10)), BACKOFF_LONGEST)
+
+
+def _paused(job: JobState, outcome: Outcome, now: datetime) -> Decision:
+    """Where a job goes whose attempt was to be paused, or had to: paused when the user wants that or must do something, else
+    into the queue."""
+    if outcome.code is ReasonCode.STORAGE_FULL or job.desired is Desired.PAUSE:
+        status, retry_at = Status.PAUSED, None
+    else:
+        status, retry_at = Status.QUEUED, now
+    return Decision(status=status, retry_at=retry_at, warning=_forced(outcome))
+
+
+def _forced(outcome: Outcome) -> str | None:
+    """A pause that left no checkpoint of its own."""
+    if REASONS[outcome.code].status == "paused":
+        return None
+    why = "it took too long" if outcome.code is ReasonCode.KILLED else outcome.message
+    return f"the pause left no checkpoint of its own ({why}): the job will go on from its newest one"
 
 
 def _unseen(job: JobState, attempt: AttemptState, sight: Sight, now: datetime, limits: Limits) -> Decision:
     if sight.missing_seconds is not None:
         if not attempt.seen:
-            return _not_started(job, attempt, now, limits)
-        if sight.missing_seconds >= limits.lost or job.desired is Desired.KILL:
+            return _not_started(job, attempt, sight, now, limits)
+        if sight.missing_seconds >= limits.lost or sight.cluster_replaced or job.desired is Desired.KILL:
             return replace(over(job, _lost(sight), now), remove=True)
     elif sight.silent_seconds is not None and sight.silent_seconds >= limits.silent:
         message = f"the job's controller did not answer for {sight.silent_seconds:.0f} s"
         return replace(over(job, Outcome(ReasonCode.CONTROLLER_LOST, message), now), remove=True)
     wish = wanted(job, now, limits)
     if sight.silent_seconds is not None and wish.stop is not None:
-        return Decision(stop=wish.stop, status=_other(job, Status.CANCELLING))
+        return Decision(stop=wish.stop, status=_other(job, wish.to))
     return Decision()
 
 
-def _not_started(job: JobState, attempt: AttemptState, now: datetime, limits: Limits) -> Decision:
+def _not_started(job: JobState, attempt: AttemptState, sight: Sight, now: datetime, limits: Limits) -> Decision:
     """Recorded, but never seen: not launched yet, or a scheduler died before or after launching it."""
-    if wanted(job, now, limits).stop is not None:
-        message = "stopped before training ran"
-        return replace(over(job, Outcome(ReasonCode.CANCELLED, message), now), remove=True)
+    wish = wanted(job, now, limits)
+    if wish.stop is not None:
+        code = ReasonCode.PAUSED if wish.to is Status.PAUSING else ReasonCode.CANCELLED
+        return replace(over(job, Outcome(code, "stopped before training ran"), now), remove=True)
+    if sight.cluster_replaced:
+        return replace(over(job, _lost(sight), now), remove=True)
     waited = (now - attempt.created_at).total_seconds()
     if waited >= limits.launch:
         message = f"the job's controller did not start within {limits.launch:.0f} s"
@@ -236,7 +323,7 @@ def _not_started(job: JobState, attempt: AttemptState, now: datetime, limits: Li
 
 
 def _lost(sight: Sight) -> Outcome:
-    if sight.cluster_was_away:
+    if sight.cluster_was_away or sight.cluster_replaced:
         return Outcome(ReasonCode.CLUSTER_LOST, "the cluster went away, and the job with it")
     return Outcome(ReasonCode.CONTROLLER_LOST, "the job's controller is gone from the cluster")
 
@@ -251,7 +338,7 @@ def _deadline_exceeded(detail: Mapping[str, object] | None = None) -> Outcome:
 
 
 def _last_of(job: JobState, message: str) -> str:
-    return f"{message} (attempt {job.attempt} of {job.max_attempts})"
+    return f"{message} (failed attempt {job.failures + 1} of {job.max_attempts})"
 
 
 def _other(job: JobState, status: Status) -> Status | None:

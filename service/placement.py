@@ -1,7 +1,4 @@
-"""Who starts next. Pure: from the machines, what is held on them and the queue to the jobs that start now.
-
-Order is priority, then age. A job's workers start together or not at all. Smaller jobs overtake a job that does not fit yet, but
-only for so long: then everything behind it waits, so that what ends makes room for it.
+"""What is free on the machines, and what fits there. Pure.
 
 Where workers really go is Ray's decision; this is the estimate that keeps the queue on our side. An estimate that is
 too hopeful costs nothing but a placement group that waits.
@@ -10,12 +7,12 @@ too hopeful costs nothing but a placement group that waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from service.cluster import Capacity, Resources
 
+NOTHING = Resources(0, 0, 0)
 ROUNDING = 1e-6  # ten workers of 0.1 processors fit on one
 
 
@@ -29,44 +26,12 @@ class Gang:
 
 @dataclass(frozen=True)
 class Held:
-    """What a job that runs, or is about to, has reserved. ``addresses``: machine of each worker, as far as known."""
+    """What a job that runs, or is about to, has reserved. ``places``: machine of each worker (its id, or its address), as far as
+    known. ``moving``: workers that need a place elsewhere besides, because their machine goes away or is gone."""
 
     gang: Gang
-    addresses: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    job_id: str
-    gang: Gang
-    priority: int
-    created_at: datetime
-    ready_at: datetime  # since when it could start, had there been room
-
-
-@dataclass(frozen=True)
-class Plan:
-    start: tuple[str, ...]  # ids, in the order of the queue
-    waiting: Mapping[str, str]  # id -> why not yet
-
-
-def plan(
-    capacity: Capacity, held: Sequence[Held], queue: Iterable[Candidate], now: datetime, backfill: timedelta
-) -> Plan:
-    free = free_resources(capacity, held)
-    start: list[str] = []
-    waiting: dict[str, str] = {}
-    closed_by: str | None = None  # the job for which everything behind it waits
-    for job in sorted(queue, key=lambda job: (-job.priority, job.created_at, job.job_id)):
-        if closed_by is not None:
-            waiting[job.job_id] = f"waits for {closed_by}, which is ahead in the queue and has waited for long"
-        elif place(free, job.gang):
-            start.append(job.job_id)
-        else:
-            waiting[job.job_id] = shortage(free, job.gang)
-            if now - job.ready_at >= backfill:
-                closed_by = job.job_id
-    return Plan(tuple(start), waiting)
+    places: tuple[str, ...] = ()
+    moving: int = 0
 
 
 def fits(capacity: Capacity, gang: Gang) -> bool:
@@ -81,20 +46,29 @@ def too_small(capacity: Capacity, gang: Gang) -> str:
 
 
 def free_resources(capacity: Capacity, held: Sequence[Held]) -> list[Resources]:
-    """What is left of each machine, in the order of ``capacity.nodes``."""
-    free = [node.total for node in capacity.nodes]
-    index = {node.address: position for position, node in enumerate(capacity.nodes)}
+    """What is left of each machine, in the order of ``capacity.nodes``. A machine that is being drained has nothing to give."""
+    free = [NOTHING if node.draining else node.total for node in capacity.nodes]
+    index = index_of(capacity)
     unplaced = []
     for holding in held:
-        known = [index[address] for address in holding.addresses if address in index]
-        for position in known:
-            free[position] = _without(free[position], holding.gang.each, 1)
-        if rest := holding.gang.count - len(holding.addresses):
+        for where in holding.places:
+            if where in index:
+                free[index[where]] = _without(free[index[where]], holding.gang.each, 1)
+        if (rest := holding.gang.count - len(holding.places)) > 0:
             unplaced.append(Gang(rest, holding.gang.each))
     for gang in sorted(unplaced, key=lambda gang: (gang.each.gpus, gang.each.cpus, gang.each.memory), reverse=True):
         if not place(free, gang) and free:  # more is held than there is: a machine went away
             free[0] = _without(free[0], gang.each, gang.count)
+    for holding in held:
+        for _ in range(holding.moving):  # where there is room for them
+            place(free, Gang(1, holding.gang.each))
     return free
+
+
+def index_of(capacity: Capacity) -> Mapping[str, int]:
+    """Positions of the machines that stay, by id and by address."""
+    staying = [(position, node) for position, node in enumerate(capacity.nodes) if not node.draining]
+    return {key: position for position, node in staying for key in (node.address, node.id)}
 
 
 def place(free: list[Resources], gang: Gang) -> bool:
@@ -116,18 +90,19 @@ def room(node: Resources, each: Resources) -> int:
     return max(0, min(math.floor(has / needs + ROUNDING) for has, needs in pairs if needs > 0))
 
 
-def shortage(free: Sequence[Resources], gang: Gang) -> str:
-    """Why the gang does not fit, in the first resource that is short."""
+def shortage(free: Sequence[Resources], gang: Gang, draining: int = 0) -> str:
+    """Why the gang does not fit, in the first resource that is short. ``draining``: machines that have nothing to give."""
     if not free:
         return "waits for the cluster, which has no machines yet"
+    drained = f" ({draining} of {len(free)} machines are being drained)" if draining else ""
     for name, unit in (("cpus", "CPUs"), ("gpus", "GPUs"), ("memory", "bytes of memory")):
         needed = gang.count * getattr(gang.each, name)
         has = sum(max(0, getattr(node, name)) for node in free)
         if needed > has + ROUNDING:
-            return f"needs {needed:.10g} {unit}, {has:.10g} free"
+            return f"needs {needed:.10g} {unit}, {has:.10g} free{drained}"
     each = f"{gang.each.cpus:.10g} CPUs" + (f" and {gang.each.gpus:.10g} GPUs" if gang.each.gpus else "")
     there = sum(room(node, gang.each) for node in free)
-    return f"needs {gang.count} workers with {each} each; the machines have room for {there} of them"
+    return f"needs {gang.count} workers with {each} each; the machines have room for {there} of them{drained}"
 
 
 def _without(node: Resources, each: Resources, count: int) -> Resources:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import ray
+from ray._private.worker import global_worker
 from ray.exceptions import GetTimeoutError, RaySystemError, RpcError
 
 from service.wire import decode, encode, launch_value, observation_document, shape_value
@@ -65,6 +66,11 @@ def answer(call: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return {"unavailable": first_line(error)}
     except Exception as error:
         return {"failed": first_line(error)}
+
+
+def capacity() -> dict[str, Any]:
+    """With an id that no other cluster has, also when it is started at the same address."""
+    return {"cluster_id": global_worker.gcs_client.cluster_id.hex(), "nodes": launcher.capacity()}
 
 
 def launch(launch: Mapping[str, Any]) -> None:
@@ -121,7 +127,7 @@ def reshape(name: str, shape: Mapping[str, Any]) -> None:
 
 
 CALLS: Mapping[str, Callable[..., Any]] = {
-    "capacity": launcher.capacity,
+    "capacity": capacity,
     "launch": launch,
     "observe": Observer(),
     "stop": stop,

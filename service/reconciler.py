@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,17 +19,22 @@ from service.decisions import (
     JobState,
     Limits,
     Sight,
+    at_work,
     decide,
     decide_idle,
     may_remove,
     may_start,
     never_fits,
+    shape_wanted,
+    shows,
 )
 from service.errors import ServiceError
 from service.leases import LeaseLostError
-from service.placement import Candidate, Held, fits, plan
+from service.placement import fits
+from service.planning import Active, Candidate, Plan, Rules, plan
 from service.records import Records
 from service.settings import Settings
+from service.values import Status
 from workers.jobfolder import JobFolder
 from workers.reports import GroupShape, Observation
 
@@ -56,6 +61,7 @@ class Watch:
     missing_since: float | None = None
     silent_since: float | None = None
     cluster_was_away: bool = False
+    shape: GroupShape | None = None  # that was sent last
     sent: dict[str, float] = field(default_factory=dict)
     shown: str | None = None
     shown_at: float = float("-inf")
@@ -91,14 +97,20 @@ class Reconciler:
         self._settings = settings
         self._limits = Limits.of(settings)
         self._watches: dict[str, Watch] = {}
+        self._rules = Rules(
+            backfill=timedelta(seconds=settings.backfill_seconds),
+            elastic=timedelta(seconds=settings.elastic_seconds),
+            preemption=settings.preemption,
+        )
         self._capacity: Capacity | None = None  # None: never seen, or the cluster is away
+        self._cordoned: frozenset[str] = frozenset()
         self._problem: str | None = None
         self._recorded_cluster: object = None
         self._times: dict[str, float] = {}
         self._too_small_since: dict[str, float] = {}
 
     def run_pass(self, now: datetime, tick: float) -> Pass:
-        jobs = self._records.claim()
+        jobs, self._cordoned = self._records.claim(), self._records.cordoned()
         self._forget_all_but(jobs)
         answers = self._observe(jobs, tick)
         changed = False
@@ -165,10 +177,13 @@ class Reconciler:
         changed = False
         for attempt in job.attempts:
             watch = self._watches.setdefault(job.name(attempt), Watch())
-            sight = watch.sight(answers, job.name(attempt), tick)
+            sight = replace(
+                watch.sight(answers, job.name(attempt), tick), cluster_replaced=self._is_of_another_cluster(attempt)
+            )
             if attempt.finished_at is None:
                 decision = decide(job, attempt, sight, now, self._limits)
                 self._act(job, attempt, decision, watch, tick)
+                self._regroup(job, attempt, sight, decision, watch, tick)
                 changed |= self._record(job, attempt, sight.observation, decision, watch, now, tick)
             else:
                 changed |= self._attend_ended(job, attempt, sight, watch, now, tick)
@@ -187,11 +202,24 @@ class Reconciler:
     def _act(self, job: JobState, attempt: AttemptState, decision: Decision, watch: Watch, tick: float) -> None:
         name = job.name(attempt)
         if decision.launch and watch.due("launch", tick):
-            self._cluster.launch(self._launch(job, attempt))
+            launch = self._launch(job, attempt)
+            self._cluster.launch(launch)
+            watch.shape = launch.shape
         if decision.stop is not None and watch.due(decision.stop, tick):
             self._cluster.stop(name, decision.stop)
         if decision.remove:
             self._cluster.remove(name)
+
+    def _regroup(
+        self, job: JobState, attempt: AttemptState, sight: Sight, decision: Decision, watch: Watch, tick: float
+    ) -> None:
+        """Says how the group should be, once, and again while it is not so."""
+        shape = shape_wanted(attempt, sight, decision, self._avoid())
+        if shape is None or sight.observation is None:
+            return
+        if shape != watch.shape or (not shows(sight.observation, shape) and watch.due("reshape", tick)):
+            self._cluster.reshape(job.name(attempt), shape)
+            watch.shape = shape
 
     def _launch(self, job: JobState, attempt: AttemptState) -> Launch:
         return Launch(
@@ -199,7 +227,7 @@ class Reconciler:
             job_id=job.id,
             attempt=attempt.number,
             spec=self._records.spec(job.id),
-            shape=GroupShape(job.gang.count),
+            shape=GroupShape(attempt.size, self._avoid()),
             folder=str(JobFolder(Path(self._settings.storage), job.id).path),
             mlflow_url=self._settings.mlflow_url,
             experiment=self._settings.experiment,
@@ -220,7 +248,11 @@ class Reconciler:
         if seen is None and not moves:
             return False
         # As text, because NaN does not even equal itself.
-        shown = None if seen is None else repr((seen.progress, seen.latest, seen.health, seen.workers, seen.links))
+        shown = (
+            None
+            if seen is None
+            else repr((seen.progress, seen.latest, seen.health, seen.workers, seen.links, seen.recoveries))
+        )
         news = seen is not None and (not attempt.seen or any(e.sequence > attempt.relayed for e in seen.events))
         fresh = shown != watch.shown and tick - watch.shown_at >= PROGRESS_SECONDS
         if not (moves or news or fresh):
@@ -231,9 +263,9 @@ class Reconciler:
 
     def _attend_idle(self, job: JobState, now: datetime, tick: float) -> bool:
         decision = decide_idle(job, now)
-        if decision.finish is None and self._capacity is not None and self._capacity.nodes:
+        if decision == Decision() and self._capacity is not None and self._capacity.nodes:
             decision = never_fits(job, self._capacity, self._too_small_seconds(job, self._capacity, tick), self._limits)
-        if decision.finish is None:
+        if decision == Decision():
             return False
         return self._records.apply(job, None, None, decision, now)
 
@@ -256,15 +288,38 @@ class Reconciler:
             problem = f"waits for the cluster: {self._problem or 'it has not answered yet'}"
             waiting = {candidate.job_id: problem for candidate in ready}
         else:
-            held = [_held(job, answers) for job in jobs if job.current is not None]
-            planned = plan(self._capacity, held, ready, now, timedelta(seconds=self._settings.backfill_seconds))
+            active = {job.id: job for job in jobs if job.current is not None}
+            actives = [_active(job, job.current, answers) for job in active.values() if job.current is not None]
+            planned = plan(self._usable(self._capacity), actives, ready, now, self._rules)
             waiting = dict(planned.waiting)
-            for job_id in planned.start:
-                changed |= self._records.start_attempt(idle[job_id], now)
+            changed |= self._change_groups(planned, active, now)
+            for job_id, size in planned.start.items():
+                changed |= self._records.start_attempt(idle[job_id], size, self._capacity.cluster_id, now)
         news = {job_id: reason for job_id, reason in waiting.items() if idle[job_id].waiting != reason}
         if news and self._due("waiting", WAITING_SECONDS, tick):
             self._records.waiting(news)
         return changed
+
+    def _change_groups(self, planned: Plan, active: Mapping[str, JobState], now: datetime) -> bool:
+        changed = False
+        for job_id, other in planned.preempt.items():
+            changed |= self._records.preempt(active[job_id], other, now)
+        for job_id, resize in planned.resize.items():
+            changed |= self._records.resize(active[job_id], resize.workers, resize.why, now)
+        return changed
+
+    def _usable(self, capacity: Capacity) -> Capacity:
+        """As Ray says, and with the nodes that admins have cordoned."""
+        nodes = (replace(node, draining=node.draining or node.id in self._cordoned) for node in capacity.nodes)
+        return replace(capacity, nodes=tuple(nodes))
+
+    def _avoid(self) -> frozenset[str]:
+        nodes = self._usable(self._capacity).nodes if self._capacity is not None else ()
+        return frozenset(node.id for node in nodes if node.draining)
+
+    def _is_of_another_cluster(self, attempt: AttemptState) -> bool:
+        known = self._capacity.cluster_id if self._capacity is not None else None
+        return None not in (known, attempt.cluster_id) and known != attempt.cluster_id
 
     # --- bookkeeping --------------------------------------------------------------------------------------------------
 
@@ -290,11 +345,25 @@ class Reconciler:
 
 
 def _candidate(job: JobState) -> Candidate:
-    return Candidate(job.id, job.gang, job.priority, job.created_at, job.ready_at)
+    return Candidate(job.id, job.each, job.fewest, job.most, job.priority, job.created_at, job.ready_at)
 
 
-def _held(job: JobState, answers: Mapping[str, Observation | None]) -> Held:
-    seen = answers.get(job.name(job.current)) if job.current is not None else None
-    workers = seen.workers if seen is not None else ()
-    # A worker that is being started has no place yet.
-    return Held(job.gang, tuple(worker.node for worker in workers if worker.node and worker.state != "lost"))
+def _active(job: JobState, attempt: AttemptState, answers: Mapping[str, Observation | None]) -> Active:
+    seen = answers.get(job.name(attempt))
+    there = at_work(seen) if seen is not None else []
+    ready = seen is not None and seen.phase == "running" and shows(seen, GroupShape(attempt.size))
+    return Active(
+        job_id=job.id,
+        each=job.each,
+        size=attempt.size,
+        fewest=job.fewest,
+        most=job.most,
+        priority=job.priority,
+        created_at=job.created_at,
+        resized_at=attempt.resized_at or attempt.created_at,
+        # A worker that is being started has no place yet.
+        places=tuple(worker.node_id or worker.node for worker in there if worker.node_id or worker.node),
+        ending=job.leaving or (seen is not None and seen.phase in ("stopping", "finished")),
+        known=seen is not None and seen.phase in ("running", "recovering"),
+        settled=ready and job.status is Status.RUNNING,
+    )

@@ -17,20 +17,20 @@ from service.cluster import Capacity, Resources
 from service.database import Store
 from service.decisions import AttemptState, Decision, JobState
 from service.leases import Lease
-from service.placement import Gang
 from service.rows import node_document
 from service.states import append_event, locked_job, reason_document, transition
-from service.tables import AttemptRow, ClusterRow, JobRow
+from service.tables import AttemptRow, ClusterRow, CordonRow, JobRow, clean_json
 from service.values import Desired, Reason, Status
-from workers.reports import REASONS, Observation, Outcome
+from workers.reports import REASONS, Observation, Outcome, ReasonCode, Recovery, WorkerStatus
 from workers.spec import JobSpec
 
+HISTORY = 1000  # workers, and recoveries, that are kept of an attempt
 TRACKING_COMPLETE = "tracking.complete"  # the controller's event when MLflow has everything
 
 JOB_COLUMNS = (
     JobRow.id, JobRow.status, JobRow.desired, JobRow.desired_at, JobRow.priority, JobRow.created_at, JobRow.deadline_at,
-    JobRow.retry_at, JobRow.attempt, JobRow.max_attempts, JobRow.worker_min, JobRow.worker_max, JobRow.worker_cpus, JobRow.worker_gpus,
-    JobRow.worker_memory, JobRow.waiting,
+    JobRow.retry_at, JobRow.pause_at, JobRow.attempt, JobRow.failures, JobRow.cluster_losses, JobRow.max_attempts,
+    JobRow.worker_min, JobRow.worker_max, JobRow.worker_cpus, JobRow.worker_gpus, JobRow.worker_memory, JobRow.waiting,
 )  # fmt: skip
 
 
@@ -62,7 +62,12 @@ class Records:
             query = select(func.count(), func.max(JobRow.intent_at)).where(JobRow.finished_at.is_(None))
             return tuple(session.execute(query).one())
 
-    def start_attempt(self, job: JobState, now: datetime) -> bool:
+    def cordoned(self) -> frozenset[str]:
+        """Ids of nodes."""
+        with self.store.read() as session:
+            return frozenset(session.execute(select(CordonRow.node_id)).scalars())
+
+    def start_attempt(self, job: JobState, size: int, cluster_id: str | None, now: datetime) -> bool:
         """The intent to launch: recorded first, so that a crash in between leaves nothing that the database does not know."""
         with self._write() as session:
             row = _unchanged(session, job)
@@ -73,12 +78,36 @@ class Records:
             session.add(
                 AttemptRow(
                     job_id=job.id, number=row.attempt, created_at=now, seen_at=None, finished_at=None, removed_at=None,
-                    reason=None, cluster_id=None, size=job.gang.count, resized_at=None, workers=[], recoveries=[],
+                    reason=None, cluster_id=cluster_id, size=size, resized_at=None, workers=[], recoveries=[],
                     relayed=0, tracked=False,
                 )
             )  # fmt: skip
-            message = f"attempt {row.attempt} of {job.max_attempts} starts"
-            transition(session, row, Status.STARTING, now, message, data={"attempt": row.attempt})
+            message = f"attempt {row.attempt} starts with {size} {'worker' if size == 1 else 'workers'}"
+            transition(session, row, Status.STARTING, now, message, data={"attempt": row.attempt, "workers": size})
+            return True
+
+    def resize(self, job: JobState, size: int, why: str, now: datetime) -> bool:
+        """How many workers the attempt under way should have from now on."""
+        with self._write() as session:
+            row = _unchanged(session, job)
+            if row is None or job.current is None:
+                return False
+            attempt = session.get_one(AttemptRow, (job.id, job.current.number))
+            data = {"from": attempt.size, "to": size, "why": why}
+            append_event(session, row, now, "info", "job.resized", f"{attempt.size} -> {size} workers: {why}", data)
+            attempt.size, attempt.resized_at = size, now
+            return True
+
+    def preempt(self, job: JobState, other: str, now: datetime) -> bool:
+        """The job gives way to ``other``: its attempt is paused, and it waits in the queue then."""
+        with self._write() as session:
+            row = _unchanged(session, job)
+            if row is None:
+                return False
+            row.pause_at = now
+            message = f"gives way to {other}, which has a higher priority"
+            append_event(session, row, now, "warning", "job.preempted", message, {"for": other})
+            transition(session, row, Status.PAUSING, now, f"paused for {other}")
             return True
 
     def apply(
@@ -138,14 +167,18 @@ def _apply_attempt(
         return False
     if seen is not None:
         row.seen_at = row.seen_at or now
-        row.recoveries = [asdict(recovery) for recovery in seen.recoveries]
+        row.recoveries = together(row.recoveries, seen.recoveries, ("lost_at", "ranks"))
+        row.workers = together(row.workers, seen.workers, ("rank", "pid", "started_at"))
         _relay(session, job, row, seen)
         if attempt.number == job.attempt:
             _show(job, seen)
     if decision.end is not None:
         row.finished_at = now
         row.reason = reason_document(_reason(decision.end))
-        job.retry_at = decision.retry_at
+        row.workers = [_ended(worker, decision, now) for worker in row.workers]
+        job.retry_at, job.pause_at = decision.retry_at, None
+        if decision.finish is None:
+            job.workers = []
     if decision.remove:
         row.removed_at = now
     return True
@@ -167,12 +200,39 @@ def _show(job: JobRow, seen: Observation) -> None:
         job.progress = asdict(seen.progress)
     job.latest = {**job.latest, **seen.latest}
     job.health = dict(seen.health)
-    job.workers = [asdict(worker) for worker in seen.workers]
+    job.workers = [asdict(worker) for worker in seen.workers if worker.state not in ("lost", "left")]
     job.links = {**job.links, **seen.links}
+
+
+def together(known: Sequence[Any], seen: Sequence[WorkerStatus | Recovery], key: Sequence[str]) -> list[Any]:
+    """Documents of what was known, is over and is not told any more, before those of what is seen."""
+    documents = [clean_json(asdict(each)) for each in seen]  # as they are read back
+
+    def identity(document: Mapping[str, Any]) -> list[Any]:
+        return [document[field] for field in key]
+
+    told = [identity(document) for document in documents]
+    over = [document for document in known if document.get("ended_at", 0) is not None]
+    return [*(document for document in over if identity(document) not in told), *documents][-HISTORY:]
+
+
+def _ended(worker: dict[str, Any], decision: Decision, now: datetime) -> dict[str, Any]:
+    """A worker of an attempt that is over."""
+    assert decision.end is not None
+    if worker["ended_at"] is not None:
+        return worker
+    state = "lost" if decision.remove and worker["state"] != "done" else "done"
+    return {**worker, "state": state, "ended_at": now.timestamp(), "why": decision.end.message}
 
 
 def _apply_status(session: Session, job: JobRow, decision: Decision, now: datetime) -> None:
     outcome = decision.finish
+    if decision.failures is not None:
+        job.failures = decision.failures
+    if decision.cluster_losses is not None:
+        job.cluster_losses = decision.cluster_losses
+    if decision.warning is not None:
+        append_event(session, job, now, "warning", "job.pause_forced", decision.warning, {})
     if outcome is not None:
         status = Status(REASONS[outcome.code].status)
         if status is Status.SUCCEEDED and job.status == Status.STARTING:  # it ran between two looks
@@ -181,8 +241,19 @@ def _apply_status(session: Session, job: JobRow, decision: Decision, now: dateti
         job.retry_at = None
     elif decision.end is not None and decision.status is not None:
         facts = {"attempt": job.attempt, "retry_at": decision.retry_at and decision.retry_at.isoformat()}
-        message = f"attempt {job.attempt} of {job.max_attempts} ended: {decision.end.message}"
-        transition(session, job, decision.status, now, message, reason=_reason(decision.end), data=facts)
+        message = f"attempt {job.attempt} ended: {decision.end.message}"
+        if decision.failures is not None:
+            message = (
+                f"attempt {job.attempt} ended, failure {job.failures} of {job.max_attempts}: {decision.end.message}"
+            )
+        reason = _reason(decision.end)
+        if decision.status is Status.PAUSED and decision.warning is not None:
+            reason = Reason(ReasonCode.PAUSED, decision.warning, decision.end.detail)
+        transition(session, job, decision.status, now, message, reason=reason, data=facts)
+    elif decision.status is Status.PAUSED or decision.status is Status.QUEUED:  # no attempt ran
+        reason = Reason(ReasonCode.PAUSED, MESSAGES[decision.status], {})
+        job.retry_at, job.pause_at = decision.retry_at, None
+        transition(session, job, decision.status, now, MESSAGES[decision.status], reason=reason)
     elif decision.status is not None:
         transition(session, job, decision.status, now, MESSAGES[decision.status])
 
@@ -191,6 +262,8 @@ MESSAGES: Mapping[Status, str] = {
     Status.RUNNING: "training runs",
     Status.RECOVERING: "workers were lost and are being replaced",
     Status.CANCELLING: "the job is being stopped",
+    Status.PAUSED: "paused while no attempt ran",
+    Status.QUEUED: "the job is in the queue again",
 }
 
 
@@ -204,6 +277,9 @@ def _attempt_state(row: AttemptRow) -> AttemptState:
         created_at=row.created_at,
         seen=row.seen_at is not None,
         finished_at=row.finished_at,
+        size=row.size,
+        resized_at=row.resized_at,
+        cluster_id=row.cluster_id,
         relayed=row.relayed,
         tracked=row.tracked,
     )
@@ -219,9 +295,14 @@ def _job_state(row: Any, attempts: Sequence[AttemptState]) -> JobState:
         created_at=row.created_at,
         deadline_at=row.deadline_at,
         retry_at=row.retry_at,
+        pause_at=row.pause_at,
         attempt=row.attempt,
+        failures=row.failures,
+        cluster_losses=row.cluster_losses,
         max_attempts=row.max_attempts,
-        gang=Gang(row.worker_min, Resources(row.worker_cpus, row.worker_gpus, row.worker_memory)),
+        fewest=row.worker_min,
+        most=row.worker_max,
+        each=Resources(row.worker_cpus, row.worker_gpus, row.worker_memory),
         waiting=row.waiting,
         attempts=tuple(attempts),
     )

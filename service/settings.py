@@ -57,7 +57,10 @@ class Settings(BaseSettings):
         60, description="an attempt that does not answer for so long is given up"
     )
     launch_timeout_seconds: Seconds = Field(120, description="an attempt must have shown a sign of life by then")
-    cancel_timeout_seconds: Seconds = Field(300, description="a cancel that takes longer becomes a kill")
+    cancel_timeout_seconds: Seconds = Field(
+        300,
+        description="a cancel or a pause that takes longer becomes a kill; a paused job then goes on from an older checkpoint",
+    )
     kill_timeout_seconds: Seconds = Field(10, description="a kill that takes longer removes everything of the attempt")
     tracking_timeout_seconds: Seconds = Field(60, description="how long an ended attempt may go on sending to MLflow")
     never_fits_seconds: Seconds = Field(
@@ -65,6 +68,10 @@ class Settings(BaseSettings):
     )
     backfill_seconds: Seconds = Field(
         300, description="how long smaller jobs may overtake the first of the queue before everything waits for it"
+    )
+    preemption: bool = Field(True, description="a job that does not fit pauses running jobs of lower priority")
+    elastic_seconds: Seconds = Field(
+        30, description="a job with a range of workers grows no sooner than so long after it started or was resized"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

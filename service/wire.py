@@ -6,7 +6,7 @@ Both ends are ours and of one version. JSON rather than pickle, so that nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -63,11 +63,11 @@ def observation_value(document: Mapping[str, Any] | None) -> Observation | None:
     return None if document is None else _OBSERVATION.validate_python(document)
 
 
-def capacity_value(documents: Sequence[Mapping[str, Any]]) -> Capacity:
-    """From ``workers.launcher.capacity``: id, address, cpus, gpus and memory (bytes) of each machine."""
-    return Capacity(
-        tuple(
-            Node(node["id"], node["address"], Resources(node["cpus"], node["gpus"], int(node["memory"])))
-            for node in documents
-        )
-    )
+def capacity_value(document: Mapping[str, Any]) -> Capacity:
+    """``nodes`` are those of ``workers.launcher.capacity``."""
+    return Capacity(tuple(map(_node, document["nodes"])), document["cluster_id"])
+
+
+def _node(node: Mapping[str, Any]) -> Node:
+    total = Resources(node["cpus"], node["gpus"], int(node["memory"]))
+    return Node(node["id"], node["address"], total, node["draining"])

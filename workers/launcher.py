@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
@@ -114,7 +115,8 @@ def refill(count: int) -> None:
 
 
 def capacity() -> list[dict[str, Any]]:
-    """Living nodes: id, address, cpus, gpus, memory (bytes)."""
+    """Living nodes: id, address, cpus, gpus, memory (bytes), and whether Ray takes the node away soon."""
+    draining = state.get_draining_nodes()
     return [
         {
             "id": node["NodeID"],
@@ -122,6 +124,7 @@ def capacity() -> list[dict[str, Any]]:
             "cpus": node["Resources"].get("CPU", 0.0),
             "gpus": node["Resources"].get("GPU", 0.0),
             "memory": int(node["Resources"].get("memory", 0)),
+            "draining": node["NodeID"] in draining,
         }
         for node in ray.nodes()
         if node["Alive"]

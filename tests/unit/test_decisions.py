@@ -22,17 +22,21 @@ from service.decisions import (
     may_remove,
     may_start,
     never_fits,
+    shape_wanted,
+    shows,
 )
-from service.placement import Gang
 from service.states import TRANSITIONS
 from service.values import Desired, Status
-from workers.reports import REASONS, Observation, Outcome, ReasonCode, StopMode
+from workers.reports import REASONS, GroupShape, Observation, Outcome, ReasonCode, StopMode, WorkerStatus
 
 pytestmark = pytest.mark.unit
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LIMITS = Limits(lost=10, silent=60, launch=120, cancel=300, kill=10, tracking=60, never_fits=60)
-ATTEMPT = AttemptState(1, created_at=NOW - timedelta(seconds=30), seen=True, finished_at=None, relayed=0, tracked=False)
+ATTEMPT = AttemptState(
+    1, created_at=NOW - timedelta(seconds=30), seen=True, finished_at=None, size=2, resized_at=None, cluster_id="c",
+    relayed=0, tracked=False,
+)  # fmt: skip
 JOB = JobState(
     id="job-1",
     status=Status.RUNNING,
@@ -42,13 +46,19 @@ JOB = JobState(
     created_at=NOW - timedelta(seconds=60),
     deadline_at=None,
     retry_at=None,
+    pause_at=None,
     attempt=1,
+    failures=0,
+    cluster_losses=0,
     max_attempts=3,
-    gang=Gang(2, Resources(1, 0, 0)),
+    fewest=2,
+    most=2,
+    each=Resources(1, 0, 0),
     waiting=None,
     attempts=(ATTEMPT,),
 )
 NEW = replace(ATTEMPT, seen=False)
+STOPPING = (Desired.CANCEL, Desired.KILL)
 
 
 def seconds(count: float) -> timedelta:
@@ -115,13 +125,16 @@ def test_what_another_attempt_can_help_is_tried_again_after_a_pause() -> None:
 
 
 def test_the_last_attempt_is_the_last() -> None:
-    decision = about(replace(JOB, attempt=3), saw("finished", ReasonCode.NO_PROGRESS))
+    decision = about(replace(JOB, attempt=9, failures=2), saw("finished", ReasonCode.NO_PROGRESS))
     assert decision.finish is not None
     assert decision.finish.code is ReasonCode.NO_PROGRESS
-    assert "attempt 3 of 3" in decision.finish.message
+    assert "failed attempt 3 of 3" in decision.finish.message
 
 
-@pytest.mark.parametrize("code", [code for code, kind in REASONS.items() if not kind.retryable])
+ENDS_FOR_GOOD = [code for code, kind in REASONS.items() if not kind.retryable and kind.status != "paused"]
+
+
+@pytest.mark.parametrize("code", ENDS_FOR_GOOD)
 def test_what_another_attempt_cannot_help_is_not_tried_again(code: ReasonCode) -> None:
     decision = about(JOB, saw("finished", code))
     assert decision.retry_at is None
@@ -218,6 +231,129 @@ def test_a_deadline_cancels_and_is_named_as_the_reason() -> None:
     assert back.code is ReasonCode.DEADLINE_EXCEEDED, "also when the clock was set back meanwhile"
 
 
+# --- pause ------------------------------------------------------------------------------------------------------------
+
+
+def pausing(desired: Desired = Desired.PAUSE, ago: float = 0, **changes: object) -> JobState:
+    """Asked for by a user, or (RUN) to make room, or resumed meanwhile."""
+    job = replace(JOB, status=Status.PAUSING, desired=desired, pause_at=NOW - seconds(ago))
+    return replace(job, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("desired", [Desired.PAUSE, Desired.RUN])
+def test_a_pause_is_asked_for_until_it_is_under_way(desired: Desired) -> None:
+    assert about(pausing(desired), saw("running")) == Decision(stop=StopMode.PAUSE)
+    assert about(pausing(desired), saw("stopping")) == Decision()
+    assert about(pausing(desired), Sight(None, silent_seconds=1)) == Decision(stop=StopMode.PAUSE)
+
+
+def test_a_paused_attempt_leaves_a_paused_job_or_one_in_the_queue() -> None:
+    done = saw("finished", ReasonCode.PAUSED)
+    paused = about(pausing(), done)
+    assert (paused.status, paused.retry_at, paused.finish, paused.warning) == (Status.PAUSED, None, None, None)
+    back = about(pausing(Desired.RUN), done)
+    assert (back.status, back.retry_at, back.failures) == (Status.QUEUED, NOW, None)
+
+
+@pytest.mark.parametrize("job", [JOB, pausing(), pausing(Desired.RUN)])
+def test_full_storage_pauses_the_job_until_somebody_resumes_it(job: JobState) -> None:
+    decision = about(job, saw("finished", ReasonCode.STORAGE_FULL))
+    assert (decision.status, decision.retry_at, decision.finish) == (Status.PAUSED, None, None)
+
+
+@pytest.mark.parametrize("code", [ReasonCode.NO_PROGRESS, ReasonCode.CONTROLLER_LOST, ReasonCode.CLUSTER_LOST])
+@pytest.mark.parametrize(("desired", "status"), [(Desired.PAUSE, Status.PAUSED), (Desired.RUN, Status.QUEUED)])
+def test_an_attempt_that_dies_while_it_is_paused_loses_what_is_not_in_a_checkpoint_and_says_so(
+    code: ReasonCode, desired: Desired, status: Status
+) -> None:
+    decision = about(pausing(desired), saw("finished", code))
+    assert (decision.status, decision.failures) == (status, None)
+    assert decision.warning is not None
+    assert "newest" in decision.warning
+
+
+def test_a_pause_that_takes_too_long_becomes_a_kill_of_the_attempt_and_not_of_the_job() -> None:
+    assert about(pausing(ago=299), saw("running")).stop is StopMode.PAUSE
+    assert about(pausing(ago=300), saw("stopping")).stop is StopMode.KILL
+    for decision in (
+        about(pausing(ago=300), saw("finished", ReasonCode.KILLED)),
+        about(pausing(ago=310), saw("stopping")),
+    ):
+        assert (decision.status, decision.finish) == (Status.PAUSED, None)
+        assert decision.warning is not None
+        assert "took too long" in decision.warning
+    assert about(pausing(ago=310), saw("stopping")).remove
+
+
+def test_an_error_of_the_users_code_ends_a_job_also_while_it_is_paused() -> None:
+    decision = about(pausing(), saw("finished", ReasonCode.USER_ERROR))
+    assert decision.finish is not None
+    assert decision.finish.code is ReasonCode.USER_ERROR
+
+
+def test_a_cancel_and_a_deadline_overtake_a_pause() -> None:
+    for job in (pausing(Desired.CANCEL, desired_at=NOW), pausing(deadline_at=NOW)):
+        assert about(job, saw("running")) == Decision(stop=StopMode.CANCEL, status=Status.CANCELLING)
+        assert about(job, saw("finished", ReasonCode.PAUSED)).finish is not None
+
+
+def test_a_pause_before_the_launch_was_seen_launches_nothing() -> None:
+    decision = about(pausing(), missing(0), NEW)
+    assert (decision.launch, decision.remove, decision.status) == (False, True, Status.PAUSED)
+
+
+# --- the cluster goes -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_lost_with_the_cluster_is_tried_again_without_limit_and_ever_more_slowly() -> None:
+    job = replace(JOB, max_attempts=1, failures=0, attempt=50, cluster_losses=4)
+    decision = about(job, Sight(None, missing_seconds=0, cluster_replaced=True))
+    assert decision.end is not None
+    assert decision.end.code is ReasonCode.CLUSTER_LOST
+    assert (decision.status, decision.failures, decision.cluster_losses) == (Status.RECOVERING, None, 5)
+    assert decision.retry_at == NOW + seconds(16)
+    assert decision.remove
+
+
+def test_a_cluster_that_held_for_long_is_trusted_again() -> None:
+    old = replace(ATTEMPT, created_at=NOW - seconds(600))
+    decision = about(replace(JOB, cluster_losses=6, attempts=(old,)), missing(10, away=True), old)
+    assert (decision.cluster_losses, decision.retry_at) == (1, NOW + seconds(1))
+
+
+def test_an_attempt_that_was_recorded_for_another_cluster_is_not_launched_here() -> None:
+    decision = about(replace(JOB, status=Status.STARTING), Sight(None, missing_seconds=0, cluster_replaced=True), NEW)
+    assert not decision.launch
+    assert decision.end is not None
+    assert decision.end.code is ReasonCode.CLUSTER_LOST
+
+
+# --- the group's shape ------------------------------------------------------------------------------------------------
+
+
+def group(*places: str, phase: str = "running", state: str = "running") -> Observation:
+    workers = [WorkerStatus(rank, 1, "", place, "cpu", state, 0.0) for rank, place in enumerate(places)]  # type: ignore[arg-type]
+    observation = saw(phase).observation
+    assert observation is not None
+    return replace(observation, workers=workers)
+
+
+def test_a_group_is_as_wanted_when_its_number_is_and_nobody_is_where_nobody_should_be() -> None:
+    assert shows(group("a", "b"), GroupShape(2))
+    assert not shows(group("a"), GroupShape(2))
+    assert not shows(group("a", "b"), GroupShape(2, frozenset({"b"})))
+    assert not shows(group("a", "b", state="left"), GroupShape(2))
+    assert shows(group("a", phase="recovering"), GroupShape(2)), "it is given the time"
+
+
+def test_nothing_is_asked_of_a_group_that_ends() -> None:
+    running, avoid = Sight(group("a", "b")), frozenset({"b"})
+    assert shape_wanted(ATTEMPT, running, Decision(), avoid) == GroupShape(2, avoid)
+    assert shape_wanted(ATTEMPT, running, Decision(stop=StopMode.PAUSE), avoid) is None
+    assert shape_wanted(ATTEMPT, saw("stopping"), Decision(), avoid) is None
+    assert shape_wanted(ATTEMPT, Sight(None, silent_seconds=1), Decision(), avoid) is None
+
+
 # --- without an attempt -----------------------------------------------------------------------------------------------
 
 IDLE = replace(JOB, status=Status.QUEUED, attempt=0, attempts=())
@@ -236,6 +372,25 @@ def test_a_job_that_waits_can_end(job: JobState, code: ReasonCode) -> None:
     finish = decide_idle(job, NOW).finish
     assert finish is not None
     assert finish.code is code
+
+
+def test_a_paused_job_waits_for_its_user_and_can_end() -> None:
+    paused = replace(IDLE, status=Status.PAUSED, desired=Desired.PAUSE, attempt=1)
+    assert decide_idle(paused, NOW) == Decision()
+    assert not may_start(paused, NOW)
+    for job, code in (
+        (replace(paused, desired=Desired.KILL), ReasonCode.KILLED),
+        (replace(paused, deadline_at=NOW), ReasonCode.DEADLINE_EXCEEDED),
+    ):
+        finish = decide_idle(job, NOW).finish
+        assert finish is not None
+        assert finish.code is code
+
+
+def test_a_pause_between_two_attempts_is_done_at_once() -> None:
+    between = replace(IDLE, status=Status.PAUSING, desired=Desired.PAUSE, attempt=1)
+    assert decide_idle(between, NOW).status is Status.PAUSED
+    assert decide_idle(replace(between, desired=Desired.RUN), NOW).status is Status.QUEUED
 
 
 def test_the_next_attempt_waits_for_its_time_and_for_the_last_one_to_be_gone() -> None:
@@ -263,6 +418,8 @@ def test_an_ended_attempt_stays_until_mlflow_has_everything() -> None:
     assert not may_remove(job, ended, Sight(None, silent_seconds=5), NOW, LIMITS)
     assert may_remove(job, replace(ended, finished_at=NOW - seconds(60)), saw("finished"), NOW, LIMITS)
     assert may_remove(replace(job, status=Status.RECOVERING), ended, saw("finished"), NOW, LIMITS)
+    assert not may_remove(replace(job, status=Status.PAUSED), ended, saw("finished"), NOW, LIMITS)
+    assert may_remove(replace(job, status=Status.QUEUED), ended, saw("finished"), NOW, LIMITS)
 
 
 # --- in all situations ------------------------------------------------------------------------------------------------
@@ -277,16 +434,20 @@ attempts = st.builds(
     lambda age, seen: replace(ATTEMPT, created_at=NOW - seconds(age), seen=seen), st.floats(0, 1000), st.booleans()
 )
 situations = st.builds(
-    lambda status, desired, ago, attempt, most, deadline: replace(
-        JOB, status=status, desired=desired, desired_at=NOW - seconds(ago), attempt=min(attempt, most),
+    lambda status, desired, ago, failures, most, deadline: replace(
+        JOB, status=status, desired=desired, desired_at=NOW - seconds(ago), failures=min(failures, most - 1),
         max_attempts=most, deadline_at=None if deadline is None else NOW + seconds(deadline),
+        pause_at=NOW - seconds(ago) if status is Status.PAUSING else None,
     ),
-    st.sampled_from([Status.STARTING, Status.RUNNING, Status.RECOVERING, Status.CANCELLING]),
+    st.sampled_from([Status.STARTING, Status.RUNNING, Status.RECOVERING, Status.PAUSING, Status.CANCELLING]),
     st.sampled_from(list(Desired)),
     st.floats(0, 1000),
-    st.integers(1, 4),
+    st.integers(0, 4),
     st.integers(1, 4),
     st.none() | st.floats(-1000, 1000),
+).filter(
+    # Only a wish or a deadline cancels.
+    lambda job: job.status is not Status.CANCELLING or job.desired in STOPPING or job.deadline_at is not None
 )  # fmt: skip
 
 
@@ -299,11 +460,16 @@ def test_a_decision_is_consistent(job: JobState, attempt: AttemptState, sight: S
     if decision.retry_at is not None:
         assert decision.end is not None
         assert decision.finish is None
-        assert job.attempt < job.max_attempts
-        assert job.desired is Desired.RUN
+        assert decision.status in (Status.RECOVERING, Status.QUEUED) or job.status is Status.RECOVERING
+        assert job.desired in (Desired.RUN, Desired.PAUSE)
+    if decision.failures is not None:
+        assert decision.end is not None
         assert REASONS[decision.end.code].retryable
+        assert decision.end.code is not ReasonCode.CLUSTER_LOST
+        assert job.failures < decision.failures < job.max_attempts
     if decision.end is not None and decision.finish is None:
-        assert decision.retry_at is not None, "no job is left without an attempt, an end or a next attempt"
+        next_attempt = decision.retry_at is not None or decision.status is Status.PAUSED
+        assert next_attempt, "no job is left without an attempt, an end, a next attempt or a pause"
     if decision.launch:
         assert not attempt.seen
         assert decision.end is None
@@ -325,3 +491,14 @@ def test_a_wish_to_stop_is_always_served_in_the_end(job: JobState, attempt: Atte
     stopping = replace(job, desired=Desired.CANCEL, desired_at=NOW - seconds(LIMITS.cancel + LIMITS.kill))
     for sight in (saw("running"), saw("stopping"), missing(0), Sight(None, silent_seconds=0)):
         assert decide(stopping, attempt, sight, NOW, LIMITS).finish is not None
+
+
+@given(attempts, st.sampled_from([Desired.PAUSE, Desired.RUN]))
+def test_a_wish_to_pause_is_always_served_in_the_end_and_never_ends_the_job(
+    attempt: AttemptState, desired: Desired
+) -> None:
+    job = pausing(desired, ago=LIMITS.cancel + LIMITS.kill)
+    for sight in (saw("running"), saw("stopping"), missing(0), Sight(None, silent_seconds=0)):
+        decision = decide(job, attempt, sight, NOW, LIMITS)
+        assert decision.end is not None
+        assert decision.status is (Status.PAUSED if desired is Desired.PAUSE else Status.QUEUED)

@@ -1,20 +1,17 @@
-"""Who starts next: properties that hold for any cluster and any queue, and the sentences that waiting users read."""
+"""What is free on the machines and what fits there, and the sentences that waiting users read."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.cluster import Capacity, Node, Resources
-from service.placement import Candidate, Gang, Held, fits, free_resources, plan, shortage, too_small
+from service.placement import Gang, Held, fits, free_resources, place, shortage, too_small
 
 pytestmark = pytest.mark.unit
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-BACKFILL = timedelta(seconds=300)
 
 shares = st.builds(
     Resources,
@@ -27,104 +24,26 @@ gangs = st.builds(Gang, count=st.integers(1, 5), each=shares)
 capacities = st.lists(totals, max_size=4).map(
     lambda nodes: Capacity(tuple(Node(f"n{i}", f"10.0.0.{i}", total) for i, total in enumerate(nodes)))
 )
-queues = st.lists(st.tuples(gangs, st.integers(-1, 1), st.integers(0, 600)), max_size=8).map(
-    lambda items: [candidate(f"job-{i}", gang, priority, age) for i, (gang, priority, age) in enumerate(items)]
-)
-
-
-def candidate(job_id: str, gang: Gang, priority: int = 0, age_seconds: float = 0) -> Candidate:
-    born = NOW - timedelta(seconds=age_seconds)
-    return Candidate(job_id, gang, priority, created_at=born, ready_at=born)
 
 
 def cluster(*cpus: float) -> Capacity:
     return Capacity(tuple(Node(f"n{i}", f"10.0.0.{i}", Resources(c, 0, 100)) for i, c in enumerate(cpus)))
 
 
+def drained(capacity: Capacity, *ids: str) -> Capacity:
+    return Capacity(tuple(replace(node, draining=node.id in ids) for node in capacity.nodes))
+
+
 def workers(count: int, cpus: float = 1) -> Gang:
     return Gang(count, Resources(cpus, 0, 0))
 
 
-def in_order(queue: list[Candidate]) -> list[Candidate]:
-    return sorted(queue, key=lambda job: (-job.priority, job.created_at, job.job_id))
-
-
-@given(capacities, queues)
-def test_no_machine_is_overbooked_and_gangs_start_whole(capacity: Capacity, queue: list[Candidate]) -> None:
-    started = set(plan(capacity, [], queue, NOW, BACKFILL).start)
-    held = [Held(job.gang) for job in in_order(queue) if job.job_id in started]
-    for name in ("cpus", "gpus", "memory"):
-        there = sum(getattr(node.total, name) for node in capacity.nodes)
-        taken = sum(holding.gang.count * getattr(holding.gang.each, name) for holding in held)
-        assert taken <= there + 1e-4
-    for node in free_resources(capacity, []):
-        assert min(node.cpus, node.gpus, node.memory) >= 0
-
-
-@given(capacities, queues)
-def test_every_job_starts_or_is_told_why_not(capacity: Capacity, queue: list[Candidate]) -> None:
-    planned = plan(capacity, [], queue, NOW, BACKFILL)
-    assert set(planned.start) | set(planned.waiting) == {job.job_id for job in queue}
-    assert not set(planned.start) & set(planned.waiting)
-    assert all(planned.waiting.values())
-
-
-@given(capacities, queues, st.randoms())
-def test_the_order_in_which_the_queue_is_read_does_not_matter(
-    capacity: Capacity, queue: list[Candidate], random: object
-) -> None:
-    shuffled = list(queue)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert plan(capacity, [], shuffled, NOW, BACKFILL) == plan(capacity, [], queue, NOW, BACKFILL)
-
-
-@given(capacities, queues)
-def test_nobody_starts_behind_a_job_that_has_waited_for_long(capacity: Capacity, queue: list[Candidate]) -> None:
-    planned = plan(capacity, [], queue, NOW, BACKFILL)
-    ordered = in_order(queue)
-    starved = next(
-        (i for i, job in enumerate(ordered) if job.job_id in planned.waiting and NOW - job.ready_at >= BACKFILL), None
-    )
-    if starved is not None:
-        assert not {job.job_id for job in ordered[starved:]} & set(planned.start)
-
-
-@given(capacities, queues)
-def test_the_first_of_the_queue_starts_when_the_empty_cluster_can_hold_it(
-    capacity: Capacity, queue: list[Candidate]
-) -> None:
-    """With the one above: whoever can be held starts once what is ahead of it has ended."""
-    if queue and fits(capacity, (first := in_order(queue)[0]).gang):
-        assert first.job_id in plan(capacity, [], queue, NOW, BACKFILL).start
-
-
-@given(capacities, st.lists(gangs, max_size=4), queues)
-def test_what_is_held_only_takes_away(capacity: Capacity, held: list[Gang], queue: list[Candidate]) -> None:
-    if queue:
-        one = queue[:1]
-        with_less = plan(capacity, [Held(gang) for gang in held], one, NOW, BACKFILL).start
-        assert set(with_less) <= set(plan(capacity, [], one, NOW, BACKFILL).start)
-
-
-def test_priority_comes_before_age_and_age_before_the_rest() -> None:
-    queue = [
-        candidate("young", workers(1), age_seconds=1),
-        candidate("old", workers(1), age_seconds=9),
-        candidate("urgent", workers(1), priority=5),
-    ]
-    assert plan(cluster(8), [], queue, NOW, BACKFILL).start == ("urgent", "old", "young")
-    assert plan(cluster(2), [], queue, NOW, BACKFILL).start == ("urgent", "old")
-
-
-def test_a_small_job_overtakes_one_that_does_not_fit_but_not_for_ever() -> None:
-    held = [Held(workers(2))]
-
-    def start(waited: float) -> tuple[str, ...]:
-        queue = [candidate("large", workers(4), age_seconds=waited), candidate("small", workers(1))]
-        return plan(cluster(4), held, queue, NOW, BACKFILL).start
-
-    assert start(299) == ("small",)
-    assert start(300) == ()
+@given(capacities, st.lists(gangs, max_size=6))
+def test_no_machine_is_overbooked(capacity: Capacity, wanted: list[Gang]) -> None:
+    free = free_resources(capacity, [])
+    for gang in wanted:
+        place(free, gang)
+    assert all(min(node.cpus, node.gpus, node.memory) >= -1e-4 for node in free)
 
 
 def test_workers_of_a_tenth_of_a_processor_fit_ten_times() -> None:
@@ -141,15 +60,28 @@ def test_a_gang_spreads_over_machines_but_a_worker_does_not() -> None:
 
 def test_known_places_are_taken_where_they_are() -> None:
     """Without them the running job would be put on the first machine, and the waiting one wrongly refused."""
-    running = Held(workers(2), addresses=("10.0.0.1", "10.0.0.1"))
+    running = Held(workers(2), places=("10.0.0.1", "10.0.0.1"))
     assert [node.cpus for node in free_resources(cluster(2, 4), [running])] == [2, 2]
 
 
 def test_a_machine_that_went_away_leaves_nothing_to_start_on() -> None:
-    running = Held(workers(4), addresses=("gone", "gone", "gone", "gone"))
-    assert plan(cluster(2), [running], [candidate("next", workers(1))], NOW, BACKFILL).start == ("next",)
+    running = Held(workers(4), places=("gone", "gone", "gone", "gone"))
+    assert place(free_resources(cluster(2), [running]), workers(1))
     unplaced = Held(workers(4))
-    assert plan(cluster(2), [unplaced], [candidate("next", workers(1))], NOW, BACKFILL).start == ()
+    assert not place(free_resources(cluster(2), [unplaced]), workers(1))
+
+
+def test_a_drained_machine_has_nothing_to_give_and_its_workers_need_places_elsewhere() -> None:
+    capacity = drained(cluster(2, 4), "n0")
+    assert [node.cpus for node in free_resources(capacity, [])] == [0, 4]
+    leaving = Held(workers(2), places=("n0", "n0"), moving=2)
+    assert [node.cpus for node in free_resources(capacity, [leaving])] == [0, 2]
+    too_many = Held(workers(9), places=("n0",) * 9, moving=9)
+    assert [node.cpus for node in free_resources(capacity, [too_many])] == [0, 0]
+    assert shortage([Resources(0, 0, 0)] * 2, workers(1), draining=1) == (
+        "needs 1 CPUs, 0 free (1 of 2 machines are being drained)"
+    )
+    assert fits(capacity, workers(6)), "it may come back"
 
 
 @pytest.mark.parametrize(
