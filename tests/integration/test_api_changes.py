@@ -32,10 +32,19 @@ def test_a_job_is_paused_and_goes_on(service: Service) -> None:
     for _ in range(2):  # the second changes nothing
         answer = service.post(f"/v1/jobs/{job}/pause")
         assert (answer.status_code, answer.json()["status"]) == (200, "pausing")
+    service.run_until(job, "paused")
+    paused = service.get(f"/v1/jobs/{job}").json()
+    assert (paused["reason"]["code"], paused["finished_at"], paused["workers"]) == ("paused", None, [])
+    assert service.get("/v1/cluster").json()["used"]["cpus"] == 0, "everything is free"
     for _ in range(2):
-        assert service.post(f"/v1/jobs/{job}/resume").status_code == 200
-    types = [event["type"] for event in service.get(f"/v1/jobs/{job}/events").json()["data"]]
+        assert service.post(f"/v1/jobs/{job}/resume").json()["status"] == "queued"
+    service.run_until(job, "running")
+    events = service.get(f"/v1/jobs/{job}/events").json()["data"]
+    types = [event["type"] for event in events]
     assert types.count("job.pause_requested") == types.count("job.resume_requested") == 1
+    first, second = service.get(f"/v1/jobs/{job}/attempts").json()["data"]
+    assert (first["status"], first["reason"]["code"]) == ("paused", "paused")
+    assert (second["number"], second["status"], second["reason"]) == (2, "running", None)
 
 
 def test_a_job_in_the_queue_leaves_it_and_comes_back(service: Service) -> None:
@@ -103,7 +112,7 @@ def test_who_worked_and_what_was_recovered(service: Service) -> None:
         "running",
         None,
     )
-    assert attempt["workers"] == 2
+    assert attempt["workers"] == 3
     (recovery,) = attempt["recoveries"]
     lost_at = datetime.fromisoformat(recovery.pop("lost_at"))
     assert before <= lost_at + timedelta(seconds=1) <= before + timedelta(minutes=1)
@@ -111,18 +120,27 @@ def test_who_worked_and_what_was_recovered(service: Service) -> None:
 
     page = service.get(f"/v1/jobs/{job}/workers").json()
     assert (page["object"], page["has_more"]) == ("list", False)
-    assert len({worker["id"] for worker in page["data"]}) == 2
-    first = page["data"][0]
-    assert (first["object"], first["job_id"], first["attempt"], first["rank"]) == ("job.worker", job, 1, 0)
-    assert (first["pid"], first["node"], first["node_id"], first["device"]) == (1000, "10.0.0.1", "node-0", "cpu")
-    assert (first["state"], first["started_at"], first["ended_at"]) == ("running", "1970-01-01T00:00:00.000Z", None)
+    lost, *at_work = page["data"]
+    assert len({worker["id"] for worker in page["data"]}) == 3
+    assert (lost["object"], lost["job_id"], lost["attempt"], lost["rank"]) == ("job.worker", job, 1, 1)
+    assert (lost["node"], lost["node_id"], lost["device"]) == ("10.0.0.1", "node-0", "cpu")
+    assert (lost["state"], lost["why"]) == ("lost", "killed")
+    for moment in (lost["started_at"], lost["ended_at"]):
+        assert before - timedelta(seconds=1) <= datetime.fromisoformat(moment) <= before + timedelta(minutes=1)
+    assert [(worker["rank"], worker["state"], worker["ended_at"]) for worker in at_work] == [
+        (0, "running", None), (1, "running", None),
+    ]  # fmt: skip
     shown = service.get(f"/v1/jobs/{job}").json()["workers"]
-    assert [worker["node_id"] for worker in shown] == ["node-0", "node-0"]
-    assert shown[0]["started_at"] == first["started_at"]
+    assert [(worker["pid"], worker["node_id"]) for worker in shown] == [(each["pid"], "node-0") for each in at_work]
 
-    assert len(service.get(f"/v1/jobs/{job}/workers?attempt=1&state=running").json()["data"]) == 2
-    for nobody in ("attempt=2", "state=lost"):
-        assert service.get(f"/v1/jobs/{job}/workers?{nobody}").json()["data"] == []
+    for query, count in (
+        ("attempt=1", 3),
+        ("state=running", 2),
+        ("attempt=1&state=lost", 1),
+        ("attempt=2", 0),
+        ("state=left", 0),
+    ):
+        assert len(service.get(f"/v1/jobs/{job}/workers?{query}").json()["data"]) == count, query
     service.post(f"/v1/jobs/{job}/kill")
     service.run_until(job, "cancelled")
     (attempt,) = service.get(f"/v1/jobs/{job}/attempts").json()["data"]
