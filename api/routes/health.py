@@ -50,7 +50,9 @@ def readyz(services: Provided) -> Response:
     readiness = check(services.store, services.settings.mlflow_url)
     if readiness.ready:
         return json_response(readiness)
-    missing = "; ".join(f"{part}: {c.message}" for part, c in readiness.checks.items() if not c.ok)
+    missing = "; ".join(
+        f"{part}: {c.message}" for part, c in readiness.checks.items() if not c.ok and part != "tracking"
+    )
     error = ApiError(503, "not_ready", f"Not ready. {missing}")
     content = {**envelope(error), "checks": readiness.checks}
     return json_response(content, 503, {"retry-after": "2"})
@@ -83,7 +85,7 @@ def _cluster(view: ClusterView) -> schemas.Check:
         return _missing("the cluster has not been reached yet")
     if view.reachable:
         return _missing("the cluster has no machine")
-    return _missing("the cluster does not answer; jobs wait until it is there again")
+    return _missing("the cluster does not answer; jobs wait until it does")
 
 
 @lru_cache(maxsize=1)
