@@ -19,6 +19,9 @@ from service.cluster import Capacity, Resources
 from service.placement import Gang, Held, fits, free_resources, index_of, place, room, shortage
 
 
+START = timedelta(seconds=30)  # given to an attempt before anybody else may need its room more
+
+
 @dataclass(frozen=True)
 class Rules:
     backfill: timedelta  # how long smaller jobs may overtake
@@ -176,7 +179,7 @@ class _Planner:
 
     def _give_way(self, job: Candidate) -> dict[str, Active] | None:
         """The jobs that shrink or end, as they are then; None when nothing that may be done would help."""
-        those = [active for active in self._active.values() if not active.ending]
+        those = [active for active in self._active.values() if self._may_be_disturbed(active)]
         least = {
             active.job_id: replace(active, size=active.fewest)
             for active in those
@@ -198,6 +201,10 @@ class _Planner:
             if not changes[key].ending:
                 changes[key] = self._largest(job.gang, changes, key)
         return {key: active for key, active in changes.items() if active != self._active[key]}
+
+    def _may_be_disturbed(self, active: Active) -> bool:
+        """Not one that just starts: where it will be is a guess, and so is whether it is in anybody's way."""
+        return not active.ending and (active.known or self._now - active.resized_at >= START)
 
     def _largest(self, gang: Gang, changes: Mapping[str, Active], key: str) -> Active:
         """Of the sizes that a shrinking job can keep."""

@@ -80,9 +80,10 @@ wishes = st.lists(
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[Capacity, list[Active], list[Candidate]]:
+def worlds(draw: st.DrawFn, machines: int | None = None) -> tuple[Capacity, list[Active], list[Candidate]]:
     """Jobs are where there is room for them; nothing is held twice."""
     capacity = draw(capacities)
+    capacity = replace(capacity, nodes=capacity.nodes[:machines])
     left = {node.id: node.total.cpus for node in capacity.nodes}
     actives = []
     for index, (size, less, more, priority, cpus, calm, state) in enumerate(draw(wishes)):
@@ -172,11 +173,12 @@ def test_every_job_starts_or_is_told_why_not(world: tuple[Capacity, list[Active]
     assert all(result.waiting.values())
 
 
-@given(worlds())
+@given(worlds(machines=1))
 def test_acting_twice_is_harmless(world: tuple[Capacity, list[Active], list[Candidate]]) -> None:
-    """The plan is made again before anything has come of it: nobody else gives way, and nobody shrinks further."""
+    """The plan is made again before anything has come of it: nobody else gives way, and nobody shrinks further. (On several
+    machines what starts may land where somebody else was to have room, so that the second look is another one.)"""
     capacity, actives, queue = world
-    assume(all(job.known for job in actives))  # else it counts as done at once
+    assume(all(job.known for job in actives))  # else a change of theirs counts as done at once
     first = planned(capacity, actives, queue)
     then = [_as_planned(job, first) for job in actives]
     begun = [_begun(job, first.start[job.job_id]) for job in queue if job.job_id in first.start]
