@@ -18,7 +18,6 @@ from itertools import groupby
 from service.cluster import Capacity, Resources
 from service.placement import Gang, Held, fits, free_resources, index_of, place, room, shortage
 
-
 START = timedelta(seconds=30)  # given to an attempt before anybody else may need its room more
 
 

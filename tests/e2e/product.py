@@ -121,6 +121,19 @@ class Product:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         return json.loads(answer)
 
+    def chainrule(self, *arguments: str) -> str:
+        """What the command prints for people."""
+        run = subprocess.run(
+            [*CHAINRULE, *arguments],
+            env=environment(self.home),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
 
 def wait_until_nothing_is_left(home: Path, seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds

@@ -180,6 +180,32 @@ def _refusal(product: Product) -> dict[str, Any] | None:
     return None if answer.status_code == 200 else answer.json()
 
 
+def test_a_paused_job_holds_nothing_and_goes_on(product: Product) -> None:
+    """Through the command line, as the user has it."""
+    spec = LONG | {"name": "paused", "training": {"steps": 1500, "batch_size": 96}}
+    job = product.http.post("/v1/jobs", json=spec).json()
+    seen = product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 50)
+    pids = [worker["pid"] for worker in seen["workers"]]
+    assert "is pausing" in product.chainrule("pause", job["id"])
+    paused = product.until(job["id"], "the pause", lambda job: job["status"] == "paused")
+    assert paused["finished_at"] is None
+    wait_for("the end of its workers", lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    assert product.http.get("/v1/cluster").json()["used"]["cpus"] == 0
+    step = paused["progress"]["step"]
+    assert step < 1500
+    assert f"chainrule resume {job['id']}" in product.chainrule("show", job["id"])
+    assert "succeeded" in product.chainrule("resume", job["id"], "--follow")
+    events = product.http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
+    (resumed,) = (event for event in events if event["type"] == "training.resumed")
+    assert resumed["data"]["step"] == step, "a step was lost, or done twice"
+    (series,) = product.http.get(f"/v1/jobs/{job['id']}/metrics?keys=train/loss&max_points=10000").json()["data"]
+    assert [point["step"] for point in series["points"]] == list(range(1, 1501))
+    workers = product.http.get(f"/v1/jobs/{job['id']}/workers").json()["data"]
+    assert sorted((worker["attempt"], worker["rank"]) for worker in workers) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert set(pids) == {worker["pid"] for worker in workers if worker["attempt"] == 1}
+    assert product.chainrule("workers", job["id"]).count("127.0.0.1") == 4
+
+
 def test_mlflow_killed_while_a_job_trains(product: Product) -> None:
     """Training does not notice, and MLflow has every point in the end."""
     spec = LONG | {"name": "tracked", "training": {"steps": 800, "batch_size": 96}}
