@@ -108,6 +108,7 @@ QUEUED_JOB: dict[str, Any] = {
     "latest": {},
     "health": {},
     "workers": [],
+    "recoveries": 0,
     "metadata": {},
     "spec": SUBMITTED,
     "links": {"mlflow": None, "dashboard": None},

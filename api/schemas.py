@@ -112,6 +112,7 @@ class Job(Wire):
     latest: dict[str, Number] = Field(description="newest value of each series", examples=[{"train/loss": 0.21}])
     health: dict[str, Any] = Field(description="verdict on the gradients, with findings")
     workers: list[JobWorker] = Field(description="at work now; of a job that has ended, those that were to the end")
+    recoveries: int = Field(description="how often workers were lost and replaced; /attempts tells of each")
     metadata: dict[str, str]
     spec: dict[str, Any] = Field(description="the job as accepted, defaults filled in")
     links: Links
@@ -125,7 +126,7 @@ class Job(Wire):
             progress=Progress.model_validate(job.progress) if job.progress else None,
             latest=cast(dict[str, Number], dict(job.latest)), health=dict(job.health),
             workers=[JobWorker.model_validate(worker) for worker in job.workers],
-            metadata=dict(job.metadata), spec=dict(job.spec),
+            recoveries=job.recoveries, metadata=dict(job.metadata), spec=dict(job.spec),
             links=Links(mlflow=job.links.get("mlflow"), dashboard=job.links.get("dashboard")),
         )  # fmt: skip
 

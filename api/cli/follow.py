@@ -145,6 +145,8 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("training", f"step {job['progress']['step']} of {job['progress']['steps']}, {figures(job)}"))
     if job["started_at"] and job["finished_at"]:
         rows.append(("took", f"{_seconds(job):.1f} s from start to end"))
+    if job["recoveries"]:
+        rows.append(("recoveries", f"{job['recoveries']}; `chainrule attempts {job['id']}` tells of each"))
     if job["health"].get("sentence"):
         rows.append(("gradients", f"{job['health']['verdict']}: {job['health']['sentence']}"))
     rows += [("finding", f"{f['code']}: {f['suggestion']}") for f in job["health"].get("findings", [])]

@@ -114,6 +114,7 @@ def test_who_worked_and_what_was_recovered(service: Service) -> None:
     )
     assert attempt["workers"] == 3
     (recovery,) = attempt["recoveries"]
+    assert service.get(f"/v1/jobs/{job}").json()["recoveries"] == 1
     lost_at = datetime.fromisoformat(recovery.pop("lost_at"))
     assert before <= lost_at + timedelta(seconds=1) <= before + timedelta(minutes=1)
     assert recovery == {"ranks": [1], "cause": "killed", "step": recovery["step"], "source": "memory", "seconds": 1.0}
