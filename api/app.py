@@ -18,7 +18,7 @@ from api.dependencies import Services
 from api.errors import ApiError, handle
 from api.middleware import LOOPBACK_NAMES, BodyLimitMiddleware, OriginMiddleware, RequestContextMiddleware
 from api.monitoring import Monitoring
-from api.routes import checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
+from api.routes import attempts, checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
 from api.streams import StreamLimits, Streams
 from service.database import Store, open_store
 from service.errors import ServiceError
@@ -26,7 +26,9 @@ from service.jobs import cluster_view
 from service.keys import ensure_admin_key
 from service.settings import Settings
 
-ROUTERS = tuple(module.router for module in (jobs, events, logs, telemetry, checkpoints, cluster, schema, health, docs))
+ROUTERS = tuple(
+    module.router for module in (jobs, attempts, events, logs, telemetry, checkpoints, cluster, schema, health, docs)
+)
 ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
 CONCURRENT_ADMISSIONS = 8
 

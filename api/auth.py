@@ -85,6 +85,7 @@ class Requires:
 
 Viewer = Annotated[Caller, Depends(Requires(Role.VIEWER))]
 Member = Annotated[Caller, Depends(Requires(Role.MEMBER))]
+Admin = Annotated[Caller, Depends(Requires(Role.ADMIN))]
 
 
 def check_permissions(routers: Iterable[APIRouter]) -> None:

@@ -63,7 +63,7 @@ def digest(document: object) -> str:
 
 def _text(body: bytes) -> str:
     if not body.strip():
-        raise _broken("the body is empty; it must hold a job, as JSON or YAML")
+        raise _broken("the body is empty; it must hold JSON or YAML")
     if body.startswith(BYTE_ORDER_MARKS) or b"\x00" in body[:4]:
         raise _broken("the body must be UTF-8 without byte order mark")
     try:

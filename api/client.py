@@ -112,6 +112,24 @@ class Client:
     def kill_job(self, job_id: str) -> Document:
         return self._request("POST", f"{_job(job_id)}/kill")
 
+    def pause_job(self, job_id: str) -> Document:
+        return self._request("POST", f"{_job(job_id)}/pause")
+
+    def resume_job(self, job_id: str) -> Document:
+        return self._request("POST", f"{_job(job_id)}/resume")
+
+    def update_job(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        workers: Mapping[str, int] | None = None,
+    ) -> Document:
+        """Changes what is given. ``workers``: ``{"count": 2}`` or ``{"min": 1, "max": 4}``."""
+        given = {"priority": priority, "metadata": metadata, "workers": workers}
+        return self._request("PATCH", _job(job_id), json={k: value for k, value in given.items() if value is not None})
+
     # --- what a job tells ---------------------------------------------------------------------------------------------
 
     def events(self, job_id: str, *, after: str | int | None = None, limit: int = 100) -> Document:
@@ -119,6 +137,10 @@ class Client:
 
     def attempts(self, job_id: str) -> Document:
         return self._request("GET", f"{_job(job_id)}/attempts")
+
+    def workers(self, job_id: str, *, attempt: int | None = None, state: str | None = None) -> Document:
+        """Those of all attempts, with when and why they ended."""
+        return self._request("GET", f"{_job(job_id)}/workers", params={"attempt": attempt, "state": state})
 
     def metrics(self, job_id: str, *, keys: str | None = None, max_points: int | None = None) -> Document:
         return self._request("GET", f"{_job(job_id)}/metrics", params={"keys": keys, "max_points": max_points})
@@ -147,13 +169,20 @@ class Client:
     def cluster(self) -> Document:
         return self._request("GET", "/v1/cluster")
 
+    def cordon_node(self, node_id: str, reason: str | None = None) -> Document:
+        """Takes a node out of use; needs an admin key. Returns the cluster."""
+        return self._request("POST", f"{_node(node_id)}/cordon", json={} if reason is None else {"reason": reason})
+
+    def uncordon_node(self, node_id: str) -> Document:
+        return self._request("POST", f"{_node(node_id)}/uncordon")
+
     def schema(self) -> Document:
         return self._request("GET", "/v1/schema")
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
     def _request(self, method: str, path: str, **settings: Any) -> Document:
-        """Every request of this client may be sent twice: reading, ending a job, and creating one under a key."""
+        """Every request of this client may be sent twice: reading, saying how something should be, and creating a job under a key."""
         if "params" in settings:
             settings["params"] = {key: value for key, value in settings["params"].items() if value is not None}
         pause = FIRST_PAUSE_SECONDS
@@ -251,6 +280,10 @@ def _lines(chunks: Iterable[str]) -> Iterator[str]:
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _node(node_id: str) -> str:
+    return f"/v1/cluster/nodes/{quote(node_id, safe='')}"
 
 
 def _retry_after(answer: httpx.Response) -> float:

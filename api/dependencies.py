@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Path
 from starlette.requests import Request
 
+from api.bodies import media_type, parse_document
 from api.examples import JOB_ID as JOB_ID_EXAMPLE
+from api.examples import NODE_ID as NODE_ID_EXAMPLE
 from api.monitoring import Monitoring
 from api.streams import Streams
 from service.database import Store
@@ -19,6 +21,7 @@ from service.settings import Settings
 from workers.jobfolder import JobFolder
 
 JOB_ID = re.compile(r"job-[A-Za-z0-9-]{1,60}", re.ASCII)
+NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,5 +48,25 @@ async def _job_id(job_id: Annotated[str, Path(description="id of the job", examp
     return job_id
 
 
+async def _node_id(node_id: Annotated[str, Path(description="id of the node", examples=[NODE_ID_EXAMPLE])]) -> str:
+    if not NODE_ID.fullmatch(node_id):
+        raise NotFound("There is no such node.", param="node_id")
+    return node_id
+
+
+async def _document(request: Request) -> object:
+    kind, body = media_type(request), await request.body()
+    return await to_thread.run_sync(parse_document, body, kind)
+
+
+async def _document_or_nothing(request: Request) -> object:
+    body = await request.body()
+    return await _document(request) if body.strip() else {}
+
+
 Provided = Annotated[Services, Depends(_services)]
 JobId = Annotated[str, Depends(_job_id)]
+NodeId = Annotated[str, Depends(_node_id)]
+# The body, read and parsed. Behind the caller in a handler's parameters: whoever may not do it hears that first.
+Document = Annotated[object, Depends(_document)]
+DocumentOrNothing = Annotated[object, Depends(_document_or_nothing)]

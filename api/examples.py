@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 JOB_ID = "job-5f0c2a9be61d4873a0c4d7e2"
+NODE_ID = "4c1f0d5b1a3e"
 
 SUBMITTED = {
     "name": "digits",
@@ -57,6 +58,38 @@ JOB_BODY: dict[str, Any] = {
     }
 }
 
+CHANGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "What is to be changed; everything else stays as it is.",
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/JobChange"},
+                "examples": {
+                    "workers": {"summary": "Four workers from now on", "value": {"workers": {"count": 4}}},
+                    "elastic": {
+                        "summary": "One to eight, before others",
+                        "value": {"workers": {"min": 1, "max": 8}, "priority": 10},
+                    },
+                },
+            }
+        },
+    }
+}
+
+CORDON_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "description": "May be left out.",
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Cordon"},
+                "examples": {"reason": {"summary": "With a reason", "value": {"reason": "new memory on Monday"}}},
+            }
+        },
+    }
+}
+
 QUEUED_JOB: dict[str, Any] = {
     "id": JOB_ID,
     "object": "job",
@@ -75,12 +108,21 @@ QUEUED_JOB: dict[str, Any] = {
     "latest": {},
     "health": {},
     "workers": [],
+    "recoveries": 0,
     "metadata": {},
     "spec": SUBMITTED,
     "links": {"mlflow": None, "dashboard": None},
 }
 
-_WORKER = {"node": "127.0.0.1", "device": "cpu", "state": "running", "started_at": "2026-11-23T19:00:02.100Z"}
+_WORKER: dict[str, Any] = {
+    "node": "127.0.0.1",
+    "node_id": NODE_ID,
+    "device": "cpu",
+    "state": "running",
+    "started_at": "2026-11-23T19:00:02.100Z",
+    "ended_at": None,
+    "why": None,
+}
 
 RUNNING_JOB: dict[str, Any] = QUEUED_JOB | {
     "status": "running",
@@ -94,18 +136,44 @@ RUNNING_JOB: dict[str, Any] = QUEUED_JOB | {
 }
 
 CANCELLING_JOB: dict[str, Any] = RUNNING_JOB | {"status": "cancelling"}
+PAUSING_JOB: dict[str, Any] = RUNNING_JOB | {"status": "pausing"}
+QUEUED_AGAIN_JOB: dict[str, Any] = RUNNING_JOB | {"status": "queued", "workers": []}
 
 ATTEMPT: dict[str, Any] = {
     "id": "attempt-5f0c2a9be61d4873a0c4d7e2-1",
     "object": "job.attempt",
     "job_id": JOB_ID,
     "number": 1,
+    "status": "succeeded",
     "created_at": "2026-11-23T19:00:00.300Z",
     "started_at": "2026-11-23T19:00:02.500Z",
     "finished_at": "2026-11-23T19:00:15.000Z",
     "reason": {"code": "completed", "message": "all 240 steps are done", "whose": "nobody", "retryable": False},
     "detail": {"steps": 240, "seconds": 12.3},
-    "recoveries": 0,
+    "workers": 3,
+    "recoveries": [
+        {
+            "lost_at": "2026-11-23T19:00:07.310Z",
+            "ranks": [1],
+            "cause": "killed by SIGKILL",
+            "step": 133,
+            "source": "memory",
+            "seconds": 1.2,
+        }
+    ],
+}
+
+WORKER: dict[str, Any] = {
+    "id": "worker-5f0c2a9be61d4873a0c4d7e2-1-1-4712",
+    "object": "job.worker",
+    "job_id": JOB_ID,
+    "attempt": 1,
+    "rank": 1,
+    "pid": 4712,
+    **_WORKER,
+    "state": "lost",
+    "ended_at": "2026-11-23T19:00:07.310Z",
+    "why": "killed by SIGKILL",
 }
 
 EVENT: dict[str, Any] = {
@@ -188,17 +256,30 @@ MODEL_FILE: dict[str, Any] = {
 
 _AMOUNT = {"cpus": 2.0, "gpus": 0.0, "memory": 8589934592}
 
+_NODE: dict[str, Any] = {
+    "id": NODE_ID,
+    "address": "127.0.0.1",
+    "total": _AMOUNT,
+    "draining": False,
+    "cordoned": False,
+    "reason": None,
+    "cordoned_at": None,
+}
+
 CLUSTER: dict[str, Any] = {
     "object": "cluster",
     "reachable": True,
     "message": None,
     "updated_at": "2026-11-23T19:00:05.000Z",
-    "nodes": [{"id": "4c1f", "address": "127.0.0.1", "total": _AMOUNT}],
+    "nodes": [_NODE],
     "used": _AMOUNT,
     "scheduler": {"alive": True, "seen_at": "2026-11-23T19:00:05.000Z"},
     "queued": 1,
     "active": 1,
 }
+
+_CORDONED = {"draining": True, "cordoned": True, "reason": "new memory", "cordoned_at": "2026-11-23T19:00:04.000Z"}
+CORDONED_CLUSTER: dict[str, Any] = CLUSTER | {"nodes": [_NODE | _CORDONED]}
 
 
 def listed(item: dict[str, Any]) -> dict[str, Any]:

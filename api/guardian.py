@@ -19,9 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from api.processes import become_subreaper, die_with_parent, end_descendants, end_session, reap
+import psutil
 
+from api.processes import become_subreaper, die_with_parent, end_descendants, end_service, is_alive, reap
+
+SERVICE = "CHAINRULE_SERVICE"  # in the environment of everything that belongs to one child
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, STEADY_SECONDS = 0.5, 30.0, 60.0
+LOOK_SECONDS = 1.0
+GAVE_UP = 3  # exit status
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Ends of a service beyond which starting it again is of no use, and nothing goes without it."""
+
+    ends: int
+    seconds: float
 
 
 @dataclass
@@ -32,18 +45,31 @@ class Child:
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    vital: Sequence[str] = ()  # names of processes right beneath it; without one of them it is of no use
+    limit: Limit | None = None
     pid: int | None = None
     started_at: float = 0.0
     pause: float = FIRST_PAUSE_SECONDS
-    start_at: float = field(default=0.0)
+    start_at: float = 0.0
+    look_at: float = 0.0
+    ends: list[float] = field(default_factory=list)  # within the limit's time
+    is_given_up: bool = False
+    found: dict[str, psutil.Process] = field(default_factory=dict)  # of the vital ones
+
+    @classmethod
+    def planned(cls, plan: Mapping[str, Any]) -> Child:
+        limit = Limit(**plan["limit"]) if "limit" in plan else None
+        vital = plan.get("vital", ())
+        return cls(plan["name"], plan["command"], plan["environment"], Path(plan["log"]), vital=vital, limit=limit)
 
     def start(self) -> None:
         self.started_at = time.monotonic()
+        self.found = {}
         try:
             with self.log.open("ab") as log:
                 process = subprocess.Popen(
                     self.command,
-                    env={**os.environ, **self.environment},
+                    env={**os.environ, **self.environment, SERVICE: self.name},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -58,15 +84,36 @@ class Child:
     def ended(self, status: int) -> None:
         """What it left behind is ended first: it may hold the port that the next one needs."""
         assert self.pid is not None
-        if left := end_session(self.pid):
+        if left := end_service(self.pid, SERVICE, self.name):
             say(f"could not end what {self.name} left behind: {left}")
         self.pid = None
         self._again(f"ended with status {status}")
+
+    def look(self) -> None:
+        """Ends it when a vital part is gone. Ray's head goes on for ever without the parts that were asked to end, which whoever
+        types ``kill`` does."""
+        if self.pid is None or not self.vital or time.monotonic() < self.look_at:
+            return
+        self.look_at = time.monotonic() + LOOK_SECONDS
+        if lost := [name for name, process in self.found.items() if not is_alive(process)]:
+            say(f"{self.name} has lost {', '.join(lost)}; ending the rest of it")
+            os.kill(self.pid, signal.SIGKILL)  # still ours to collect: the number cannot be another process yet
+            self.found = {}
+        elif len(self.found) < len(self.vital):
+            with contextlib.suppress(psutil.Error):
+                beneath = {process.name(): process for process in psutil.Process(self.pid).children()}
+                self.found = {name: beneath[name] for name in self.vital if name in beneath}
 
     def _again(self, why: str) -> None:
         now = time.monotonic()
         if now - self.started_at > STEADY_SECONDS:
             self.pause = FIRST_PAUSE_SECONDS
+        if self.limit is not None:
+            self.ends = [*(end for end in self.ends if now - end < self.limit.seconds), now]
+            self.is_given_up = len(self.ends) >= self.limit.ends
+        if self.is_given_up:
+            say(f"{self.name} {why}, as {len(self.ends)} times by now; nothing goes without it, so everything ends now")
+            return
         say(f"{self.name} {why}; starting it again in {self.pause:.1f} s")
         self.start_at = now + self.pause
         self.pause = min(self.pause * 2, LONGEST_PAUSE_SECONDS)
@@ -85,26 +132,31 @@ def main() -> int:
         signal.signal(number, lambda signum, _: stop.append(signum))
     become_subreaper()
     die_with_parent(plan["parent"])
-    children = [Child(c["name"], c["command"], c["environment"], Path(c["log"])) for c in plan["children"]]
-    while not stop:
+    children = [Child.planned(each) for each in plan["children"]]
+    while not stop and not any(child.is_given_up for child in children):
         for child in children:
             if child.pid is None and time.monotonic() >= child.start_at:
                 child.start()
+            child.look()
         ended = reap()
         for child in children:
             if child.pid in ended:
                 child.ended(ended[child.pid])
         time.sleep(0.1)
-    # In order: first what gives orders, then what trains.
+    left = _end(children)
+    shutil.rmtree(plan["folder"], ignore_errors=True)
+    if left:
+        say(f"could not end {left}")
+    return GAVE_UP if not stop else 1 if left else 0
+
+
+def _end(children: Sequence[Child]) -> list[int]:
+    """Ends everything. In order: first what gives orders, then what trains."""
     for name in ("api", "scheduler", "mlflow"):
         for child in children:
             if child.name == name and child.pid is not None:
                 _terminate(child.pid)
-    left = end_descendants()
-    shutil.rmtree(plan["folder"], ignore_errors=True)
-    if left:
-        say(f"could not end {left}")
-    return 1 if left else 0
+    return end_descendants()
 
 
 def _terminate(pid: int) -> None:

@@ -49,12 +49,25 @@ def end_descendants(grace_seconds: float = 5.0, limit_seconds: float = 20.0) -> 
     return _end(_descendants, grace_seconds, limit_seconds, reap)
 
 
-def end_session(leader: int, grace_seconds: float = 1.0, limit_seconds: float = 10.0) -> list[int]:
-    """Ends what a dead session leader left behind beneath this process. Returns pids that outlived it, normally none.
+def end_service(leader: int, variable: str, value: str) -> list[int]:
+    """Ends what a dead session leader left behind beneath this process: its session, and daemons that made one of their own but
+    still carry the variable in their environment. Returns pids that outlived it, normally none.
 
     Collects nobody: whoever calls ``reap`` next learns of them.
     """
-    return _end(lambda: [each for each in _descendants() if _session(each) == leader], grace_seconds, limit_seconds)
+
+    def left() -> list[psutil.Process]:
+        return [each for each in _descendants() if _session(each) == leader or _carries(each, variable, value)]
+
+    return _end(left, grace_seconds=1.0, limit_seconds=10.0)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended, collected or not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _end(
@@ -88,6 +101,13 @@ def _descendants() -> list[psutil.Process]:
 def _session(process: psutil.Process) -> int | None:
     """None for one that has ended, collected or not."""
     try:
-        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
-    except (OSError, psutil.Error):
+        return os.getsid(process.pid) if is_alive(process) else None
+    except OSError:
         return None
+
+
+def _carries(process: psutil.Process, variable: str, value: str) -> bool:
+    try:
+        return is_alive(process) and process.environ().get(variable) == value
+    except (OSError, psutil.Error):
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service import values
 from service.cluster import Node, Resources
 from service.values import Status
-from workers.reports import Level, ReasonCode, Whose
+from workers.reports import REASONS, Level, ReasonCode, Whose
 
 Number = Annotated[
     float | Literal["NaN", "Infinity", "-Infinity"], Field(description="non-finite values are these strings")
@@ -63,6 +64,23 @@ class Reason(Wire):
         return cls(code=reason.code, message=reason.message, whose=reason.whose, retryable=reason.retryable)
 
 
+WorkerState = Literal["starting", "running", "done", "lost", "left"]
+
+
+class JobWorker(Wire):
+    """A process that trains."""
+
+    rank: int
+    pid: int
+    node: str = Field(description="address of the machine")
+    node_id: str | None = Field(None, description="as in /v1/cluster")
+    device: str = Field(examples=["cpu", "cuda:0"])
+    state: WorkerState
+    started_at: datetime
+    ended_at: datetime | None = None
+    why: str | None = Field(None, description="it ended")
+
+
 class Progress(Wire):
     step: int = Field(description="optimizer steps done")
     steps: int = Field(description="optimizer steps of the whole run")
@@ -81,7 +99,7 @@ class Job(Wire):
     object: Literal["job"] = "job"
     name: str = Field(examples=["digits"])
     status: Status
-    reason: Reason | None = Field(description="set when the job has ended")
+    reason: Reason | None = Field(description="set when the job has ended, or is paused")
     waiting: str | None = Field(description="why it has not started yet", examples=["needs 4 cpus, 2 are free"])
     project: str
     priority: int
@@ -93,7 +111,8 @@ class Job(Wire):
     progress: Progress | None
     latest: dict[str, Number] = Field(description="newest value of each series", examples=[{"train/loss": 0.21}])
     health: dict[str, Any] = Field(description="verdict on the gradients, with findings")
-    workers: list[dict[str, Any]] = Field(description="rank, pid, node, device, state, started_at of each")
+    workers: list[JobWorker] = Field(description="at work now; of a job that has ended, those that were to the end")
+    recoveries: int = Field(description="how often workers were lost and replaced; /attempts tells of each")
     metadata: dict[str, str]
     spec: dict[str, Any] = Field(description="the job as accepted, defaults filled in")
     links: Links
@@ -105,8 +124,9 @@ class Job(Wire):
             waiting=job.waiting, project=job.project, priority=job.priority, created_at=job.created_at,
             started_at=job.started_at, finished_at=job.finished_at, deadline_at=job.deadline_at, attempt=job.attempt,
             progress=Progress.model_validate(job.progress) if job.progress else None,
-            latest=cast(dict[str, Number], dict(job.latest)), health=dict(job.health), workers=[dict(worker) for worker in job.workers],
-            metadata=dict(job.metadata), spec=dict(job.spec),
+            latest=cast(dict[str, Number], dict(job.latest)), health=dict(job.health),
+            workers=[JobWorker.model_validate(worker) for worker in job.workers],
+            recoveries=job.recoveries, metadata=dict(job.metadata), spec=dict(job.spec),
             links=Links(mlflow=job.links.get("mlflow"), dashboard=job.links.get("dashboard")),
         )  # fmt: skip
 
@@ -130,26 +150,56 @@ class Event(Wire):
         )  # fmt: skip
 
 
+class Recovery(Wire):
+    """Workers were lost, and training went on with others."""
+
+    lost_at: datetime
+    ranks: list[int]
+    cause: str
+    step: int = Field(description="optimizer steps done when training went on")
+    source: Literal["memory", "checkpoint", "start"] = Field(
+        description="where the state came from: a worker that lived, storage, or nowhere"
+    )
+    seconds: float = Field(description="from the loss to the next step")
+
+
 class Attempt(Wire):
     id: str
     object: Literal["job.attempt"] = "job.attempt"
     job_id: str
     number: int
+    status: Literal["starting", "running", "succeeded", "failed", "cancelled", "paused"]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     reason: Reason | None
     detail: dict[str, Any] = Field(description="facts of its end, such as rank and traceback, or steps and seconds")
-    recoveries: int = Field(description="how often its workers were replaced")
+    workers: int = Field(description="worker processes that it has had")
+    recoveries: list[Recovery] = Field(description="each time that workers were lost and replaced, the last 100")
 
     @classmethod
     def of(cls, attempt: values.Attempt) -> Self:
+        reason = attempt.reason
+        at_work: Literal["starting", "running"] = "running" if attempt.started_at else "starting"
         return cls(
             id=attempt.id, job_id=attempt.job_id, number=attempt.number, created_at=attempt.created_at,
             started_at=attempt.started_at, finished_at=attempt.finished_at,
-            reason=Reason.of(attempt.reason) if attempt.reason else None,
-            detail=dict(attempt.reason.detail) if attempt.reason else {}, recoveries=len(attempt.recoveries),
+            status=REASONS[reason.code].status if reason else at_work, reason=Reason.of(reason) if reason else None,
+            detail=dict(reason.detail) if reason else {}, workers=len(attempt.workers),
+            recoveries=[Recovery.model_validate(each) for each in attempt.recoveries],
         )  # fmt: skip
+
+
+class Worker(JobWorker):
+    id: str
+    object: Literal["job.worker"] = "job.worker"
+    job_id: str
+    attempt: int = Field(description="number of its attempt")
+
+    @classmethod
+    def of(cls, attempt: values.Attempt, worker: Mapping[str, Any]) -> Self:
+        identity = f"worker-{attempt.job_id.removeprefix('job-')}-{attempt.number}-{worker['rank']}-{worker['pid']}"
+        return cls.model_validate({"id": identity, "job_id": attempt.job_id, "attempt": attempt.number, **worker})
 
 
 class LogLine(Wire):
@@ -225,10 +275,17 @@ class ClusterNode(Wire):
     id: str
     address: str
     total: Amount
+    draining: bool = Field(description="nothing new is placed here, and what runs here moves away")
+    cordoned: bool = Field(description="draining because an admin said so")
+    reason: str | None = Field(description="that the admin gave")
+    cordoned_at: datetime | None
 
     @classmethod
-    def of(cls, node: Node) -> Self:
-        return cls(id=node.id, address=node.address, total=Amount.of(node.total))
+    def of(cls, node: Node, cordon: values.Cordon | None) -> Self:
+        return cls(
+            id=node.id, address=node.address, total=Amount.of(node.total), draining=node.draining, cordoned=cordon is not None,
+            reason=cordon.reason if cordon else None, cordoned_at=cordon.since if cordon else None,
+        )  # fmt: skip
 
 
 class SchedulerState(Wire):
@@ -249,9 +306,10 @@ class Cluster(Wire):
 
     @classmethod
     def of(cls, view: values.ClusterView) -> Self:
+        cordons = {cordon.node_id: cordon for cordon in view.cordons}
         return cls(
             reachable=view.reachable, message=view.message, updated_at=view.updated_at,
-            nodes=[ClusterNode.of(node) for node in view.capacity.nodes], used=Amount.of(view.used),
+            nodes=[ClusterNode.of(node, cordons.get(node.id)) for node in view.capacity.nodes], used=Amount.of(view.used),
             scheduler=SchedulerState(alive=view.scheduler_alive, seen_at=view.scheduler_seen_at),
             queued=view.queued, active=view.active,
         )  # fmt: skip
@@ -265,7 +323,9 @@ class Check(Wire):
 class Readiness(Wire):
     object: Literal["readiness"] = "readiness"
     ready: bool
-    checks: dict[Literal["database", "scheduler", "cluster"], Check]
+    checks: dict[Literal["database", "scheduler", "cluster", "tracking"], Check] = Field(
+        description="tracking is MLflow, which readiness does not depend on"
+    )
 
 
 class Alive(Wire):

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from api.guardian import GAVE_UP
 from api.home import Home, Service
 from api.processes import become_subreaper, end_descendants
 
@@ -28,6 +29,8 @@ API_PORT, MLFLOW_PORT = 8400, 8401
 READY_SECONDS = 120.0
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+RAY_PARTS = ("gcs_server", "raylet")
+RAY_LIMIT = {"ends": 6, "seconds": 600.0}  # so it is started again five times in ten minutes
 OBJECT_STORE_BYTES = 200 << 20  # training does not use Ray's object store for data
 PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named `api` or `workers` where the user stands is not ours
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -73,11 +76,21 @@ class Supervisor:
         self._end()
 
     def wait(self) -> None:
-        """Until the guardian ends, which it does only when somebody kills it."""
+        """Until the guardian ends, which it does only when Ray cannot be kept alive, or somebody kills it: a StartError."""
         assert self._guardian is not None
         while self._guardian.poll() is None:
             time.sleep(0.3)
-        raise StartError("the guardian process was killed; everything it had started is ended now")
+        raise StartError(self._why_it_ended())
+
+    def _why_it_ended(self) -> str:
+        assert self._guardian is not None
+        logs = self._options.home.logs
+        if self._guardian.poll() == GAVE_UP:
+            ends, minutes = RAY_LIMIT["ends"], RAY_LIMIT["seconds"] / 60
+            return (
+                f"Ray ended {ends} times within {minutes:.0f} minutes, so everything was ended; see {logs / 'ray.log'}"
+            )
+        return f"the guardian process ended, and everything it had started with it; see {logs / 'guardian.log'}"
 
     def _end(self) -> None:
         with ignoring_signals():  # a second Ctrl-C must not leave half of it running
@@ -146,6 +159,7 @@ class Supervisor:
         ray = [
             *(*PYTHON, "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"),
             *("--node-ip-address=127.0.0.1", f"--port={ray_port}", f"--temp-dir={self._ray_folder}"),
+            "--no-monitor",  # nobody scales this cluster, and the end of the process would end the whole head
             f"--ray-client-server-port={ray_client_port}",  # nobody uses it, but 10001 may be another Ray's
             *("--disable-usage-stats", "--include-log-monitor=false", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             f"--num-cpus={options.cpus or os.cpu_count()}",
@@ -162,10 +176,12 @@ class Supervisor:
             "scheduler": ([*PYTHON, "api.cli.main", "scheduler"], {**own, **ray_environment}),
             "mlflow": (mlflow, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}),
         }
-        return [
+        children: list[dict[str, Any]] = [
             {"name": name, "command": command, "environment": environment, "log": str(home.logs / f"{name}.log")}
             for name, (command, environment) in commands.items()
         ]
+        children[0] |= {"vital": RAY_PARTS, "limit": RAY_LIMIT}
+        return children
 
     def _wait_until_ready(self) -> None:
         """Ready is when the API says that database, scheduler and cluster are there. MLflow takes longer; nobody waits for it."""
@@ -176,7 +192,7 @@ class Supervisor:
         with httpx.Client(timeout=2.0, trust_env=False) as http:
             while time.monotonic() < deadline:
                 if self._guardian.poll() is not None:
-                    raise StartError(f"the guardian ended while starting; see {self._options.home.logs}")
+                    raise StartError(self._why_it_ended())
                 try:
                     answer = http.get(f"{self.service.url}/readyz")
                     if answer.status_code == 200:

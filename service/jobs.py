@@ -234,6 +234,7 @@ def _new_row(job_id: str, project: str, spec: JobSpec, now: datetime) -> JobRow:
         attempt=0,
         failures=0,
         cluster_losses=0,
+        recoveries=0,
         pause_at=None,
         retry_at=None,
         created_at=now,

@@ -167,7 +167,9 @@ def _apply_attempt(
         return False
     if seen is not None:
         row.seen_at = row.seen_at or now
+        known = len(row.recoveries)
         row.recoveries = together(row.recoveries, seen.recoveries, ("lost_at", "ranks"))
+        job.recoveries += len(row.recoveries) - known
         row.workers = together(row.workers, seen.workers, ("rank", "pid", "started_at"))
         _relay(session, job, row, seen)
         if attempt.number == job.attempt:

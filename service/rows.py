@@ -33,6 +33,7 @@ def job_value(row: JobRow) -> Job:
         health=row.health,
         worker_range=WorkerRange(row.worker_min, row.worker_max),
         workers=row.workers,
+        recoveries=row.recoveries,
         links=row.links,
         metadata=row.labels,
         spec=row.spec,

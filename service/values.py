@@ -105,6 +105,7 @@ class Job:
     latest: Mapping[str, float | str]  # newest value of each series; non-finite ones as "NaN", "Infinity", "-Infinity"
     health: Mapping[str, Any]  # verdict, sentence, findings
     worker_range: WorkerRange
+    recoveries: int  # how often workers were lost and replaced, over all attempts
     workers: Sequence[Mapping[str, Any]]  # those at work, as in Attempt; of an ended job, those that were to the end
     links: Mapping[str, str]
     metadata: Mapping[str, str]

@@ -101,6 +101,8 @@ class Schedule(Model):
 
 
 WorkerCount = Annotated[int, Field(ge=1, le=4096)]
+Priority = Annotated[int, Field(ge=-1000, le=1000)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
 class Workers(Model):
@@ -241,11 +243,11 @@ class JobSpec(Model):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     retry: Retry = Field(default_factory=Retry)
     queue: Literal["default"] = "default"
-    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    priority: Priority = 0
     deadline_seconds: Annotated[float, Field(gt=0, le=10**9)] | None = Field(
         None, description="the job is stopped, with a checkpoint, so many seconds after it was created"
     )
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:

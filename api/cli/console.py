@@ -6,15 +6,17 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Column, Table
 from rich.text import Text
 
-from api.client import ApiError, Client, NoServiceError
+from api.client import ApiError, Client, Document, NoServiceError
 from api.home import Home
 
 HomeOption = Annotated[
@@ -26,7 +28,9 @@ JobArgument = Annotated[str, typer.Argument(help="Id of the job")]
 # Names and messages come from other people; a terminal must not obey them.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-FAILED, USAGE, NOBODY, INTERRUPTED = 1, 2, 3, 130  # exit codes
+FAILED, USAGE, NOBODY, PAUSED, INTERRUPTED = 1, 2, 3, 4, 130  # exit codes
+
+WIDE = 1000  # characters
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -50,6 +54,16 @@ def fail(message: object, code: int = 1) -> typer.Exit:
 def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """The first column, an id to be copied, is never cut; nor is anything where a program reads."""
+    first, *others = columns
+    table = Table(Column(first, no_wrap=True), *others, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else clean(cell)) for cell in row))
+    console = out if out.is_terminal else Console(highlight=False, width=WIDE)
+    console.print(table)
 
 
 @contextlib.contextmanager
@@ -78,6 +92,23 @@ def refused(error: ApiError, code: int) -> typer.Exit:
 
 def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
+
+
+def clock(moment: str | None) -> str:
+    """The wire's time to the second, in UTC."""
+    return "" if moment is None else moment[:19].replace("T", " ")
+
+
+def between(start: str | None, end: str | None) -> str:
+    """From one time of the wire to another, or to now."""
+    if start is None:
+        return ""
+    until = datetime.fromisoformat(end) if end else datetime.now(UTC)
+    return duration((until - datetime.fromisoformat(start)).total_seconds())
+
+
+def exit_code(job: Document) -> int:
+    return {"succeeded": 0, "paused": PAUSED}.get(job["status"], FAILED)
 
 
 def duration(seconds: float | None) -> str:

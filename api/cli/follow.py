@@ -1,18 +1,21 @@
-"""Following a job to its end: a live bar on a terminal, plain lines elsewhere, and the summary."""
+"""Following a job until it has ended or is paused: a live bar on a terminal, plain lines elsewhere, and the summary."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from api.cli.console import clean, duration, number, out, say
+from api.cli.console import INTERRUPTED, clean, duration, err, exit_code, number, out, print_json, say
 from api.client import PATIENCE_SECONDS, Client, Document, NoServiceError
 
 TICK_SECONDS, LINE_SECONDS = 0.25, 2.0
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
+AT_WORK = frozenset({"starting", "running", "recovering"})
+PAUSE_SECONDS = 3.0  # a job that was paused and resumed in one breath is paused for a moment
 QUIET = frozenset(
     {"evaluation", "job.created", "job.status", "training.finished", "tracking.complete", "workers.started"}
 )
@@ -20,11 +23,12 @@ STYLES = {"warning": "yellow", "error": "red"}
 
 
 def follow(client: Client, job_id: str, console: Console = out) -> Document:
-    """Shows the job until it has ended and returns it. Ctrl-C ends the showing, not the job; nor does an API that is away for
-    a while."""
+    """Shows the job until it has ended, or is paused and so waits for somebody who resumes it, and returns it. Ctrl-C ends the
+    showing, not the job; nor does an API that is away for a while."""
     display = _Bar(console) if console.is_terminal else _Lines(console)
     seen: str | None = None
     away_since: float | None = None
+    paused_since: float | None = None
     with display:
         while True:
             try:
@@ -43,9 +47,23 @@ def follow(client: Client, job_id: str, console: Console = out) -> Document:
                 if event["type"] not in QUIET:
                     say(event["message"], STYLES.get(event["level"], "dim"), console)
             display.show(job)
-            if job["status"] in ENDED and not page["has_more"]:
+            paused_since = (paused_since or time.monotonic()) if job["status"] == "paused" else None
+            settled = paused_since is not None and time.monotonic() - paused_since >= PAUSE_SECONDS
+            if (job["status"] in ENDED or settled) and not page["has_more"]:
                 return job
             time.sleep(TICK_SECONDS)
+
+
+def show_to_the_end(client: Client, job_id: str, as_json: bool) -> typer.Exit:
+    """To be raised, with the exit code: follows the job and prints what became of it."""
+    console = err if as_json else out  # what programs read is the job alone
+    try:
+        job = follow(client, job_id, console)
+    except KeyboardInterrupt:
+        say(f"\n{job_id} goes on; `chainrule cancel {job_id}` ends it", "yellow", console)
+        return typer.Exit(INTERRUPTED)
+    print_json(job) if as_json else summary(client, job)
+    return typer.Exit(exit_code(job))
 
 
 def figures(job: Document) -> str:
@@ -58,7 +76,7 @@ def figures(job: Document) -> str:
         ("samples/s", progress.get("samples_per_second")),
     ]
     shown = [f"{name} {number(value)}" for name, value in parts if value is not None]
-    if progress.get("eta_seconds") is not None and job["status"] not in ENDED:
+    if progress.get("eta_seconds") is not None and job["status"] in AT_WORK:
         shown.append(f"{duration(progress['eta_seconds'])} left")
     return "  ".join(shown)
 
@@ -127,6 +145,8 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("training", f"step {job['progress']['step']} of {job['progress']['steps']}, {figures(job)}"))
     if job["started_at"] and job["finished_at"]:
         rows.append(("took", f"{_seconds(job):.1f} s from start to end"))
+    if job["recoveries"]:
+        rows.append(("recoveries", f"{job['recoveries']}; `chainrule attempts {job['id']}` tells of each"))
     if job["health"].get("sentence"):
         rows.append(("gradients", f"{job['health']['verdict']}: {job['health']['sentence']}"))
     rows += [("finding", f"{f['code']}: {f['suggestion']}") for f in job["health"].get("findings", [])]
@@ -138,6 +158,8 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("model", f"{client.url}/v1/jobs/{job['id']}/model"))
     if job["links"].get("mlflow"):
         rows.append(("MLflow run", job["links"]["mlflow"]))
+    if job["status"] == "paused":
+        rows.append(("goes on with", f"chainrule resume {job['id']}"))
     for name, value in rows:
         say(f"  {name:12} {value}")
 

@@ -1,4 +1,4 @@
-"""Commands about jobs."""
+"""Commands that post jobs and look at them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from api.cli.console import (
-    FAILED,
-    INTERRUPTED,
     USAGE,
     HomeOption,
     JobArgument,
     JsonOption,
-    clean,
     duration,
     err,
     fail,
     number,
     out,
     print_json,
+    print_table,
     say,
     service,
 )
-from api.cli.follow import follow, summary
+from api.cli.follow import AT_WORK, show_to_the_end, summary
+from api.client import Document
 from workers.jobfile import JobFileError, read_job_file
 from workers.problems import SpecError
 from workers.spec import data_paths, parse_spec
@@ -63,22 +60,15 @@ def submit(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Post a job. With --follow: exit 0 when it succeeded, 1 when not, 130 when Ctrl-C ended the following."""
+    """Post a job. With --follow: exit 0 when it succeeded, 1 when not, 4 when it was paused, 130 when Ctrl-C ended the following."""
     document = read_job(file)
     with service(home) as client:
         job = client.create_job(document)
         if not follow_:
             print_json(job) if as_json else say(f"{job['id']} is {job['status']}")
             return
-        console = err if as_json else out  # what programs read is the job alone
-        say(f"{job['id']} was accepted", "", console)
-        try:
-            job = follow(client, job["id"], console)
-        except KeyboardInterrupt:
-            say(f"\n{job['id']} goes on; `chainrule cancel {job['id']}` ends it", "yellow", console)
-            raise typer.Exit(INTERRUPTED) from None
-        print_json(job) if as_json else summary(client, job)
-    raise typer.Exit(0 if job["status"] == "succeeded" else FAILED)
+        say(f"{job['id']} was accepted", "", err if as_json else out)
+        raise show_to_the_end(client, job["id"], as_json)
 
 
 def jobs(
@@ -93,20 +83,21 @@ def jobs(
     if as_json:
         print_json(page)
         return
-    table = Table("job", "name", "status", "step", "loss", "left", "gradients", box=None)
-    for job in page["data"]:
-        progress = job["progress"] or {}
-        cells = (
-            job["id"],
-            job["name"],
-            job["status"],
-            f"{progress['step']}/{progress['steps']}" if progress else "",
-            number(job["latest"].get("train/loss", "")),
-            duration(progress["eta_seconds"]) if progress.get("eta_seconds") and not job["finished_at"] else "",
-            job["health"].get("verdict", ""),
-        )
-        table.add_row(*(Text(clean(cell)) for cell in cells))
-    out.print(table)
+    columns = ("job", "name", "status", "step", "loss", "left", "gradients")
+    print_table(columns, map(_cells, page["data"]))
+
+
+def _cells(job: Document) -> tuple[object, ...]:
+    progress = job["progress"] or {}
+    return (
+        job["id"],
+        job["name"],
+        job["status"],
+        f"{progress['step']}/{progress['steps']}" if progress else "",
+        number(job["latest"].get("train/loss", "")),
+        duration(progress["eta_seconds"]) if progress.get("eta_seconds") and job["status"] in AT_WORK else "",
+        job["health"].get("verdict", ""),
+    )
 
 
 def show(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
@@ -183,17 +174,3 @@ def metrics(
         say(series["key"], "bold")
         for point in series["points"]:
             say(f"  {point['step']:>8}  {number(point['value'], 6)}")
-
-
-def cancel(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Finish the step, write a checkpoint, end the job."""
-    with service(home) as client:
-        job = client.cancel_job(job_id)
-    print_json(job) if as_json else say(f"{job['id']} is {job['status']}")
-
-
-def kill(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """End the job now; nothing is written."""
-    with service(home) as client:
-        job = client.kill_job(job_id)
-    print_json(job) if as_json else say(f"{job['id']} is {job['status']}")

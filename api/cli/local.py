@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli.console import FAILED, INTERRUPTED, USAGE, HomeOption, fail, refused, say
-from api.cli.follow import follow, summary
+from api.cli.console import INTERRUPTED, USAGE, HomeOption, exit_code, fail, refused, say
+from api.cli.follow import ENDED, follow, summary
 from api.cli.jobs import read_job
 from api.client import ApiError, Client, Document, NoServiceError
 from api.home import Home, HomeError
@@ -103,7 +103,7 @@ def run(
         raise refused(error, USAGE) from error
     except (HomeError, StartError, NoServiceError) as error:
         raise fail(error, USAGE) from error
-    raise typer.Exit(0 if job["status"] == "succeeded" else FAILED)
+    raise typer.Exit(exit_code(job))
 
 
 def _train(home: Home, url: str, document: Document, *, stays: bool) -> Document:
@@ -123,7 +123,7 @@ def _train(home: Home, url: str, document: Document, *, stays: bool) -> Document
             else:
                 client.kill_job(job["id"])
             raise
-        tracked = job["attempt"] == 0 or _wait_for_tracking(client, job["id"])
+        tracked = job["attempt"] == 0 or job["status"] not in ENDED or _wait_for_tracking(client, job["id"])
         job = client.get_job(job["id"])
         summary(client, job)
         say(f"  {'results in':12} {home.path / 'storage' / 'jobs' / job['id']}")

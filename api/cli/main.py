@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import doctor, jobs, local
+from api.cli import attempts, changes, cluster, doctor, jobs, local
 
 app = typer.Typer(
     name="chainrule",
@@ -22,8 +22,16 @@ for command in (
     jobs.logs,
     jobs.events,
     jobs.metrics,
-    jobs.cancel,
-    jobs.kill,
+    attempts.attempts,
+    attempts.workers,
+    changes.pause,
+    changes.resume,
+    changes.update,
+    changes.cancel,
+    changes.kill,
+    cluster.cluster,
+    cluster.cordon,
+    cluster.uncordon,
     doctor.doctor,
     local.api,
     local.scheduler,

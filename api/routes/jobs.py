@@ -1,4 +1,4 @@
-"""Jobs: submit, list, look, cancel, kill, and the attempts of one."""
+"""Jobs: submit, list, look, change, pause, resume, cancel, kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from starlette.responses import Response
 from api import examples, schemas
 from api.auth import Member, Viewer
 from api.bodies import digest, media_type, parse_document
-from api.dependencies import JobId, Provided, Services
+from api.changes import JobChange, parse
+from api.dependencies import Document, JobId, Provided, Services
 from api.documented import of_job, protected, success
 from api.errors import ApiError
 from api.pagination import JobsQuery, page
@@ -115,12 +116,41 @@ def kill_job(caller: Member, services: Provided, job_id: JobId) -> Response:
     return json_response(schemas.Job.of(jobs.kill_job(services.store, caller, job_id)))
 
 
-@router.get(
-    "/{job_id}/attempts",
-    summary="List a job's attempts",
-    responses={**success(schemas.ListOf[schemas.Attempt], examples.listed(examples.ATTEMPT)), **of_job()},
+@router.patch(
+    "/{job_id}",
+    summary="Change a job",
+    openapi_extra=examples.CHANGE_BODY,
+    responses={**success(schemas.Job, examples.RUNNING_JOB), **of_job(400, 409, 413, 415, 422)},
 )
-def list_attempts(caller: Viewer, services: Provided, job_id: JobId) -> Response:
-    """Each start of the job on the cluster, oldest first, and how it ended."""
-    attempts = jobs.list_attempts(services.store, caller, job_id)
-    return json_response(page([dict(schemas.Attempt.of(attempt)) for attempt in attempts]))
+def update_job(caller: Member, services: Provided, job_id: JobId, document: Document) -> Response:
+    """Changes priority, metadata or the number of workers, also while the job runs: its group then grows or shrinks at the
+    end of a step, without a restart, with the same samples in the same order. The job's ``spec`` says it from then on. A job
+    that has ended takes metadata only."""
+    change = parse(JobChange, document)
+    workers = change.workers.range() if change.workers else None
+    job = jobs.update_job(
+        services.store, caller, job_id, priority=change.priority, metadata=change.metadata, workers=workers
+    )
+    return json_response(schemas.Job.of(job))
+
+
+@router.post(
+    "/{job_id}/pause",
+    summary="Pause a job",
+    responses={**success(schemas.Job, examples.PAUSING_JOB), **of_job(409)},
+)
+def pause_job(caller: Member, services: Provided, job_id: JobId) -> Response:
+    """Finishes the step, writes a checkpoint and frees everything that the job holds. Answers at once; the job is ``pausing``
+    and then ``paused``. One that waits in the queue leaves it; a paused one stays as it is. 409 when it has ended."""
+    return json_response(schemas.Job.of(jobs.pause_job(services.store, caller, job_id)))
+
+
+@router.post(
+    "/{job_id}/resume",
+    summary="Resume a job",
+    responses={**success(schemas.Job, examples.QUEUED_AGAIN_JOB), **of_job(409)},
+)
+def resume_job(caller: Member, services: Provided, job_id: JobId) -> Response:
+    """Queues a paused job again; it goes on from its newest checkpoint as if it had never stopped, on another number of workers
+    if it was changed meanwhile. A job that is not paused stays as it is. 409 when it has ended."""
+    return json_response(schemas.Job.of(jobs.resume_job(services.store, caller, job_id)))

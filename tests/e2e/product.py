@@ -104,11 +104,12 @@ class Product:
         return wait_for(what, look, seconds)
 
     def role(self, name: str) -> psutil.Process:
-        """The process of ``chainrule api``, ``chainrule scheduler`` or Ray's head."""
+        """The process of ``chainrule api``, ``chainrule scheduler``, MLflow's server or Ray's head."""
+        command = {"ray": "ray.scripts.scripts", "mlflow": "mlflow"}.get(name)
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 line = process.cmdline()
-                if line[-2:] == ["api.cli.main", name] or (name == "ray" and "ray.scripts.scripts" in line):
+                if line[-2:] == ["api.cli.main", name] or (command is not None and command in line):
                     return process
             except psutil.Error:
                 continue
@@ -119,6 +120,19 @@ class Product:
         command = ["curl", "-sS", "-H", f"Authorization: Bearer {self.key}", *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         return json.loads(answer)
+
+    def chainrule(self, *arguments: str) -> str:
+        """What the command prints for people."""
+        run = subprocess.run(
+            [*CHAINRULE, *arguments],
+            env=environment(self.home),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
 
 
 def wait_until_nothing_is_left(home: Path, seconds: float = 40.0) -> None:

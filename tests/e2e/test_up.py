@@ -141,22 +141,93 @@ def test_only_this_machine_can_reach_anything_of_it(product: Product) -> None:
     product.until(job["id"], "the end", lambda job: job["status"] == "cancelled")
 
 
-def test_ray_killed_while_a_job_trains(product: Product) -> None:
-    """All of Ray goes with its head, also what the head left behind, and comes again; the job goes on from a checkpoint."""
+@pytest.mark.parametrize(
+    ("part", "number"),
+    [("ray", signal.SIGKILL), ("gcs_server", signal.SIGKILL), ("raylet", signal.SIGTERM)],
+    ids=["the head is killed", "its GCS is killed", "its raylet is asked to end"],
+)
+def test_ray_dies_while_a_job_trains(product: Product, part: str, number: int) -> None:
+    """All of Ray goes, also what it left behind, and comes again; everything else stays; the job goes on from a checkpoint."""
     spec = LONG | {"name": "survives", "training": {"steps": 1200, "batch_size": 96}, "checkpoint": {"every_steps": 50}}
     job = product.http.post("/v1/jobs", json=spec).json()
     product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 150)
-    before = product.role("ray")
-    daemons = before.children(recursive=True)
+    head = product.role("ray")
+    daemons = head.children(recursive=True)
     assert {"gcs_server", "raylet"} <= {process.name() for process in daemons}
-    os.kill(before.pid, signal.SIGKILL)
-    wait_for("the end of its daemons", lambda: not any(process.is_running() for process in daemons))
+    others = {name: product.role(name).pid for name in ("api", "scheduler", "mlflow")}
+    victim = head if part == "ray" else next(process for process in daemons if process.name() == part)
+    victim.send_signal(number)
+    wait_for("the end of its daemons", lambda: not any(process.is_running() for process in (head, *daemons)))
+    missing = wait_for("the loss to be told", lambda: _refusal(product), 60)
+    assert missing["checks"]["cluster"]["ok"] is False
+    assert "cluster" in missing["error"]["message"]
+    assert missing["checks"]["database"]["ok"]
+    assert missing["checks"]["scheduler"]["ok"]
     ended = product.until(job["id"], "the end", lambda job: job["status"] in ("succeeded", "failed"), 150)
     assert ended["status"] == "succeeded", ended["reason"]
     assert ended["attempt"] == 2
     events = product.http.get(f"/v1/jobs/{job['id']}/events?limit=100").json()["data"]
     (resumed,) = (event for event in events if event["type"] == "training.resumed")
     assert resumed["data"]["step"] >= 100
+    assert product.http.get("/readyz").status_code == 200
+    assert {name: product.role(name).pid for name in others} == others
+    first, second = product.http.get(f"/v1/jobs/{job['id']}/attempts").json()["data"]
+    assert (first["status"], first["reason"]["code"], second["status"]) == ("failed", "cluster_lost", "succeeded")
+
+
+def _refusal(product: Product) -> dict[str, Any] | None:
+    answer = product.http.get("/readyz")
+    return None if answer.status_code == 200 else answer.json()
+
+
+def test_a_paused_job_holds_nothing_and_goes_on(product: Product) -> None:
+    """Through the command line, as the user has it."""
+    spec = LONG | {"name": "paused", "training": {"steps": 1500, "batch_size": 96}}
+    job = product.http.post("/v1/jobs", json=spec).json()
+    seen = product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 50)
+    pids = [worker["pid"] for worker in seen["workers"]]
+    assert "is pausing" in product.chainrule("pause", job["id"])
+    paused = product.until(job["id"], "the pause", lambda job: job["status"] == "paused")
+    assert paused["finished_at"] is None
+    wait_for("the end of its workers", lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    assert product.http.get("/v1/cluster").json()["used"]["cpus"] == 0
+    step = paused["progress"]["step"]
+    assert step < 1500
+    assert f"chainrule resume {job['id']}" in product.chainrule("show", job["id"])
+    assert "succeeded" in product.chainrule("resume", job["id"], "--follow")
+    events = product.http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
+    (resumed,) = (event for event in events if event["type"] == "training.resumed")
+    assert resumed["data"]["step"] == step, "a step was lost, or done twice"
+    (series,) = product.http.get(f"/v1/jobs/{job['id']}/metrics?keys=train/loss&max_points=10000").json()["data"]
+    assert [point["step"] for point in series["points"]] == list(range(1, 1501))
+    workers = product.http.get(f"/v1/jobs/{job['id']}/workers").json()["data"]
+    assert sorted((worker["attempt"], worker["rank"]) for worker in workers) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert set(pids) == {worker["pid"] for worker in workers if worker["attempt"] == 1}
+    assert product.chainrule("workers", job["id"]).count("127.0.0.1") == 4
+
+
+def test_mlflow_killed_while_a_job_trains(product: Product) -> None:
+    """Training does not notice, and MLflow has every point in the end."""
+    spec = LONG | {"name": "tracked", "training": {"steps": 800, "batch_size": 96}}
+    job = product.http.post("/v1/jobs", json=spec).json()
+    product.until(job["id"], "training", lambda job: job["progress"] and job["progress"]["step"] > 50)
+    before = product.role("mlflow")
+    server = before.children(recursive=True)
+    for process in server:  # the server itself, whose parent then ends
+        process.kill()
+    wait_for("a new server", lambda: _another(product, "mlflow", before))
+    wait_for("readiness to say so", lambda: product.http.get("/readyz").json()["checks"]["tracking"]["ok"], 60)
+    ended = product.until(job["id"], "the end", lambda job: job["status"] in ("succeeded", "failed"), 120)
+    assert (ended["status"], ended["attempt"]) == ("succeeded", 1)
+    assert not any(process.is_running() for process in server)
+
+    def types() -> set[str]:
+        events = product.http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
+        return {event["type"] for event in events}
+
+    wait_for("MLflow to have everything", lambda: "tracking.complete" in types(), 60)
+    found = types()
+    assert not found & {"worker.lost", "training.resumed"}
 
 
 def _another(product: Product, role: str, before: psutil.Process) -> bool:

@@ -58,6 +58,9 @@ class Service:
     def post(self, path: str, **arguments: Any) -> Any:
         return self.client.post(path, headers={**self.headers, **arguments.pop("headers", {})}, **arguments)
 
+    def patch(self, path: str, **arguments: Any) -> Any:
+        return self.client.patch(path, headers={**self.headers, **arguments.pop("headers", {})}, **arguments)
+
     def submit(self, **fields: Any) -> str:
         answer = self.post("/v1/jobs", json=DIGITS | fields)
         assert answer.status_code == 201, answer.text
@@ -86,8 +89,10 @@ class Service:
 
 
 @contextmanager
-def running_service(home: Path, limits: StreamLimits | None = None, steps: int | None = 3) -> Iterator[Service]:
-    settings = Settings(home=home)
+def running_service(
+    home: Path, limits: StreamLimits | None = None, steps: int | None = 3, settings: Settings | None = None
+) -> Iterator[Service]:
+    settings = settings or Settings(home=home)
     app = create_app(settings, limits)
     cluster = FakeCluster(steps=steps)
     with TestClient(app, base_url="http://127.0.0.1:8400") as client:

@@ -180,6 +180,97 @@ def test_bad_headers_of_a_submission(service: Service, headers: dict[str, Any], 
     assert service.job_count() == 0
 
 
+CHANGES: list[tuple[str, bytes, int, str | None]] = [
+    ("empty", b"", 400, None),
+    ("null", b"null", 422, "body"),
+    ("array", b"[]", 422, "body"),
+    ("nothing", b"{}", 422, "body"),
+    ("nothing but null", b'{"priority": null}', 422, "body"),
+    ("cut off", b'{"priority": 1', 400, None),
+    ("key twice", b'{"priority": 1, "priority": 2}', 400, None),
+    ("unknown field", b'{"prio": 1}', 422, "prio"),
+    ("a known one beside an unknown", b'{"priority": 1, "prio": 1}', 422, "prio"),
+    ("status", b'{"status": "paused"}', 422, "status"),
+    ("priority as text", b'{"priority": "1"}', 422, "priority"),
+    ("priority 1.5", b'{"priority": 1.5}', 422, "priority"),
+    ("priority true", b'{"priority": true}', 422, "priority"),
+    ("priority too high", b'{"priority": 1001}', 422, "priority"),
+    ("priority NaN", b'{"priority": NaN}', 400, None),
+    ("metadata not text", b'{"metadata": {"a": 1}}', 422, "metadata.a"),
+    ("metadata with NUL", b'{"metadata": {"a": "\\u0000"}}', 422, "metadata.a"),
+    ("17 pairs", json.dumps({"metadata": {str(n): "v" for n in range(17)}}).encode(), 422, "metadata"),
+    ("metadata a list", b'{"metadata": []}', 422, "metadata"),
+    ("workers a number", b'{"workers": 2}', 422, "workers"),
+    ("no workers", b'{"workers": {}}', 422, "workers"),
+    ("0 workers", b'{"workers": {"count": 0}}', 422, "workers.count"),
+    ("10^6 workers", b'{"workers": {"count": 1000000}}', 422, "workers.count"),
+    ("count as text", b'{"workers": {"count": "2"}}', 422, "workers.count"),
+    ("count and range", b'{"workers": {"count": 2, "min": 1, "max": 2}}', 422, "workers"),
+    ("min alone", b'{"workers": {"min": 1}}', 422, "workers"),
+    ("min above max", b'{"workers": {"min": 3, "max": 2}}', 422, "workers"),
+    ("more workers than samples of a step", b'{"workers": {"count": 129}}', 422, "workers"),
+    ("processors", b'{"workers": {"count": 2, "cpus": 4}}', 422, "workers.cpus"),
+    ("learning rate", b'{"learning_rate": 0.1}', 422, "learning_rate"),
+    ("learning rate of the optimizer", b'{"optimizer": {"learning_rate": 0.1}}', 422, "optimizer.learning_rate"),
+    ("clip", b'{"training": {"clip_norm": 1.0}}', 422, "training.clip_norm"),
+    ("name", b'{"name": "another"}', 422, "name"),
+    ("task", b'{"task": {"kind": "tabular"}}', 422, "task.kind"),
+    ("seed", b'{"training": {"seed": 1}}', 422, "training.seed"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), [case[1:] for case in CHANGES], ids=[case[0] for case in CHANGES])
+def test_bad_changes_are_refused_and_change_nothing(
+    other: tuple[Service, str], body: bytes, status: int, param: str | None
+) -> None:
+    service, job = other
+    before = service.get(f"/v1/jobs/{job}").json()
+    answer = service.patch(f"/v1/jobs/{job}", content=body, headers=JSON)
+    assert answer.status_code == status, answer.text
+    error = error_of(answer)
+    assert error["param"] == param, error
+    if status == 422:
+        assert error["problems"]
+    assert service.get(f"/v1/jobs/{job}").json() == before
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "clip_norm", "optimizer.learning_rate", "training.clip_norm"])
+def test_what_cannot_be_changed_yet_is_named(other: tuple[Service, str], field: str) -> None:
+    service, job = other
+    part, _, key = field.partition(".")
+    error = error_of(service.patch(f"/v1/jobs/{job}", json={part: {key: 0.5} if key else 0.5}))
+    assert error["param"] == field
+    assert "not available yet" in error["message"]
+
+
+CORDONS: list[tuple[str, bytes, int]] = [
+    ("array", b"[]", 422), ("unknown field", b'{"why": "x"}', 422), ("reason a number", b'{"reason": 1}', 422),
+    ("escape", b'{"reason": "\\u001b[31m"}', 422), ("too long", json.dumps({"reason": "x" * 501}).encode(), 422),
+    ("cut off", b'{"reason": ', 400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status"), [case[1:] for case in CORDONS], ids=[case[0] for case in CORDONS])
+def test_bad_cordons_are_refused(other: tuple[Service, str], body: bytes, status: int) -> None:
+    service, _ = other
+    service.run_pass()
+    answer = service.post("/v1/cluster/nodes/node-0/cordon", content=body, headers=JSON)
+    assert answer.status_code == status, answer.text
+    error_of(answer)
+    assert not service.get("/v1/cluster").json()["nodes"][0]["cordoned"]
+
+
+@pytest.mark.parametrize(
+    "identity", ["..", "%2e%2e", "node-0%00", "a" * 101, "node%200", "nöde", "node-7", "%0d%0aX: y"]
+)
+@pytest.mark.parametrize("action", ["cordon", "uncordon"])
+def test_what_is_no_node_is_not_found(other: tuple[Service, str], identity: str, action: str) -> None:
+    service, _ = other
+    answer = service.post(f"/v1/cluster/nodes/{identity}/{action}")
+    assert answer.status_code == 404
+    error_of(answer)
+
+
 def test_a_body_has_a_limit(service: Service) -> None:
     large = json.dumps(DIGITS | {"metadata": {"k": "v" * 11 * 2**20}}).encode()
     assert service.post("/v1/jobs", content=large, headers=JSON).status_code == 413
@@ -221,6 +312,8 @@ QUERIES = [
     "jobs/{id}/metrics?keys=%00", "jobs/{id}/metrics?keys=,", "jobs/{id}/metrics?keys=" + ",".join(map(str, range(101))),
     "jobs/{id}/gradients?first_step=5&last_step=4", "jobs/{id}/gradients?max_points=1", "jobs/{id}/gradients?first_step=-1",
     "jobs/{id}/gradients?last_step=99999999999999999999",
+    "jobs/{id}/workers?attempt=0", "jobs/{id}/workers?attempt=1.0", "jobs/{id}/workers?attempt=99999999999999999999",
+    "jobs/{id}/workers?state=dead", "jobs/{id}/workers?state=", "jobs/{id}/workers?rank=1",
 ]  # fmt: skip
 
 

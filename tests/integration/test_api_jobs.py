@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
 from service.values import Role
+from tests.helpers import free_port
 from tests.integration.api_service import DIGITS, Service, error_of, running_service
 
 pytestmark = pytest.mark.integration
@@ -205,8 +207,11 @@ def test_the_cluster_is_shown_as_the_scheduler_saw_it(service: Service) -> None:
     assert after["reachable"] is True
     assert after["scheduler"]["alive"] is True
     assert after["nodes"] == [
-        {"id": "node-0", "address": "10.0.0.1", "total": {"cpus": 2.0, "gpus": 0.0, "memory": 2**33}}
-    ]
+        {
+            "id": "node-0", "address": "10.0.0.1", "total": {"cpus": 2.0, "gpus": 0.0, "memory": 2**33},
+            "draining": False, "cordoned": False, "reason": None, "cordoned_at": None,
+        }
+    ]  # fmt: skip
     ready = service.client.get("/readyz")
     assert (ready.status_code, ready.json()["ready"]) == (200, True)
 
@@ -220,6 +225,18 @@ def test_readiness_names_what_is_missing(service: Service) -> None:
         "database": True, "scheduler": False, "cluster": False,
     }  # fmt: skip
     assert service.client.get("/healthz").status_code == 200
+
+
+def test_readiness_tells_of_mlflow_and_does_not_need_it(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, mlflow_url=f"http://127.0.0.1:{free_port()}")
+    with running_service(tmp_path, settings=settings) as service:
+        service.run_pass()
+        answer = service.client.get("/readyz")
+        assert (answer.status_code, answer.json()["ready"]) == (200, True)
+        tracking = answer.json()["checks"]["tracking"]
+        assert tracking["ok"] is False
+        assert "MLflow does not answer" in tracking["message"]
+        assert str(settings.mlflow_url) not in answer.text
 
 
 def test_metrics_for_operators(service: Service) -> None:

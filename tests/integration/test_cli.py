@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +61,9 @@ def finished(service: Service) -> str:
         ["events", "JOB"],
         ["logs", "JOB"],
         ["metrics", "JOB"],
+        ["attempts", "JOB"],
+        ["workers", "JOB"],
+        ["cluster"],
         ["cancel", "JOB"],
         ["kill", "JOB"],
     ],
@@ -75,6 +79,126 @@ def test_every_command_answers_people_and_programs(service: Service, command: li
             assert isinstance(json.loads(line), dict)
     elif command[0] in ("jobs", "show", "cancel", "kill"):
         assert job_id in result.stdout
+
+
+def test_a_job_is_paused_changed_and_resumed(service: Service) -> None:
+    job_id = service.submit(name="pausable")
+    paused = chainrule("pause", job_id)
+    assert (paused.exit_code, paused.stdout) == (0, f"{job_id} is paused\n")
+    changed = chainrule(
+        "update", job_id, "--workers", "1:2", "--priority", "7", "--metadata", "team=a", "--metadata", "x=="
+    )
+    assert (changed.exit_code, changed.stdout) == (0, f"{job_id} is paused, priority 7, workers 1 to 2\n")
+    document = service.get(f"/v1/jobs/{job_id}").json()
+    assert document["metadata"] == {"team": "a", "x": "="}
+    assert f"chainrule resume {job_id}" in chainrule("show", job_id).stdout
+    resumed = chainrule("resume", job_id, "--json")
+    assert json.loads(resumed.stdout)["status"] == "queued"
+    fixed = chainrule("update", job_id, "--workers", "2", "--json")
+    assert json.loads(fixed.stdout)["spec"]["workers"]["count"] == 2
+    chainrule("kill", job_id)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "nothing to change"),
+        (["--workers", "many"], "'many' is neither a number"),
+        (["--workers", "1:"], "'1:' is neither"),
+        (["--workers", "-1"], "'-1' is neither"),
+        (["--workers", "1:2:3"], "neither"),
+        (["--metadata", "team"], "KEY=VALUE"),
+        (["--priority", "5000"], "priority"),
+    ],
+    ids=str,
+)
+def test_changes_that_cannot_be_are_not_sent(service: Service, options: list[str], said: str) -> None:
+    job_id = service.submit()
+    result = chainrule("update", job_id, *options)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    refused = chainrule("update", job_id, "--workers", "3:2")
+    assert refused.exit_code == 1
+    assert "workers" in refused.stderr
+    chainrule("kill", job_id)
+
+
+def test_following_a_job_that_is_paused_ends_with_a_code_of_its_own(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on only when somebody resumes it: a script must not wait for that for ever, nor take it for a failure."""
+    monkeypatch.setattr(api.cli.follow, "PAUSE_SECONDS", 0.3)
+    job_id = service.submit()
+    pausing = threading.Timer(0.5, lambda: service.post(f"/v1/jobs/{job_id}/pause"))
+    pausing.start()
+    result = chainrule("resume", job_id, "--follow")
+    pausing.join()
+    assert result.exit_code == 4, result.output
+    assert f"chainrule resume {job_id}" in result.stdout
+    chainrule("kill", job_id)
+
+
+def test_a_job_that_is_resumed_at_once_is_followed_on(service: Service) -> None:
+    job_id = service.submit()
+    service.post(f"/v1/jobs/{job_id}/pause")
+
+    def on() -> None:
+        time.sleep(0.6)
+        service.post(f"/v1/jobs/{job_id}/resume")
+        service.run_until(job_id, "succeeded")
+
+    going_on = threading.Thread(target=on)
+    going_on.start()
+    with api.client.Client.from_environment() as client:
+        assert api.cli.follow.follow(client, job_id)["status"] == "succeeded"
+    going_on.join()
+
+
+def test_who_worked_is_a_table(service: Service) -> None:
+    job_id = finished(service)
+    attempts = chainrule("attempts", job_id).stdout.splitlines()
+    assert attempts[0].split()[:2] == ["attempt", "status"]
+    assert attempts[1].split()[:2] == ["1", "succeeded"]
+    assert "all steps done" in attempts[1]
+    workers = chainrule("workers", job_id).stdout.splitlines()
+    cells = workers[1].split()
+    assert (cells[:3], cells[4:6]) == (["1", "0", "done"], ["10.0.0.1", "node-0"])
+    assert "all steps done" in workers[1]
+    assert "no such workers" in chainrule("workers", job_id, "--attempt", "9").stdout
+    assert chainrule("workers", job_id, "--state", "dead").exit_code == 1
+    waiting = service.submit()
+    assert "has not been started" in chainrule("attempts", waiting).stdout
+    chainrule("kill", waiting)
+
+
+@pytest.mark.parametrize("name", ["node-0", "node", "10.0.0.1"])
+def test_a_node_is_named_by_what_is_at_hand(service: Service, name: str) -> None:
+    service.run_pass()
+    cordoned = chainrule("cordon", name, "--reason", "new [bold]memory[/]")
+    assert (cordoned.exit_code, cordoned.stdout.split()[0]) == (0, "node-0")
+    assert re.search(r"node-0 .*cordoned .*: new \[bold\]memory\[/\]", chainrule("cluster").stdout)
+    back = chainrule("uncordon", name, "--json")
+    assert json.loads(back.stdout)["nodes"][0]["cordoned"] is False
+
+
+def test_a_node_that_is_not_there(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.run_pass()
+    for name in ("nodes", "", "10.0.0"):
+        result = chainrule("cordon", name)
+        assert result.exit_code == 2
+        assert "node-0 (10.0.0.1)" in result.stderr
+    _, member = create_key(service.store, name="works", role=Role.MEMBER, project="default")
+    monkeypatch.setenv("CHAINRULE_API_KEY", member)
+    refused = chainrule("cordon", "node-0")
+    assert refused.exit_code == 1
+    assert "admin" in refused.stderr
+
+
+def test_ids_are_never_cut(service: Service) -> None:
+    """They are there to be copied, also out of a file."""
+    job_id = service.submit(name="a name so long that it leaves no room for anything else at all ")
+    assert job_id in chainrule("jobs").stdout
+    chainrule("kill", job_id)
 
 
 def test_submit_for_programs_prints_the_job_and_nothing_else(service: Service, tmp_path: Path) -> None:
@@ -191,7 +315,10 @@ def test_a_terminal_does_not_obey_what_a_job_prints(service: Service) -> None:
     assert json.loads(chainrule("logs", job_id, "--json").stdout)["text"] == evil
 
 
-@pytest.mark.parametrize("command", ["show", "events", "logs", "metrics", "cancel", "kill"])
+@pytest.mark.parametrize(
+    "command",
+    ["show", "events", "logs", "metrics", "attempts", "workers", "pause", "resume", "cancel", "kill"],
+)
 def test_an_unknown_job_is_exit_code_1(service: Service, command: str) -> None:
     result = chainrule(command, "job-000000000000000000000000")
     assert result.exit_code == 1

@@ -8,12 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 import pytest
 
+from api.guardian import GAVE_UP
 from tests.helpers import free_port, listens, wait_for
 
 pytestmark = pytest.mark.integration
@@ -40,7 +44,8 @@ class Guarded:
         self.mark = f"CHAINRULE_GUARD_MARK={folder}"
         self.up: subprocess.Popen[bytes] | None = None
 
-    def start(self, **commands: list[str]) -> None:
+    def start(self, more: Mapping[str, Mapping[str, Any]] = MappingProxyType({}), **commands: list[str]) -> None:
+        """``more``: what the plan says of a child besides its command."""
         up = (
             "import json, os, subprocess, sys\n"
             "plan = json.loads(sys.argv[1]) | {'parent': os.getpid()}\n"
@@ -51,6 +56,7 @@ class Guarded:
         (self.folder / "scratch").mkdir()
         children = [
             {"name": name, "command": command, "environment": {}, "log": str(self.folder / f"{name}.log")}
+            | dict(more.get(name, {}))
             for name, command in commands.items()
         ]
         plan = {"folder": str(self.folder / "scratch"), "children": children}
@@ -102,6 +108,17 @@ def guarded(tmp_path: Path) -> Iterator[Guarded]:
             guarded.up.wait(timeout=10)
 
 
+# Says its pid, starts two parts, and goes on whatever becomes of them, as Ray's head does with parts that were asked to end.
+HEAD = """
+import subprocess, sys, time
+parts = [subprocess.Popen(["/bin/sleep", "600"]), subprocess.Popen(["/bin/tail", "-f", "/dev/null"])]
+open(sys.argv[1], "w").write(str(parts[0].pid))
+while True:
+    time.sleep(0.1)
+    [part.poll() for part in parts]
+"""
+
+
 def stubborn(port: int, said: Path) -> list[str]:
     return [STUBBORN, str(port), str(said)]
 
@@ -139,6 +156,56 @@ def test_a_child_that_dies_is_started_again_after_its_orphans_are_gone(guarded: 
     assert listens(port)
     assert psutil.pid_exists(again)
     assert guarded.log().count("mlflow ended with status -9; starting it again") == 1
+
+
+def test_a_daemon_ends_with_its_service_and_no_other_does(guarded: Guarded) -> None:
+    """A worker of Ray may start what Ray does not know, in a session of its own: it would keep memory, files and ports."""
+    said = guarded.folder
+    lasting = f"{DAEMON}; import time; time.sleep(600)"
+    guarded.start(
+        ray=[sys.executable, "-c", lasting, *stubborn(free_port(), said / "ray-daemon")],
+        api=[sys.executable, "-c", lasting, *stubborn(free_port(), said / "api-daemon")],
+    )
+    rays, apis = guarded.pid("ray-daemon"), guarded.pid("api-daemon")
+    (ray,) = (
+        child
+        for child in guarded.guardian.children()
+        if lasting in child.cmdline() and child.cmdline()[-1].endswith("ray-daemon")
+    )
+    ray.kill()
+    guarded.pid("ray-daemon", other_than=rays)
+    assert not psutil.pid_exists(rays)
+    assert psutil.pid_exists(apis)
+    assert "could not end" not in guarded.log()
+
+
+def test_a_service_that_lost_a_vital_part_is_started_again(guarded: Guarded) -> None:
+    """Asked to end with SIGTERM, Ray's parts leave a head that goes on for ever and is of no use."""
+    guarded.start({"ray": {"vital": ["sleep", "tail"]}}, ray=[sys.executable, "-c", HEAD, str(guarded.folder / "part")])
+    first = guarded.pid("part")
+    time.sleep(1.5)  # it is looked for once a second
+    os.kill(first, signal.SIGTERM)
+    again = guarded.pid("part", other_than=first)
+    assert psutil.pid_exists(again)
+    assert "ray has lost sleep; ending the rest of it" in guarded.log()
+    assert sum(process.name() == "tail" for process in guarded.alive()) == 1, (
+        "the other part of the first was left behind"
+    )
+
+
+def test_what_nothing_goes_without_is_not_tried_for_ever(guarded: Guarded) -> None:
+    limit = {"ray": {"limit": {"ends": 3, "seconds": 60.0}}}
+    guarded.start(
+        limit,
+        ray=[sys.executable, "-c", "raise SystemExit(3)"],
+        api=[sys.executable, "-c", *stubborn(free_port(), guarded.folder / "api-pid")],
+    )
+    assert guarded.up
+    assert guarded.up.wait(timeout=30) == GAVE_UP
+    assert guarded.log().count("ray ended with status 3") == 3
+    assert "everything ends now" in guarded.log()
+    assert not guarded.alive()
+    assert not (guarded.folder / "scratch").exists()
 
 
 def test_pauses_between_starts_grow(guarded: Guarded) -> None:

@@ -125,6 +125,23 @@ def test_a_service_that_stays_away_is_said() -> None:
     assert len(answers.requests) == 5
 
 
+def test_changes_say_only_what_is_given() -> None:
+    """A null would be a value."""
+    answers = Answers(*[httpx.Response(200, json={})] * 4)
+    service = client(answers)
+    service.update_job("job-1", priority=0)
+    service.update_job("job-1", workers={"min": 1, "max": 4}, metadata={})
+    service.cordon_node("node/1", "new memory")
+    service.workers("job-1", state="lost")
+    sent = [(request.method, request.url.raw_path.decode(), request.content) for request in answers.requests]
+    assert sent == [
+        ("PATCH", "/v1/jobs/job-1", b'{"priority":0}'),
+        ("PATCH", "/v1/jobs/job-1", b'{"metadata":{},"workers":{"min":1,"max":4}}'),
+        ("POST", "/v1/cluster/nodes/node%2F1/cordon", b'{"reason":"new memory"}'),
+        ("GET", "/v1/jobs/job-1/workers?state=lost", b""),
+    ]
+
+
 @pytest.mark.parametrize("url", ["", "service:8400", "http://[", "ftp://service", "nonsense", "http://a:b", "http://"])
 def test_what_is_no_address_is_said_at_once(url: str) -> None:
     with pytest.raises(NoServiceError, match="no address"):

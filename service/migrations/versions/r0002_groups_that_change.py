@@ -17,12 +17,16 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.alter_column("jobs", "worker_count", new_column_name="worker_min")
-    for column in (_number("worker_max"), _number("failures"), _number("cluster_losses"), _time("pause_at")):
+    counts = (_number("worker_max"), _number("failures"), _number("cluster_losses"), _number("recoveries"))
+    for column in (*counts, _time("pause_at")):
         op.add_column("jobs", column)
     op.execute("UPDATE jobs SET worker_max = worker_min")
     op.execute(
         "UPDATE jobs SET failures = attempt - 1 WHERE attempt > 0"
     )  # until now, every attempt but the last failed
+    op.execute(
+        "UPDATE jobs SET recoveries = (SELECT COALESCE(SUM(recoveries), 0) FROM attempts WHERE attempts.job_id = jobs.id)"
+    )
     op.drop_column("attempts", "recoveries")  # a count, without what there is to tell of each
     for column in (
         sa.Column("cluster_id", sa.Text),
@@ -47,7 +51,7 @@ def downgrade() -> None:
     for name in ("cluster_id", "size", "resized_at", "workers", "recoveries"):
         op.drop_column("attempts", name)
     op.add_column("attempts", _number("recoveries"))
-    for name in ("worker_max", "failures", "cluster_losses", "pause_at"):
+    for name in ("worker_max", "failures", "cluster_losses", "recoveries", "pause_at"):
         op.drop_column("jobs", name)
     op.alter_column("jobs", "worker_min", new_column_name="worker_count")
 

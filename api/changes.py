@@ -1,0 +1,90 @@
+"""Bodies that change what is there: a job in its course, a node's use. As strict as job files, with the same kind of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Self, TypeVar
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from service.errors import InvalidRequest
+from service.values import WorkerRange
+from workers.problems import Problem, problem_of, shorten
+from workers.spec import JobSpec, Metadata, Priority, WorkerCount
+from workers.spec_base import PRINTABLE, Model
+
+# What the loop could change while it runs, and does not yet: by itself, and where a job file has it.
+LATER = frozenset({"learning_rate", "clip_norm", "optimizer.learning_rate", "training.clip_norm"})
+
+
+class WorkersChange(Model):
+    """A fixed ``count``, or an elastic number from ``min`` to ``max``."""
+
+    count: WorkerCount | None = None
+    min: WorkerCount | None = None
+    max: WorkerCount | None = None
+
+    @model_validator(mode="after")
+    def _count_or_range(self) -> Self:
+        if {name for name, value in self if value is not None} not in ({"count"}, {"min", "max"}):
+            raise PydanticCustomError("worker_range", "give count, or min and max")
+        return self
+
+    def range(self) -> WorkerRange:
+        return WorkerRange(self.min or self.count or 1, self.max or self.count or 1)
+
+
+class JobChange(Model):
+    """What can be changed of a job while it waits or runs; what is not given stays as it is."""
+
+    priority: Priority | None = Field(None, description="higher starts first")
+    metadata: Metadata | None = Field(None, description="takes the place of all pairs that were there")
+    workers: WorkersChange | None = Field(
+        None, description="how many from now on: the group grows or shrinks at the end of a step"
+    )
+
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        if self.priority is None and self.metadata is None and self.workers is None:
+            raise PydanticCustomError("nothing", "give at least one of priority, metadata, workers")
+        return self
+
+
+class Cordon(Model):
+    reason: Annotated[str, StringConstraints(max_length=500, pattern=PRINTABLE)] | None = Field(
+        None, description="for others who look at the cluster", examples=["new memory on Monday"]
+    )
+
+
+M = TypeVar("M", bound=Model)
+
+
+def parse(kind: type[M], document: object) -> M:
+    """Raises InvalidRequest with everything that is wrong."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        found = [problem for details in error.errors(include_url=False) for problem in _problems(details, document)]
+        raise InvalidRequest(found) from None
+
+
+def _problems(details: ErrorDetails, document: object) -> Iterator[Problem]:
+    problem = problem_of(details, document)
+    if details["type"] != "extra_forbidden" or problem.path.partition(".")[0] not in {*JobSpec.model_fields, *LATER}:
+        yield problem if problem.path else Problem("body", problem.message)
+        return
+    value = document[problem.path] if isinstance(document, Mapping) and problem.path in document else None
+    fields = (
+        {f"{problem.path}.{key}": value[key] for key in value}
+        if isinstance(value, Mapping) and value
+        else {problem.path: value}
+    )
+    for field, given in fields.items():
+        yield Problem(field, _cannot(field), shorten(given))
+
+
+def _cannot(field: str) -> str:
+    if field in LATER:
+        return "changing it while a job runs is not available yet; submit another job"
+    return "cannot be changed after the job was submitted; submit another one"
