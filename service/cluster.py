@@ -47,6 +47,7 @@ class Launch:
     folder: str  # the job's folder in storage (workers/jobfolder.py)
     mlflow_url: str | None
     experiment: str  # name of the MLflow experiment
+    checkpoints: str | None = None  # folder or URL of the job's checkpoints; None: in its folder
 
 
 class Cluster(Protocol):

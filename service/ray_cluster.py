@@ -85,6 +85,7 @@ def launch(launch: Mapping[str, Any]) -> None:
         value.folder,
         value.mlflow_url,
         value.experiment,
+        checkpoints=value.checkpoints,
     )
 
 

@@ -222,15 +222,17 @@ class Reconciler:
             watch.shape = shape
 
     def _launch(self, job: JobState, attempt: AttemptState) -> Launch:
+        folder = JobFolder(Path(self._settings.storage), job.id, self._settings.checkpoints)
         return Launch(
             name=job.name(attempt),
             job_id=job.id,
             attempt=attempt.number,
             spec=self._records.spec(job.id),
             shape=GroupShape(attempt.size, self._avoid()),
-            folder=str(JobFolder(Path(self._settings.storage), job.id).path),
+            folder=str(folder.path),
             mlflow_url=self._settings.mlflow_url,
             experiment=self._settings.experiment,
+            checkpoints=folder.checkpoints_root,
         )
 
     def _record(

@@ -39,6 +39,7 @@ def launch_document(launch: Launch) -> dict[str, Any]:
         "folder": launch.folder,
         "mlflow_url": launch.mlflow_url,
         "experiment": launch.experiment,
+        "checkpoints": launch.checkpoints,
     }
 
 

@@ -47,7 +47,7 @@ class JobController:
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._spec = JobSpec.model_validate_json(attempt.spec_json)
-        self._folder = JobFolder.at(attempt.folder)
+        self._folder = JobFolder.at(attempt.folder, attempt.checkpoints)
         self._lock = threading.Lock()
         self._phase: Phase = "starting"
         self._outcome: Outcome | None = None

@@ -69,9 +69,10 @@ class JobFolder:
         self._checkpoints = f"{checkpoints.rstrip('/')}/{job_id}" if checkpoints else None
 
     @staticmethod
-    def at(path: str | Path) -> JobFolder:
+    def at(path: str | Path, checkpoints: str | None = None) -> JobFolder:
+        """``checkpoints``: the folder or URL of this job's own."""
         folder = JobFolder.__new__(JobFolder)
-        folder.path, folder._checkpoints = Path(path), None
+        folder.path, folder._checkpoints = Path(path), checkpoints
         return folder
 
     # --- where things are ---------------------------------------------------------------------------------------------

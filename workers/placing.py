@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers import standby
+from workers.jobfolder import JobFolder
 from workers.ray_names import (
     NAMESPACE,
     actors_of,
@@ -134,7 +135,7 @@ def place_worker(attempt: Attempt, spec: JobSpec, number: int, rank: int, slot: 
         attempt.folder,
         attempt.attempt,
         rank,
-        attempt.checkpoints or f"{attempt.folder}/checkpoints",
+        JobFolder.at(attempt.folder, attempt.checkpoints).checkpoints_root,
         attempt.train,
     )
     if not workers.gpus:

@@ -17,6 +17,7 @@ from tests.distributed.toys import Points, Result, Toy, ToyTask, job, train_toy
 from workers import batches, parallel, sharding
 from workers.export import WEIGHTS, export_model
 from workers.gradients import GradientMonitor
+from workers.membership import MeetingPoint
 from workers.reports import ReasonCode
 from workers.spec import JobSpec, OptimizerName
 from workers.weights import finite, full_state_dict, parameters_sha256
@@ -28,9 +29,14 @@ CPU = torch.device("cpu")
 WORKERS = 3
 
 
-def every_layer_a_unit(rank: int, world_size: int, toy: Toy, spec: JobSpec, folder: Path, *rest: Any) -> Result:
+def every_layer_a_unit(
+    rank: int, world_size: int, toy: Toy, spec: JobSpec, folder: Path, *rest: Any, meeting: MeetingPoint
+) -> Result:
     sharding.SMALLEST_UNIT = 1
-    return train_toy(rank, world_size, toy, spec, folder, *rest)
+    return train_toy(rank, world_size, toy, spec, folder, *rest, meeting=meeting)
+
+
+every_layer_a_unit.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
 
 
 def trained(processes: Processes, folder: Path, strategy: str, case: Case, *rest: Any) -> list[Result]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.toys import Memory
+from workers.membership import Alone
 from workers.reports import ReasonCode
 from workers.sources.inspect import inspect_data
 from workers.spec import parse_spec
@@ -56,14 +57,11 @@ def test_a_network_learns(shared_data: Path, tmp_path: Path, name: str) -> None:
     )
     assert inspect_data(spec) == []
     context = RunContext(
-        rank=0,
-        world_size=1,
-        local_rank=0,
         device=torch.device("cpu"),
         reporter=Memory(),
-        checkpoints=tmp_path / "checkpoints",
+        link=Alone(0, 1),
+        checkpoints=str(tmp_path / "checkpoints"),
         model_folder=tmp_path / "model",
-        stop_requested=lambda: None,
     )
     outcome = train(spec, context)
     assert outcome.code is ReasonCode.COMPLETED

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.api_service import Service, error_of, running_service
+from workers.checkpoint_folders import FORMAT, INDEX, STATE, folder_of
 from workers.jobfolder import GradientWriter, append_lines, encode
+from workers.storage import folder_at, local_path
 
 pytestmark = pytest.mark.integration
 
@@ -102,21 +104,25 @@ def test_logs_come_in_pages_by_rank_and_attempt(service: Service, job: str) -> N
 
 
 def write_checkpoint(
-    service: Service, job: str, step: int, files: dict[str, bytes], listed: list[str] | None = None
+    service: Service, job: str, step: int, files: dict[str, bytes], listed: tuple[str, ...] = ()
 ) -> Path:
-    folder = service.folder(job).checkpoints_path / f"step-{step:010d}"
+    """``listed``: what the manifest names besides."""
+    folder = local_path(folder_of(folder_at(service.folder(job).checkpoints_root), step, 1))
     folder.mkdir(parents=True)
+    files = {STATE: b"{}", INDEX: b"index", **files}
     for name, content in files.items():
         (folder / name).write_bytes(content)
     entries = [
         {"path": name, "bytes": len(files.get(name, b"")), "sha256": hashlib.sha256(files.get(name, b"")).hexdigest()}
-        for name in (listed or files)
+        for name in [*files, *listed]
     ]
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "step": step,
+        "generation": 1,
         "created_at": 1_800_000_000.0,
         "metrics": {"eval/loss": 0.5},
+        "verdict": "healthy",
         "world_size": 2,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest | {"files": entries}))
@@ -125,16 +131,16 @@ def write_checkpoint(
 
 def test_checkpoints_are_listed_and_downloaded(service: Service, job: str) -> None:
     content = os.urandom(100_000)
-    write_checkpoint(service, job, 100, {"state.json": b"{}", "rank0.distcp": content})
-    (service.folder(job).checkpoints_path / "step-0000000200").mkdir()  # being written: not one yet
+    folder = write_checkpoint(service, job, 100, {"part-0000.distcp": content})
+    folder.with_name("step-0000000200-g000001").mkdir()  # being written: not one yet
     listed = service.get(f"/v1/jobs/{job}/checkpoints").json()["data"]
     assert [checkpoint["id"] for checkpoint in listed] == ["ckpt-0000000100"]
-    assert listed[0]["bytes"] == 100_002
-    assert listed[0]["created_at"] == "2027-01-15T08:00:00.000Z"
-    url = f"/v1/jobs/{job}/checkpoints/ckpt-0000000100/files/rank0.distcp"
+    assert listed[0]["bytes"] == 100_000 + len("{}") + len("index")
+    assert (listed[0]["created_at"], listed[0]["verdict"]) == ("2027-01-15T08:00:00.000Z", "healthy")
+    url = f"/v1/jobs/{job}/checkpoints/ckpt-0000000100/files/part-0000.distcp"
     got = service.get(url)
     assert got.content == content
-    assert hashlib.sha256(got.content).hexdigest() == listed[0]["files"][1]["sha256"]
+    assert hashlib.sha256(got.content).hexdigest() == listed[0]["files"][2]["sha256"]
     assert service.get(url, headers={"Range": "bytes=10-19"}).content == content[10:20]
     many = "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 20_000, 2))
     assert service.get(url, headers={"Range": many}).status_code < 500
@@ -147,15 +153,26 @@ OUTSIDE = ["../../../job.json", "/etc/passwd", "..%2f..%2fjob.json", "%2e%2e/%2e
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_only_listed_files_inside_the_folder_are_given(service: Service, job: str, tmp_path: Path, path: str) -> None:
-    """Also when the listing itself, which a worker wrote, names what lies outside."""
+    """Also when the listing itself, which a worker wrote, names what leads outside."""
     (tmp_path / "secret").write_text("secret")
-    lies = ["state.json", "../../../job.json", "/etc/passwd", "link", str(tmp_path / "secret")]
-    folder = write_checkpoint(service, job, 1, {"state.json": b"{}"}, listed=lies)
+    folder = write_checkpoint(service, job, 1, {}, listed=("link",))
     (folder / "link").symlink_to(tmp_path / "secret")
     service.folder(job).write_document("job.json", {"name": "x"})
-    answer = service.get(f"/v1/jobs/{job}/checkpoints/ckpt-0000000001/files/{path}")
+    url = f"/v1/jobs/{job}/checkpoints/ckpt-0000000001/files"
+    assert service.get(f"{url}/state.json").content == b"{}"
+    answer = service.get(f"{url}/{path}")
     assert answer.status_code == 404, answer.text
     error_of(answer)
+
+
+@pytest.mark.parametrize("name", ["../../../job.json", "/etc/passwd", "a/b", ".."])
+def test_a_manifest_that_names_what_lies_outside_is_none(service: Service, job: str, name: str) -> None:
+    write_checkpoint(service, job, 1, {})
+    write_checkpoint(service, job, 2, {}, listed=(name,))
+    listed = service.get(f"/v1/jobs/{job}/checkpoints").json()["data"]
+    assert [checkpoint["step"] for checkpoint in listed] == [1]
+    answer = service.get(f"/v1/jobs/{job}/checkpoints/ckpt-0000000002/files/state.json")
+    assert answer.status_code == 404
 
 
 def test_the_finished_model(service: Service, job: str) -> None:

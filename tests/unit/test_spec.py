@@ -64,8 +64,6 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
         {"task": {"kind": "language_model"}},
         {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
         {"training": {"precision": "fp16"}},
-        {"training": {"compile": True}},
-        {"workers": {"strategy": "fsdp"}},
         {"health": {"mode": "repair"}},
         {"health": {"preflight": True}},
         {"health": {"on_critical": "stop"}},
@@ -75,6 +73,11 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
 )
 def test_what_is_not_there_yet_is_refused_and_says_so(change: dict[str, Any]) -> None:
     assert any("not available yet" in text for text in problems(DIGITS | change).values())
+
+
+def test_what_is_there_by_now_is_accepted() -> None:
+    spec = parse_spec(DIGITS | {"training": {"compile": True}, "workers": {"strategy": "fsdp"}})
+    assert (spec.training.compile, spec.workers.strategy) == (True, "fsdp")
 
 
 @pytest.mark.parametrize(
