@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,11 @@ import psutil
 import pytest
 
 from tests.helpers import wait_for
+from tests.integration.groups import DIGITS, long
 from workers import launcher
-from workers.jobfolder import JobFolder
-from workers.reports import GroupShape, Observation, Outcome, ReasonCode, StopMode
-from workers.spec import parse_spec
+from workers.reports import Observation, Outcome, ReasonCode, StopMode
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
-
-DIGITS: dict[str, Any] = {
-    "name": "digits",
-    "task": {
-        "kind": "image_classification",
-        "data": {"source": "digits"},
-        "model": {"architecture": "mlp", "hidden": [32]},
-    },
-    "training": {"epochs": 2, "batch_size": 96},
-    "optimizer": {"learning_rate": 3e-3},
-    "workers": {"count": 2},
-}
 
 
 def failing_on_rank_1(spec: Any, context: Any) -> Outcome:
@@ -43,79 +28,6 @@ def failing_on_rank_1(spec: Any, context: Any) -> Outcome:
         1 / 0  # noqa: B018
     context.link.next_group(None, "the peer is gone")
     raise AssertionError("no other group is formed")
-
-
-class Group:
-    """One attempt of a job, started as the control plane starts it."""
-
-    def __init__(self, folder: Path, spec: dict[str, Any], train: str = "workers.train:train") -> None:
-        self.job_id = f"job-{uuid.uuid4().hex[:12]}"
-        self.name = f"{self.job_id}.1"
-        self.folder = JobFolder(folder, self.job_id)
-        spec_json = parse_spec(spec).model_dump_json()
-        self.folder.create(spec_json)
-        shape = GroupShape(parse_spec(spec).workers.fewest)
-        self._arguments = (
-            self.name,
-            self.job_id,
-            1,
-            spec_json,
-            shape,
-            str(self.folder.path),
-            None,
-            "chainrule",
-            train,
-        )
-        self.start()
-
-    def start(self) -> None:
-        launcher.start(*self._arguments)
-
-    def observe(self) -> Observation | None:
-        return launcher.observe({self.name: 0}).get(self.name)
-
-    def until(self, what: str, true: Any, seconds: float = 60.0) -> Observation:
-        def look() -> Observation | None:
-            seen = self.observe()
-            return seen if seen is not None and true(seen) else None
-
-        return wait_for(what, look, seconds)
-
-    def until_step(self, step: int) -> Observation:
-        return self.until(f"step {step}", lambda seen: seen.progress is not None and seen.progress.step >= step)
-
-    def finished(self, seconds: float = 90.0) -> Observation:
-        told = "tracking.complete"  # the last event
-        return self.until("the end", lambda seen: any(event.type == told for event in seen.events), seconds)
-
-    def events(self, type: str) -> list[Any]:
-        seen = self.observe()
-        assert seen is not None
-        return [event for event in seen.events if event.type == type]
-
-
-@pytest.fixture
-def groups(tmp_path: Path) -> Iterator[Any]:
-    made: list[Group] = []
-
-    def make(spec: dict[str, Any], **more: Any) -> Group:
-        made.append(Group(tmp_path, spec, **more))
-        return made[-1]
-
-    yield make
-    for group in made:
-        launcher.remove(group.name)
-    wait_for("nothing left of the groups", lambda: not {g.name for g in made} & launcher.names())
-
-
-def long(**changes: Any) -> dict[str, Any]:
-    """A job of some seconds, with checkpoints."""
-    spec = DIGITS | {
-        "training": {"epochs": 150, "batch_size": 96},
-        "checkpoint": {"every_steps": 20},
-        "evaluation": {"every_steps": 1000},
-    }
-    return spec | changes
 
 
 def test_two_ranks_train_together(groups: Any) -> None:
