@@ -61,7 +61,7 @@ def test_a_network_learns(shared_data: Path, tmp_path: Path, name: str) -> None:
         local_rank=0,
         device=torch.device("cpu"),
         reporter=Memory(),
-        checkpoints=tmp_path / "checkpoints",
+        checkpoints=str(tmp_path / "checkpoints"),
         model_folder=tmp_path / "model",
         stop_requested=lambda: None,
     )

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from upath import UPath
 
 from tests.distributed.toys import CLASSES, Memory, Points, Result, Toy, job, train_toy
 from workers import checkpoints
 from workers.batches import Plan
+from workers.checkpoint_folders import MANIFEST, Manifest, folder_of
 from workers.recording import NONFINITE_LIMIT
 from workers.reports import ReasonCode
 from workers.tasks.base import BadDataError
@@ -96,7 +98,8 @@ def test_events_tell_the_story(tmp_path: Path) -> None:
     saved = memory.found("checkpoint.saved")
     assert [event["step"] for event in saved] == [6, 12, 15]
     for event in saved:
-        assert event["bytes"] == sum(file.stat().st_size for file in Path(event["path"]).iterdir())
+        files = [file for file in Path(event["path"]).iterdir() if file.name != MANIFEST]
+        assert event["bytes"] == sum(file.stat().st_size for file in files)
     (finished,) = memory.found("training.finished")
     assert finished["parameters_sha256"] == result.outcome.detail["parameters_sha256"]
     assert result.outcome.detail["samples_seen"] == 150
@@ -107,14 +110,14 @@ def test_events_tell_the_story(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_told_and_an_older_one_taken(tmp_path: Path) -> None:
     first = train(tmp_path, checkpoint={"every_steps": 6, "keep_last": 9})
-    newest = checkpoints.folder_of(tmp_path / "checkpoints", 15)
+    newest = folder_of(UPath(tmp_path / "checkpoints"), 15, 1)
     (newest / "state.json").write_bytes((newest / "state.json").read_bytes()[:-1])
     again = train(tmp_path, checkpoint={"every_steps": 6, "keep_last": 9})
     (damaged,) = again.memory.found("checkpoint.damaged")
     assert damaged["path"] == str(newest)
     assert again.memory.found("training.resumed") == [{"step": 12}]
     assert again.outcome.detail["parameters_sha256"] == first.outcome.detail["parameters_sha256"]
-    assert isinstance(checkpoints.verify(newest), dict)  # written anew
+    assert isinstance(checkpoints.verify(newest), Manifest)  # written anew
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_bf16_trains_with_weights_in_fp32(tmp_path: Path) -> None:
     assert losses != exact  # autocast was on
     newest, _ = checkpoints.newest(tmp_path / "a" / "checkpoints")
     assert newest is not None
-    weights = FileSystemReader(newest.path).read_metadata().state_dict_metadata
+    weights = FileSystemReader(str(newest.path)).read_metadata().state_dict_metadata
     assert {
         meta.properties.dtype
         for name, meta in weights.items()
@@ -165,7 +168,7 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 4  # patience
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == [f"step-{(best + 1) * 3:010d}", f"step-{len(losses) * 3:010d}"]
+    assert kept == [f"step-{step:010d}-g000001" for step in ((best + 1) * 3, len(losses) * 3)]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_logs_come_in_pages_by_rank_and_attempt(service: Service, job: str) -> N
 def write_checkpoint(
     service: Service, job: str, step: int, files: dict[str, bytes], listed: list[str] | None = None
 ) -> Path:
-    folder = service.folder(job).checkpoints_path / f"step-{step:010d}"
+    folder = Path(service.folder(job).checkpoints_root) / f"step-{step:010d}-g000001"
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -113,10 +113,12 @@ def write_checkpoint(
         for name in (listed or files)
     ]
     manifest = {
-        "format": 1,
+        "format": 2,
         "step": step,
+        "generation": 1,
         "created_at": 1_800_000_000.0,
         "metrics": {"eval/loss": 0.5},
+        "verdict": "healthy",
         "world_size": 2,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest | {"files": entries}))
@@ -125,16 +127,17 @@ def write_checkpoint(
 
 def test_checkpoints_are_listed_and_downloaded(service: Service, job: str) -> None:
     content = os.urandom(100_000)
-    write_checkpoint(service, job, 100, {"state.json": b"{}", "rank0.distcp": content})
-    (service.folder(job).checkpoints_path / "step-0000000200").mkdir()  # being written: not one yet
+    write_checkpoint(service, job, 100, {"state.json": b"{}", ".metadata": b"index", "rank0.distcp": content})
+    (Path(service.folder(job).checkpoints_root) / "step-0000000200-g000001").mkdir()  # being written: not one yet
     listed = service.get(f"/v1/jobs/{job}/checkpoints").json()["data"]
     assert [checkpoint["id"] for checkpoint in listed] == ["ckpt-0000000100"]
-    assert listed[0]["bytes"] == 100_002
+    assert listed[0]["bytes"] == 100_007
+    assert listed[0]["verdict"] == "healthy"
     assert listed[0]["created_at"] == "2027-01-15T08:00:00.000Z"
     url = f"/v1/jobs/{job}/checkpoints/ckpt-0000000100/files/rank0.distcp"
     got = service.get(url)
     assert got.content == content
-    assert hashlib.sha256(got.content).hexdigest() == listed[0]["files"][1]["sha256"]
+    assert hashlib.sha256(got.content).hexdigest() == listed[0]["files"][2]["sha256"]
     assert service.get(url, headers={"Range": "bytes=10-19"}).content == content[10:20]
     many = "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 20_000, 2))
     assert service.get(url, headers={"Range": many}).status_code < 500
@@ -147,15 +150,24 @@ OUTSIDE = ["../../../job.json", "/etc/passwd", "..%2f..%2fjob.json", "%2e%2e/%2e
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_only_listed_files_inside_the_folder_are_given(service: Service, job: str, tmp_path: Path, path: str) -> None:
-    """Also when the listing itself, which a worker wrote, names what lies outside."""
+    """Also when the listing itself, which a worker wrote, names a link to what lies outside."""
     (tmp_path / "secret").write_text("secret")
-    lies = ["state.json", "../../../job.json", "/etc/passwd", "link", str(tmp_path / "secret")]
-    folder = write_checkpoint(service, job, 1, {"state.json": b"{}"}, listed=lies)
+    files = {"state.json": b"{}", ".metadata": b"index"}
+    folder = write_checkpoint(service, job, 1, files, listed=[*files, "link"])
     (folder / "link").symlink_to(tmp_path / "secret")
     service.folder(job).write_document("job.json", {"name": "x"})
-    answer = service.get(f"/v1/jobs/{job}/checkpoints/ckpt-0000000001/files/{path}")
+    url = f"/v1/jobs/{job}/checkpoints/ckpt-0000000001/files"
+    assert service.get(f"{url}/state.json").content == b"{}"
+    answer = service.get(f"{url}/{path}")
     assert answer.status_code == 404, answer.text
     error_of(answer)
+
+
+@pytest.mark.parametrize("lie", ["../../../job.json", "/etc/passwd", "..", "a/b"])
+def test_a_checkpoint_that_names_files_outside_is_not_listed(service: Service, job: str, lie: str) -> None:
+    files = {"state.json": b"{}", ".metadata": b"index"}
+    write_checkpoint(service, job, 1, files, listed=[*files, lie])
+    assert service.get(f"/v1/jobs/{job}/checkpoints").json()["data"] == []
 
 
 def test_the_finished_model(service: Service, job: str) -> None:
