@@ -197,6 +197,24 @@ def said(line: str, steps: dict[str, int]) -> None:
     steps[what] = int(step)
 
 
+LEAVING = """
+import pathlib, sys, time
+from tests.distributed.checkpointing import saver, trained_model
+model, optimizer = trained_model(0, width=300_000)
+saver(sys.argv[1]).begin(1, model, optimizer, {}, {}, "unknown")
+while not list(pathlib.Path(sys.argv[1]).glob("*/part-*.distcp")):
+    time.sleep(0.001)
+"""
+
+
+def test_a_process_that_ends_meanwhile_ends_well(tmp_path: Path) -> None:
+    """As after an exception in the training: a thread inside of torch must not crash the interpreter that is being taken down."""
+    ended = subprocess.run([sys.executable, "-c", LEAVING, str(tmp_path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert found_step(tmp_path) is None
+    assert not list(tmp_path.glob("*/part-*.distcp"))
+
+
 # --- no room ----------------------------------------------------------------------------------------------------------
 
 
