@@ -35,6 +35,7 @@ check: lint types test ## what a change must pass
 bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmarks/results/
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.first_step
+	$(BIN)/python -m benchmarks.checkpoint_stall
 
 lock: $(VENV)    ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --no-emit-index-url --no-emit-find-links \

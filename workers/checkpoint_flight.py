@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +24,20 @@ from workers.tensor_files import AbandonedError, Part
 
 WRITER_NICENESS = 10  # above the training's: what is copied can wait
 
+EXIT_SECONDS = 10.0  # for threads that hang in the storage
+
 log = logging.getLogger(__name__)
+
+
+_flights: weakref.WeakSet[Flight] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_flights() -> None:
+    """A thread that is inside of torch while the interpreter is taken down would take the process down with a fault."""
+    deadline = time.monotonic() + EXIT_SECONDS
+    for flight in list(_flights):
+        flight.end(deadline)
 
 
 class Flight:
@@ -39,6 +54,7 @@ class Flight:
         self._abandoned = threading.Event()
         self._writer: threading.Thread | None = None
         self._publisher: threading.Thread | None = None
+        _flights.add(self)
 
     # --- this rank's part ---------------------------------------------------------------------------------------------
 
@@ -122,6 +138,12 @@ class Flight:
         """Returns when nothing of model and optimizer is read any more. Threads that hang in the storage are left to themselves."""
         self._abandoned.set()
         self.copied.wait()
+
+    def end(self, deadline: float) -> None:
+        self._abandoned.set()
+        for thread in (self._writer, self._publisher):
+            if thread is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def discard(self) -> threading.Thread:
         """Begins to remove what this rank has written. No rank is publishing."""

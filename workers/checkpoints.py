@@ -6,6 +6,7 @@ flipped bit without a word.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -185,17 +186,28 @@ def _problem_of(path: UPath, file: StoredFile, copy: Path | None = None) -> str 
 
 # --- copies of what lies in an object store ---------------------------------------------------------------------------
 
-_copies: dict[str, tempfile.TemporaryDirectory[str]] = {}  # verified ones of this process, until they are loaded
+_copies: dict[
+    str, tempfile.TemporaryDirectory[str]
+] = {}  # the last one that this process has verified, until it is loaded
+
+
+@atexit.register
+def _forget_copies() -> None:
+    while _copies:
+        _copies.popitem()[1].cleanup()
 
 
 def _download(manifest: Manifest) -> str | None:
     """Keeps a local copy for ``load`` when every file is as it should be, so that each is fetched once."""
-    folder = tempfile.TemporaryDirectory(prefix="chainrule-checkpoint-")
-    for file in manifest.files:
-        if problem := _problem_of(manifest.folder / file.path, file, Path(folder.name) / file.path):
-            folder.cleanup()
-            return problem
-    _copies[str(manifest.folder)] = folder
+    _forget_copies()
+    with contextlib.ExitStack() as cleaning:
+        copy = tempfile.TemporaryDirectory(prefix="chainrule-checkpoint-")
+        cleaning.callback(copy.cleanup)
+        for file in manifest.files:
+            if problem := _problem_of(manifest.folder / file.path, file, Path(copy.name) / file.path):
+                return problem
+        cleaning.pop_all()
+    _copies[str(manifest.folder)] = copy
     return None
 
 
