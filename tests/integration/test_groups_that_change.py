@@ -386,6 +386,16 @@ def test_only_an_admin_cordons_and_only_what_is_there(world: World) -> None:
         assert not cordon_node(world.store, ADMIN, "node-0", cordoned=False, reason=None).cordons
 
 
+def test_a_cordon_of_a_machine_that_is_gone_for_good_is_forgotten(world: World) -> None:
+    world.run_pass()
+    cordon_node(world.store, ADMIN, "node-0", cordoned=True, reason=None)
+    world.cluster.nodes = FakeCluster(machine(4), machine(4)).nodes[1:]
+    world.run_passes(3, after=3600)
+    assert cluster_view(world.store).cordons, "it may be back within a day"
+    world.run_passes(2, after=86400)
+    assert not cluster_view(world.store).cordons
+
+
 # --- the cluster is lost ----------------------------------------------------------------------------------------------
 
 
