@@ -87,7 +87,15 @@ class Child:
         if left := end_service(self.pid, SERVICE, self.name):
             say(f"could not end what {self.name} left behind: {left}")
         self.pid = None
-        self._again(f"ended with status {status}")
+        if self.limit is not None:
+            now = time.monotonic()
+            self.ends = [*(end for end in self.ends if now - end < self.limit.seconds), now]
+            self.is_given_up = len(self.ends) >= self.limit.ends
+        if self.is_given_up:
+            times = f"as {len(self.ends)} times by now"
+            say(f"{self.name} ended with status {status}, {times}; nothing goes without it, so everything ends now")
+        else:
+            self._again(f"ended with status {status}")
 
     def look(self) -> None:
         """Ends it when a vital part is gone. Ray's head goes on for ever without the parts that were asked to end, which whoever
@@ -108,12 +116,6 @@ class Child:
         now = time.monotonic()
         if now - self.started_at > STEADY_SECONDS:
             self.pause = FIRST_PAUSE_SECONDS
-        if self.limit is not None:
-            self.ends = [*(end for end in self.ends if now - end < self.limit.seconds), now]
-            self.is_given_up = len(self.ends) >= self.limit.ends
-        if self.is_given_up:
-            say(f"{self.name} {why}, as {len(self.ends)} times by now; nothing goes without it, so everything ends now")
-            return
         say(f"{self.name} {why}; starting it again in {self.pause:.1f} s")
         self.start_at = now + self.pause
         self.pause = min(self.pause * 2, LONGEST_PAUSE_SECONDS)
