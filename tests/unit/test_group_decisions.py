@@ -209,7 +209,9 @@ def at(number: int, rank: int, work: Work, seconds: float, step: int = 40, silen
 def test_a_frozen_worker_is_named_when_the_group_stands_still() -> None:
     seats = at(1, 0, Work.EXCHANGE, 7), at(2, 1, Work.FORWARD, 7, silent=7)
     assert decisions.hung(view(*seats, still_seconds=7, step_seconds=0.1)) == {2: "no answer for 7 s"}
-    assert decisions.hung(view(*seats, still_seconds=1, step_seconds=0.1)) == {}, "the group moves: only the answer is late"
+    assert decisions.hung(view(*seats, still_seconds=1, step_seconds=0.1)) == {}, (
+        "the group moves: only the answer is late"
+    )
     frozen_in_wait = waiting(2, 1, HERE, silent_seconds=8.0)
     assert decisions.hung(view(seats[0], frozen_in_wait, still_seconds=8, step_seconds=0.1)) == {2: "no answer for 8 s"}
     assert decisions.hung(forming(seats[0], frozen_in_wait, still_seconds=8, step_seconds=0.1)) == {}
@@ -239,7 +241,9 @@ def test_long_steps_and_slow_data_are_no_hang() -> None:
     assert list(decisions.hung(view(*forward, still_seconds=30, step_seconds=0.5))) == [1]
     assert decisions.hung(view(*forward, still_seconds=30, step_seconds=7.0)) == {}, "less than five steps"
     data = at(1, 0, Work.DATA, 30), at(2, 1, Work.EXCHANGE, 30)
-    assert decisions.hung(view(*data, still_seconds=30, step_seconds=0.1)) == {}, "who waits for the reader is not to blame"
+    assert decisions.hung(view(*data, still_seconds=30, step_seconds=0.1)) == {}, (
+        "who waits for the reader is not to blame"
+    )
     late = at(1, 0, Work.DATA, 61), at(2, 1, Work.EXCHANGE, 61)
     assert list(decisions.hung(view(*late, still_seconds=61, step_seconds=0.1))) == [1]
     for work in (Work.BUILD, Work.SAVE, Work.FINISH):
