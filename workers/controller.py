@@ -132,7 +132,7 @@ class JobController:
             if self._forming_since is not None:
                 self._form()
             elif decisions.should_regroup(self._view()):
-                self._crew.ask_to_regroup()
+                self._crew.ask_to_regroup(self._generation)
             self._crew.wait_for_news(FORM_SECONDS if self._forming_since is not None else NEWS_SECONDS)
 
     def _look(self) -> None:
@@ -372,8 +372,8 @@ class JobController:
             "workers": [dataclasses.asdict(member.status()) for member in group],
         }
         kind = "workers.started" if first else "workers.formed"
-        noun = f"{len(group)} worker{'s' if len(group) > 1 else ''}"
-        self._ledger.tell("info", kind, f"{noun} {'began' if first else 'go on'}: {places}.", data)
+        said = "1 worker goes" if len(group) == 1 else f"{len(group)} workers go"
+        self._ledger.tell("info", kind, f"{said} {'ahead' if first else 'on'}: {places}.", data)
 
     # --- ending -------------------------------------------------------------------------------------------------------
 

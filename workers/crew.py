@@ -281,9 +281,9 @@ class Crew:
             return None
         return found
 
-    def ask_to_regroup(self) -> None:
+    def ask_to_regroup(self, generation: int) -> None:
         for member in self.group():
-            member.actor.regroup.remote()
+            member.actor.regroup.remote(generation)
 
     def ask_to_stop(self, mode: StopMode) -> None:
         for member in self.group():

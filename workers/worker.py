@@ -104,8 +104,8 @@ class TrainWorker:
             threads = str(self._spec.workers.threads_per_worker)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = threads  # before torch is imported
-        self._imports = threading.Thread(target=import_all, name="imports", daemon=True)
-        self._imports.start()
+        self._rehearsing = threading.Thread(target=_rehearse, name="rehearsal", daemon=True)
+        self._rehearsing.start()
 
     def standing(self) -> Standing:
         import ray
@@ -131,7 +131,7 @@ class TrainWorker:
 
     def begin(self) -> Place:
         """Builds the task and waits for a group to join, in a thread of its own; may be called again."""
-        self._imports.join()
+        self._rehearsing.join()
         import ray
 
         from workers.process_group import choose_device
@@ -168,9 +168,9 @@ class TrainWorker:
         """Lets the group of ``generation`` go, whatever this worker waits for in it."""
         self._link.cut(generation)
 
-    def regroup(self) -> None:
-        """Asks all workers of the group, by this one's vote, to leave it together after the step that is under way."""
-        self._link.regroup = True
+    def regroup(self, generation: int) -> None:
+        """Asks all workers of the group of ``generation``, by this one's vote, to leave it together after the step that is under way."""
+        self._link.ask_to_regroup(generation)
 
     def stop(self, mode: StopMode) -> None:
         self._link.stop = mode
@@ -344,6 +344,10 @@ class WorkerLink:
                 self._given = membership
             self._changed.notify_all()
 
+    def ask_to_regroup(self, generation: int) -> None:
+        with self._changed:  # a question that comes late is about a group that was left already
+            self.regroup = self.regroup or (generation == self._generation and self.state == "running")
+
     def cut(self, generation: int) -> None:
         cut = self._cut
         if generation == self._generation and cut is not None:
@@ -365,16 +369,6 @@ class WorkerLink:
                 outcome=self._outcome,
                 failure=self._failure,
             )
-
-
-def import_all() -> None:
-    """What training imports sooner or later, all of it before the group meets: two seconds in which nobody has to wait for a peer."""
-    import importlib
-
-    from workers.tasks import FACTORIES
-
-    for module in [factory.partition(":")[0] for factory in FACTORIES.values()] + ["workers.train"]:
-        importlib.import_module(module)
 
 
 def describe(error: BaseException) -> Failure:
@@ -422,6 +416,12 @@ def gpu_metrics(gpus: float) -> Mapping[str, float]:
     except (pynvml.NVMLError, ValueError):
         return {}
     return {"gpu_utilisation": float(rates.gpu), "gpu_memory_bytes": float(memory.used)}
+
+
+def _rehearse() -> None:
+    from workers.rehearsal import rehearse
+
+    rehearse()
 
 
 def _function(dotted: str) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.helpers import wait_for
 from tests.integration.groups import at_work, long
 from workers import launcher
 from workers.reports import ReasonCode, StopMode
@@ -50,11 +51,17 @@ def test_a_frozen_worker_is_found_and_replaced(groups: Any) -> None:
 @pytest.mark.parametrize(("first", "others"), [(2, (1, 2)), (1, (4, 2))])
 def test_another_number_of_workers(groups: Any, first: int, others: tuple[int, ...]) -> None:
     """Would catch samples that are skipped or seen twice at a change, a step that is lost, and momentum that newcomers lack."""
-    spec = long(checkpoint={}, workers={"min": 1, "max": 4, "cpus": 0.5, "threads": 1})
+    spec = long(
+        checkpoint={},
+        workers={"min": 1, "max": 4, "cpus": 0.5, "threads": 1},
+        # Steps of some 20 ms: a change takes seconds where new processes must be started.
+        task=long()["task"] | {"model": {"architecture": "mlp", "hidden": [768, 768]}},
+        training={"steps": 1200, "batch_size": 192},
+    )
     fixed = groups(spec, workers=1)
     fixed.finished()
     group = groups(spec, workers=first)
-    for at, count in zip((300, 900), others, strict=True):
+    for at, count in zip((100, 300), others, strict=True):
         group.until_step(at)
         group.reshape(count)
         group.until(
@@ -76,7 +83,7 @@ def test_a_pause_goes_on_bit_for_bit(groups: Any) -> None:
     launcher.stop(first.name, StopMode.PAUSE)
     end = first.finished()
     assert end.outcome.code is ReasonCode.PAUSED, end.outcome
-    assert not any(psutil.pid_exists(worker.pid) for worker in end.workers)
+    wait_for("the workers' end", lambda: not any(psutil.pid_exists(worker.pid) for worker in end.workers), 10)
     step = end.outcome.detail["steps"]
     assert first.folder.checkpoints()[-1].step == step
     second = groups(long(), job_id=first.job_id, number=2)

@@ -1,4 +1,4 @@
-"""What a controller concludes from its workers: the guilty one and its cause, the next group, who is missing, who hangs; and that it comes to rest."""
+"""What a controller concludes from its workers: who is to blame, the next group, who is missing, who hangs; and that it comes to rest."""
 
 from __future__ import annotations
 
@@ -453,7 +453,9 @@ class Job:
     def step(self, worker: Worker) -> None:
         """All do a step and find out what they were asked for, or this one finds out that its group is over."""
         group = self.group()
-        if any(other.state in GONE or other.state == "waiting" and other.joined == self.generation for other in group):
+        if any(
+            other.state in GONE or (other.state == "waiting" and other.joined == self.generation) for other in group
+        ):
             worker.state = "waiting"
         elif all(other.state == "running" for other in group):
             asked = any(other.asked for other in group)
@@ -534,7 +536,8 @@ def test_whatever_happens_the_group_becomes_what_is_wanted_and_then_rests(
     job.settle()
     found = job.view()
     assert sorted(seat.rank for seat in found.seats if seat.rank is not None) == list(range(job.wanted))
-    assert all(seat.state == "running" and not seat.leaving for seat in found.seats)
+    living = [seat for seat in found.seats if seat.state not in GONE]
+    assert all(seat.state == "running" and seat.rank is not None and not seat.leaving for seat in living)
     assert not found.forming
     assert not decisions.should_regroup(found)
     assert decisions.missing(found) == 0
