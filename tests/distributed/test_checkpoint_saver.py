@@ -412,6 +412,20 @@ def test_shards_are_saved_and_loaded_under_another_number_of_ranks_and_strategy(
             assert same(expected, found)
 
 
+def hand_over_shards(rank: int, world_size: int) -> bool:
+    """What a survivor's shards are put back into is sharded in the same way."""
+    giver, taker = sharded_model(world_size), sharded_model(world_size)
+    backward(giver[0], rank)
+    giver[1].step()
+    copies = {name: value.detach().clone() for name, value in checkpoints.tensors_of(*giver)[0].items()}
+    checkpoints.restore(*taker, copies, checkpoints.tensors_of(*giver)[1])
+    return same(full(*giver), full(*taker))
+
+
+def test_shards_are_put_back(processes: Processes, tmp_path: Path) -> None:
+    assert processes.run(2, tmp_path, hand_over_shards) == [True, True]
+
+
 def save_plain(rank: int, world_size: int, root: Path) -> list[Any]:
     model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
