@@ -191,8 +191,16 @@ def decide_idle(job: JobState, now: datetime) -> Decision:
 
 def may_start(job: JobState, now: datetime) -> bool:
     """Whether an idle job is in the queue: not before its back-off is over and nothing is left of the attempt before."""
-    waits = job.status in (Status.QUEUED, Status.RECOVERING)
-    return waits and not job.attempts and (job.retry_at is None or now >= job.retry_at)
+    return _waits(job) and not job.attempts and (job.retry_at is None or now >= job.retry_at)
+
+
+def expected(job: JobState, now: datetime) -> bool:
+    """Whether an idle job will be in the queue soon."""
+    return _waits(job) and not may_start(job, now)
+
+
+def _waits(job: JobState) -> bool:
+    return job.desired is Desired.RUN and job.status in (Status.QUEUED, Status.RECOVERING)
 
 
 def may_remove(job: JobState, attempt: AttemptState, sight: Sight | None, now: datetime, limits: Limits) -> bool:

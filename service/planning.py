@@ -80,13 +80,19 @@ class Plan:
 
 
 def plan(
-    capacity: Capacity, actives: Sequence[Active], queue: Iterable[Candidate], now: datetime, rules: Rules
+    capacity: Capacity,
+    actives: Sequence[Active],
+    queue: Iterable[Candidate],
+    now: datetime,
+    rules: Rules,
+    expected: Iterable[Gang] = (),
 ) -> Plan:
+    """``expected``: of jobs that are about to be in the queue, and for which nobody should grow meanwhile."""
     planner = _Planner(capacity, actives, now, rules)
     planner.keep_to_bounds()
     for job in sorted(queue, key=_order):
         planner.consider(job)
-    planner.grow()
+    planner.grow(expected)
     return planner.plan()
 
 
@@ -138,14 +144,14 @@ class _Planner:
                 self._closed_by = job.job_id
         self._blocked |= job.job_id in self._waiting and fits(self._capacity, job.gang)
 
-    def grow(self) -> None:
+    def grow(self, expected: Iterable[Gang]) -> None:
         """What is free goes, worker by worker, to those who may have more: first of all to jobs whose fewest was raised."""
         if self._closed_by is not None:
             return
         settled = [active for active in self._active.values() if active.settled and not active.ending]
         short = {active.job_id: active.fewest for active in settled if active.size < active.fewest}
         self._share_out(short, "its range changed")
-        if not self._blocked:
+        if not self._blocked and not any(fits(self._capacity, gang) for gang in expected):
             able = [a for a in settled if a.job_id not in short and self._now - a.resized_at >= self._rules.elastic]
             more: list[Active | Candidate] = [*able, *self._started.values()]
             self._share_out({job.job_id: job.most for job in more}, "there is room for more")

@@ -22,6 +22,7 @@ from service.decisions import (
     at_work,
     decide,
     decide_idle,
+    expected,
     may_remove,
     may_start,
     never_fits,
@@ -292,7 +293,8 @@ class Reconciler:
         else:
             active = {job.id: job for job in jobs if job.current is not None}
             actives = [_active(job, job.current, answers) for job in active.values() if job.current is not None]
-            planned = plan(self._usable(self._capacity), actives, ready, now, self._rules)
+            soon = [job.gang for job in idle.values() if expected(job, now)]
+            planned = plan(self._usable(self._capacity), actives, ready, now, self._rules, soon)
             waiting = dict(planned.waiting)
             changed |= self._change_groups(planned, active, now)
             for job_id, size in planned.start.items():

@@ -291,6 +291,22 @@ def test_a_more_important_job_gets_its_room_and_the_other_comes_back_by_itself(w
     assert first.reason.code is ReasonCode.PAUSED
 
 
+def test_nobody_grows_between_the_end_of_a_preempted_attempt_and_its_return_to_the_queue(world: World) -> None:
+    """Would catch a job that grows, and shrinks again at once: what is left of an attempt must go before the next one waits."""
+    stretchy, low = world.create(workers=elastic(1, 3)), world.create(2)
+    world.run_until(low, Status.RUNNING)
+    world.run_passes(40, after=1)
+    assert world.size(stretchy) == 2
+    urgent = world.create(1, priority=5)
+    jobs.update_job(world.store, CALLER, stretchy, priority=6)
+    world.run_until(urgent, Status.RUNNING, after=1)
+    world.run_passes(20, after=5)
+    assert world.event(low, "job.preempted")["for"] == urgent
+    assert world.job(low).status is Status.QUEUED
+    assert world.size(stretchy) == 2
+    assert "job.resized" not in world.types(stretchy)
+
+
 def test_nobody_gives_way_to_an_equal_or_when_it_would_not_help_or_when_it_is_switched_off(
     build: Callable[..., World],
 ) -> None:

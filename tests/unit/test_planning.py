@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service.cluster import Capacity, Node, Resources
-from service.placement import fits
+from service.placement import Gang, fits
 from service.planning import Active, Candidate, Plan, Resize, Rules, plan
 
 pytestmark = pytest.mark.unit
@@ -297,6 +297,13 @@ def test_a_job_grows_into_free_room_after_a_while_and_not_while_somebody_waits()
     assert planned(cluster(4), [replace(job, resized_at=NOW - timedelta(seconds=29))], []).resize == {}
     assert planned(cluster(4), [replace(job, settled=False)], []).resize == {}
     assert planned(cluster(4), [job], [candidate("large", 4, priority=-1)]).resize == {}
+
+
+def test_nobody_grows_into_the_room_of_a_job_that_is_about_to_come_back() -> None:
+    job = active("elastic", "n0", most=4)
+    assert plan(cluster(4), [job], [], NOW, RULES, expected=[Gang(4, Resources(1, 0, 0))]).resize == {}
+    never = plan(cluster(4), [job], [], NOW, RULES, expected=[Gang(9, Resources(1, 0, 0))])
+    assert never.resize["elastic"].workers == 4, "it can never come"
 
 
 @pytest.mark.parametrize(("priority", "shrinks"), [(1, True), (0, True), (-1, False)])
