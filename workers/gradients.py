@@ -59,14 +59,14 @@ class GradientMonitor:
         Collective when gradients are sharded.
         """
         owned = [
-            (local(parameter.grad), index)
+            (parameter.grad, index)
             for index, parameter in enumerate(self.layers.parameters)
             if parameter.grad is not None
         ]
         count = len(self.layers.names)
         squares = torch.zeros(count * (1 + self._sharded), dtype=torch.float64, device=self._device)
         if owned:
-            norms = torch.stack(torch._foreach_norm([gradient for gradient, _ in owned])).double()
+            norms = torch.stack(torch._foreach_norm(self._here([gradient for gradient, _ in owned]))).double()
             row = self._row
             if len(owned) < len(self.layers.parameters):
                 row = row[torch.tensor([index for _, index in owned], device=self._device)]
@@ -81,8 +81,12 @@ class GradientMonitor:
         """Multiplies every gradient by the scalar ``factor``; on the CPU, where looking costs nothing, only if it is not 1."""
         if factor.device.type == "cpu" and factor.item() == 1.0:
             return
-        gradients = [local(parameter.grad) for parameter in self.layers.parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype) if gradients else factor)
+        gradients = [parameter.grad for parameter in self.layers.parameters if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(self._here(gradients), factor.to(gradients[0].dtype))
+
+    def _here(self, gradients: list[Tensor]) -> list[Tensor]:
+        return [local(gradient) for gradient in gradients] if self._sharded else gradients
 
 
 def clip_factor(norm: Tensor, limit: float | None) -> Tensor:

@@ -85,13 +85,13 @@ def distribute(
     """What the loop calls instead of ``model`` as long as this process group lives. All ranks hold the same weights already.
 
     ddp: a wrapper, or the model itself where it is alone; again and again for the same model. fsdp: the model itself, sharded in place; once, and
-    before an optimizer gets its parameters. Raises BadDataError when ``compiled`` is asked for where nothing can be compiled.
+    before an optimizer gets its parameters.
     """
     set_world_size(model, world_size)
     if compiled:
         from workers.compilation import compile_in_place
 
-        compile_in_place(sharding.units(model) or [model] if strategy == "fsdp" else [model], device)
+        compile_in_place(sharding.compilable(model) if strategy == "fsdp" else [model])
     if world_size == 1:
         return model
     if strategy == "fsdp":

@@ -56,6 +56,12 @@ def units(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def compilable(model: nn.Module) -> list[nn.Module]:
+    """What of a model that will be sharded computes without a collective in between: units that have none inside."""
+    found = units(model) or [model]
+    return [unit for unit in found if not any(other in found for other in unit.modules() if other is not unit)]
+
+
 def _elements(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -64,8 +64,6 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
         {"task": {"kind": "language_model"}},
         {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
         {"training": {"precision": "fp16"}},
-        {"training": {"compile": True}},
-        {"workers": {"strategy": "fsdp"}},
         {"health": {"mode": "repair"}},
         {"health": {"preflight": True}},
         {"health": {"on_critical": "stop"}},
@@ -75,6 +73,13 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
 )
 def test_what_is_not_there_yet_is_refused_and_says_so(change: dict[str, Any]) -> None:
     assert any("not available yet" in text for text in problems(DIGITS | change).values())
+
+
+def test_strategy_and_compile() -> None:
+    spec = parse_spec(DIGITS)
+    assert (spec.workers.strategy, spec.training.compile) == ("ddp", False)
+    spec = parse_spec(DIGITS | {"training": {"compile": True}, "workers": {"min": 1, "max": 4, "strategy": "fsdp"}})
+    assert (spec.workers.strategy, spec.training.compile) == ("fsdp", True)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,9 @@ def test_what_is_not_there_yet_is_refused_and_says_so(change: dict[str, Any]) ->
         ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate"),
         ({"training": {"epochs": 10**40}}, "training.epochs"),
         ({"training": {"batch_size": 0}}, "training.batch_size"),
+        ({"training": {"compile": "yes"}}, "training.compile"),
         ({"workers": {"count": 0}}, "workers.count"),
+        ({"workers": {"strategy": "zero"}}, "workers.strategy"),
         ({"metadata": {"k" * 65: "v"}}, None),
         ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
         ({"name": "a\nb"}, "name"),
