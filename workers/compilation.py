@@ -13,7 +13,8 @@ from torch._inductor.exc import GPUTooOldForTriton, InductorError, TritonMissing
 from workers.batch_norm import SynchronisedBatchNorm
 from workers.sources.problems import BadDataError
 
-# Programs of modules of one class and of every shape: training, evaluation and a batch of one sample have their own, with batch norm each number of workers too.
+# Of modules of one class, all shapes together: training, evaluation and a batch of one sample have their own, and with
+# batch norm every group of workers too.
 PROGRAMS = 64
 
 
@@ -27,7 +28,7 @@ def compile_in_place(modules: Sequence[nn.Module]) -> None:
     codes: dict[type, types.CodeType] = {}
     for module in modules:
         if "forward" not in vars(module):
-            module.forward = _compiled(module, codes)  # type: ignore[method-assign]
+            module.forward = _compiled(module, codes)
 
 
 def _compiled(module: nn.Module, codes: dict[type, types.CodeType]) -> Callable[..., Any]:

@@ -162,6 +162,14 @@ class JobFolder:
             steps, matrix = steps[chosen], matrix[chosen]
         return GradientMatrix(layers, steps, matrix)
 
+    def last_gradient_step(self) -> int:
+        """-1 when there is none."""
+        import pyarrow.parquet as parquet
+
+        parts = sorted(self.gradients_path.glob("attempt-*.parquet"))[-2:]
+        steps = [parquet.read_table(path, columns=["step"]).column("step") for path in parts]
+        return max((column[-1].as_py() for column in steps if len(column)), default=-1)
+
     # --- files --------------------------------------------------------------------------------------------------------
 
     def checkpoints(self) -> list[Manifest]:
@@ -232,6 +240,13 @@ def read_lines(path: Path, offset: int = 0) -> Iterator[dict[str, Any]]:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue
+
+
+def read_last_lines(path: Path, size: int = 1 << 18) -> Iterator[dict[str, Any]]:
+    """The rows in the last ``size`` bytes, without one that begins before them."""
+    start = max(0, path.stat().st_size - size) if path.exists() else 0
+    rows = read_lines(path, start)
+    return rows if start == 0 else (row for row in rows if isinstance(row, dict))
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode, read_lines
+from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
 from workers.worker import Poll
 
@@ -35,6 +35,7 @@ class Ledger:
         self.progress: Progress | None = None
         self.latest: dict[str, float] = {}
         self.health: Mapping[str, Any] = {"verdict": "unknown", "findings": []}
+        self._restore_marks()
 
     def take(self, worker: str, rank: int | None, poll: Poll) -> None:
         """Keeps what is new in an answer; with the next question it is acknowledged."""
@@ -118,11 +119,14 @@ class Ledger:
                 self._once.add((row["type"], row["data"]["step"]))
             if row["type"] == "health.verdict":
                 self.health = _health(row["data"])
-        for row in read_lines(self._folder.metrics_path(self._attempt)):
-            mark = mark_of(row["step"], row["values"])
-            self.told_through = max(self.told_through, -1 if mark is None else mark)
-        steps = self._folder.gradient_matrix().steps
-        self._gradient_step = int(steps[-1]) if len(steps) else -1
+
+    def _restore_marks(self) -> None:
+        """What was measured before, in earlier attempts too: steps that are done again from a checkpoint are not told again."""
+        for path in sorted(self._folder.metrics_path(self._attempt).parent.glob("attempt-*.jsonl"))[-2:]:
+            for row in read_last_lines(path):
+                mark = mark_of(row["step"], row["values"])
+                self.told_through = max(self.told_through, -1 if mark is None else mark)
+        self._gradient_step = self._folder.last_gradient_step()
 
 
 def _health(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -278,3 +278,15 @@ def test_modules_with_tied_weights_are_no_units(monkeypatch: pytest.MonkeyPatch)
     """FSDP would make two parameters of one."""
     monkeypatch.setattr(sharding, "SMALLEST_UNIT", 1)
     assert names(Net()) == ["blocks.0.0", "blocks.0.1", "blocks.0.2", "body.0", "body.2"]
+
+
+def test_a_unit_with_units_inside_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled must not gather parameters on its way."""
+    monkeypatch.setattr(sharding, "SMALLEST_UNIT", 100)
+    block = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32), nn.LayerNorm(200))  # the norm alone has 400
+    model = nn.Sequential(nn.Sequential(block, nn.Linear(1, 1)))
+    assert names(model) == ["0.0.0", "0.0.1", "0.0.2"]
+    block.register_parameter("own", nn.Parameter(torch.zeros(500)))
+    assert names(model) == ["0.0.0", "0.0.1", "0.0.2", "0.0"]
+    assert sharding.compilable(model) == list(block)
+    assert sharding.compilable(nn.Linear(2, 2))  # without units, all of it

@@ -138,7 +138,9 @@ def test_a_later_attempt_tells_again_what_it_does_again(folder: JobFolder) -> No
     np.testing.assert_array_equal(folder.gradient_matrix().norms[:, 1], [0, 0, 0, 0.25, 0.25, 0, 0])
 
 
-@pytest.mark.xfail(strict=True, reason="gradients of an earlier attempt's steps are taken for told", raises=AssertionError)
+@pytest.mark.xfail(
+    strict=True, reason="gradients of an earlier attempt's steps are taken for told", raises=AssertionError
+)
 def test_also_when_its_controller_is_restarted(folder: JobFolder) -> None:
     first, second = Outbox(), Outbox()
     tell(first, range(1, 8))

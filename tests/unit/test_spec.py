@@ -75,9 +75,11 @@ def test_what_is_not_there_yet_is_refused_and_says_so(change: dict[str, Any]) ->
     assert any("not available yet" in text for text in problems(DIGITS | change).values())
 
 
-def test_what_is_there_by_now_is_accepted() -> None:
-    spec = parse_spec(DIGITS | {"training": {"compile": True}, "workers": {"strategy": "fsdp"}})
-    assert (spec.training.compile, spec.workers.strategy) == (True, "fsdp")
+def test_strategy_and_compile() -> None:
+    spec = parse_spec(DIGITS)
+    assert (spec.workers.strategy, spec.training.compile) == ("ddp", False)
+    spec = parse_spec(DIGITS | {"training": {"compile": True}, "workers": {"min": 1, "max": 4, "strategy": "fsdp"}})
+    assert (spec.workers.strategy, spec.training.compile) == ("fsdp", True)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,9 @@ def test_what_is_there_by_now_is_accepted() -> None:
         ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate"),
         ({"training": {"epochs": 10**40}}, "training.epochs"),
         ({"training": {"batch_size": 0}}, "training.batch_size"),
+        ({"training": {"compile": "yes"}}, "training.compile"),
         ({"workers": {"count": 0}}, "workers.count"),
+        ({"workers": {"strategy": "zero"}}, "workers.strategy"),
         ({"metadata": {"k" * 65: "v"}}, None),
         ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
         ({"name": "a\nb"}, "name"),
