@@ -131,6 +131,10 @@ class FakeCluster:
         controller.recoveries.append(Recovery(time.time(), (lost.rank,), "killed", controller.step, "memory", 1.0))
         controller.event("worker.lost", f"worker {lost.rank} was lost", {"rank": lost.rank}, level="warning")
 
+    def drain(self, node_id: str) -> None:
+        """The machine goes away soon."""
+        self.nodes = [replace(node, draining=node.draining or node.id == node_id) for node in self.nodes]
+
     def replace(self) -> None:
         """Another cluster takes its place: nothing of what ran is there."""
         self.cluster_id = f"fake-{int(self.cluster_id.removeprefix('fake-')) + 1}"

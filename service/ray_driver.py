@@ -10,11 +10,12 @@ import logging
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.cluster import Capacity, ClusterUnavailableError, Launch
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 BACKOFF_FIRST = 0.5  # seconds; doubles up to
 BACKOFF_LONGEST = 10.0
 CLOSE_SECONDS = 5.0
+PROBE_SECONDS = 1.0  # without an answer, until it is asked whether the head is there at all
+
+
+NOBODY = "nobody listens there"
 
 
 class ClusterCallError(RuntimeError):
@@ -91,7 +96,7 @@ class RayDriver:
         self._next_id += 1
         try:
             child.send({"id": self._next_id, "call": call, "arguments": arguments})
-            answer = child.receive(self._call_seconds)
+            answer = child.receive(self._call_seconds, self._head_is_gone)
         except _ChildError as error:
             raise self._failed(f"{call}: {error}") from error
         assert answer["id"] == self._next_id, "answers come in the order of the questions"
@@ -106,6 +111,8 @@ class RayDriver:
         if self._child is None:
             if time.monotonic() < self._not_before:
                 raise ClusterUnavailableError(self._problem)
+            if self._head_is_gone():
+                raise ClusterUnavailableError(f"no connection to the Ray cluster at {self._address}: {NOBODY}")
             self._child = _Child(self._address, self._standby_workers)
         if self._child.ready:
             return self._child
@@ -122,6 +129,19 @@ class RayDriver:
         log.info("connected to the Ray cluster at %s", self._address)
         self._child.ready = True
         return self._child
+
+    def _head_is_gone(self) -> bool:
+        """Whether the machine is there and nobody listens at the address: to wait would be in vain."""
+        host, _, port = self._address.rpartition(":")
+        if not host:  # auto
+            return False
+        try:
+            socket.create_connection((host, int(port)), PROBE_SECONDS).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def _failed(self, problem: str) -> ClusterUnavailableError:
         """Gives the child up: a driver that has lost its cluster does not find the next one."""
@@ -171,14 +191,20 @@ class _Child:
         except OSError as error:
             raise _ChildError("the driver process ended") from error
 
-    def receive(self, seconds: float) -> dict[str, Any]:
-        try:
-            answer = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            raise _NoAnswerError(f"no answer within {seconds:.0f} s") from None
-        if answer is None:
-            raise _ChildError("the driver process ended")
-        return answer
+    def receive(self, seconds: float, in_vain: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """``in_vain`` is asked now and then whether there can be an answer at all: Ray itself goes on waiting for a head that died."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            try:
+                answer = self._answers.get(timeout=min(left, PROBE_SECONDS))
+            except queue.Empty:
+                if in_vain():
+                    raise _ChildError(NOBODY) from None
+                continue
+            if answer is None:
+                raise _ChildError("the driver process ended")
+            return answer
+        raise _NoAnswerError(f"no answer within {seconds:.0f} s")
 
     def close(self) -> None:
         assert self._process.stdin is not None

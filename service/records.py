@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service.cluster import Capacity, Resources
@@ -24,6 +24,7 @@ from service.values import Desired, Reason, Status
 from workers.reports import REASONS, Observation, Outcome, ReasonCode, Recovery, WorkerStatus
 from workers.spec import JobSpec
 
+CORDON_KEPT = timedelta(days=1)  # of a node that is not there
 HISTORY = 1000  # workers, and recoveries, that are kept of an attempt
 TRACKING_COMPLETE = "tracking.complete"  # the controller's event when MLflow has everything
 
@@ -145,6 +146,9 @@ class Records:
         with self._write() as session:
             nodes = [node_document(node) for node in capacity.nodes]
             session.merge(ClusterRow(id=1, reachable=problem is None, message=problem, nodes=nodes, updated_at=now))
+            if nodes:  # a node that is gone for good never comes back under its id
+                gone = CordonRow.node_id.not_in([node["id"] for node in nodes])
+                session.execute(delete(CordonRow).where(gone, CordonRow.created_at < now - CORDON_KEPT))
 
     @contextmanager
     def _write(self) -> Iterator[Session]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,7 +88,11 @@ def gone(cluster: Cluster, name: str) -> bool:
 
 def test_an_attempt_runs_to_its_end_and_is_removed(build: Build, tmp_path: Path) -> None:
     cluster = build(False)
-    assert cluster.capacity().nodes[0].total.cpus >= 2
+    capacity = cluster.capacity()
+    assert capacity.cluster_id
+    assert capacity == cluster.capacity()
+    assert capacity.nodes[0].total.cpus >= 2
+    assert not capacity.nodes[0].draining
     job = launch(tmp_path, "job-contract-runs")
     cluster.launch(job)
     cluster.launch(job)  # harmless
@@ -109,7 +114,12 @@ def test_an_attempt_runs_to_its_end_and_is_removed(build: Build, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("mode", "code"), [(StopMode.CANCEL, ReasonCode.CANCELLED), (StopMode.KILL, ReasonCode.KILLED)]
+    ("mode", "code"),
+    [
+        (StopMode.PAUSE, ReasonCode.PAUSED),
+        (StopMode.CANCEL, ReasonCode.CANCELLED),
+        (StopMode.KILL, ReasonCode.KILLED),
+    ],
 )
 def test_an_attempt_is_stopped(build: Build, tmp_path: Path, mode: StopMode, code: ReasonCode) -> None:
     cluster = build(True)
@@ -123,11 +133,38 @@ def test_an_attempt_is_stopped(build: Build, tmp_path: Path, mode: StopMode, cod
     assert seen.outcome.code is code
 
 
+def states(seen: Observation) -> list[str]:
+    return [worker.state for worker in seen.workers]
+
+
+def test_a_group_changes_its_number_of_workers_and_remembers_those_that_left(build: Build, tmp_path: Path) -> None:
+    cluster = build(True)
+    job = launch(tmp_path, "job-contract-reshapes", endless=True)
+    cluster.launch(job)
+    first = wait_for(cluster, job.name, lambda seen: states(seen) == ["running"])
+    cluster.reshape(job.name, GroupShape(2))
+    cluster.reshape(job.name, GroupShape(2))  # harmless
+    grown = wait_for(cluster, job.name, lambda seen: states(seen) == ["running", "running"])
+    assert first.workers[0].pid in [worker.pid for worker in grown.workers], "who was there goes on"
+    assert [worker.rank for worker in grown.workers] == [0, 1]
+    cluster.reshape(job.name, GroupShape(1))
+    small = wait_for(cluster, job.name, lambda seen: states(seen) == ["left", "running"])
+    gone, there = small.workers
+    assert (gone.ended_at is not None, bool(gone.why)) == (True, True)
+    assert (there.ended_at, there.why) == (None, None)
+    assert there.node_id == cluster.capacity().nodes[0].id
+    assert {gone.pid, there.pid} == {worker.pid for worker in grown.workers}
+    step = small.progress.step if small.progress else 0
+    wait_for(cluster, job.name, lambda seen: seen.progress is not None and seen.progress.step > step)
+    cluster.remove(job.name)
+
+
 def test_what_was_never_launched_is_unknown_and_can_be_stopped_and_removed(build: Build) -> None:
     cluster = build(False)
     name = "job-contract-unknown.1"
     assert cluster.observe({name: 0}) == {name: None}
     cluster.stop(name, StopMode.KILL)
+    cluster.reshape(name, GroupShape(2))
     cluster.remove(name)
     assert name not in cluster.names()
 
@@ -156,6 +193,15 @@ def test_an_attempt_outlives_the_connection(build: Build, tmp_path: Path) -> Non
     assert [worker.pid for worker in after.workers] == [worker.pid for worker in before.workers]
 
 
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """Something that listens and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
 # --- the driver process -----------------------------------------------------------------------------------------------
 
 
@@ -164,8 +210,16 @@ def driver_process() -> psutil.Process:
     return child
 
 
-def test_a_cluster_that_is_not_there_is_unavailable_and_says_so_at_once() -> None:
-    driver = RayDriver("127.0.0.1:1", patience=0.2, connect_seconds=2)
+def test_where_nobody_listens_no_driver_is_started() -> None:
+    driver = RayDriver("127.0.0.1:1", patience=60)
+    with pytest.raises(ClusterUnavailableError, match="nobody listens there"):
+        driver.capacity()
+    assert not [child for child in psutil.Process().children() if "service.ray_cluster" in child.cmdline()]
+    driver.close()
+
+
+def test_a_cluster_that_does_not_answer_is_unavailable_and_says_so_at_once(mute: str) -> None:
+    driver = RayDriver(mute, patience=0.2, connect_seconds=2)
     problems: list[str] = []
     deadline = time.monotonic() + 20
     while len(set(problems)) < 2:
@@ -175,8 +229,8 @@ def test_a_cluster_that_is_not_there_is_unavailable_and_says_so_at_once() -> Non
         assert time.monotonic() - started < 2, "the scheduler has other things to do meanwhile"
         problems.append(str(caught.value))
         assert time.monotonic() < deadline
-    assert problems[0] == "connecting to the Ray cluster at 127.0.0.1:1"
-    assert problems[-1].startswith("no connection to the Ray cluster at 127.0.0.1:1: ")
+    assert problems[0] == f"connecting to the Ray cluster at {mute}"
+    assert problems[-1].startswith(f"no connection to the Ray cluster at {mute}: ")
     driver.close()
 
 

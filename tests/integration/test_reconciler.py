@@ -5,77 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import event
 
 from service import jobs
 from service.cluster import ClusterUnavailableError, Launch, Resources
 from service.database import Store
 from service.errors import Unavailable
 from service.fake_cluster import FakeCluster
-from service.leases import Lease, LeaseLostError
-from service.reconciler import Pass, Reconciler
+from service.leases import LeaseLostError
 from service.records import Records
-from service.settings import Settings
-from service.tables import LeaseRow
-from service.values import Caller, Job, Role, Status
+from service.values import Status
 from tests.integration.databases import database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
+from tests.integration.worlds import CALLER, World
 from workers.reports import Outcome, ReasonCode, StopMode
 
 # ruff: noqa: F811 (fixtures are imported and then named as parameters)
 pytestmark = pytest.mark.integration
-
-CALLER = Caller("key-test", "default", Role.MEMBER)
-DIGITS = {"kind": "image_classification", "data": {"source": "digits"}}
-
-
-class World:
-    """A store, a cluster and a scheduler that can be killed and started again at any time."""
-
-    def __init__(self, store: Store, home: Path, cluster: FakeCluster) -> None:
-        self.store, self.cluster = store, cluster
-        self.settings = Settings(home=home)
-        self.start = datetime.now(UTC)
-        self.elapsed = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Another scheduler takes over, knowing nothing but the database."""
-        with self.store.write() as session:
-            session.execute(update(LeaseRow).values(expires_at=datetime(2000, 1, 1, tzinfo=UTC)))
-        self.lease = Lease(self.store, 1000)
-        assert self.lease.acquire()
-        self.reconciler = Reconciler(Records(self.store, self.lease), self.cluster, self.settings)
-
-    def run_pass(self, after: float = 0.2) -> Pass:
-        self.elapsed += after
-        return self.reconciler.run_pass(self.start + timedelta(seconds=self.elapsed), self.elapsed)
-
-    def run_until(self, job: str, status: Status, *, passes: int = 40, after: float = 0.2) -> Job:
-        for _ in range(passes):
-            if self.job(job).status is status:
-                return self.job(job)
-            self.run_pass(after)
-        raise AssertionError(f"{self.job(job)} did not become {status}")
-
-    def create(self, count: int = 1, **changes: Any) -> str:
-        document = {"name": "digits", "task": DIGITS, "workers": {"count": count}, **changes}
-        return jobs.create_job(self.store, CALLER, document).id
-
-    def job(self, job_id: str) -> Job:
-        return jobs.get_job(self.store, CALLER, job_id)
-
-    def types(self, job_id: str) -> list[str]:
-        return [event.type for event in jobs.list_events(self.store, CALLER, job_id, limit=1000)]
-
-    def statuses(self, job_id: str) -> list[str]:
-        events = jobs.list_events(self.store, CALLER, job_id, limit=1000)
-        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-        return [event.data["to"] for event in events if event.type == "job.status"]
 
 
 @pytest.fixture
