@@ -30,8 +30,9 @@ def get_cluster(caller: Viewer, services: Provided) -> Response:
     responses={**success(schemas.Cluster, examples.CORDONED_CLUSTER), **protected(400, 404, 413, 415, 422)},
 )
 def cordon_node(caller: Admin, services: Provided, node_id: NodeId, document: DocumentOrNothing) -> Response:
-    """Needs an admin key. Nothing new is placed on the node, and the workers there move to others without losing a step; where
-    there is no room, jobs wait or go on with fewer. Once more only changes the reason."""
+    """Needs an admin key. Nothing new is placed on the node, and the workers there move to others without losing a step. Where there
+    is no room for them, a job with a range of workers goes on with fewer, and one with a fixed number stays until there is. Once
+    more only changes the reason."""
     reason = parse(Cordon, document).reason
     return json_response(
         schemas.Cluster.of(nodes.cordon_node(services.store, caller, node_id, cordoned=True, reason=reason))

@@ -19,6 +19,7 @@ from tests.distributed import processes as group
 from tests.distributed.processes import Processes
 from tests.distributed.toys import Result, Toy, job, train_toy
 from workers import batches, parallel, sharding
+from workers.process_group import ProcessGroup
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
 
