@@ -147,6 +147,8 @@ class Prefetcher:
         self._thread.start()
 
     def _fill(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # pinning memory would else open a context on the first device
         for step in self._steps:
             try:
                 item: StepData | BaseException = self._read(step)

@@ -156,6 +156,7 @@ class JobController:
             forming_seconds=0.0 if self._forming_since is None else time.monotonic() - self._forming_since,
             still_seconds=self._pace.still_seconds,
             step_seconds=self._pace.step_seconds,
+            compiles=self._spec.training.compile,
         )
 
     # --- what is to be done ---------------------------------------------------------------------------------------------

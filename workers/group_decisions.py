@@ -53,6 +53,7 @@ class View:
     forming_seconds: float = 0.0
     still_seconds: float = 0.0  # for which no step was done
     step_seconds: float | None = None  # of a usual step; None: not known yet
+    compiles: bool = False  # a compiler may begin its work at any step
 
     @property
     def group(self) -> list[Seat]:
@@ -176,7 +177,7 @@ def should_regroup(view: View) -> bool:
 def hung(view: View) -> Mapping[int, str]:
     """Members that hold all others up: number -> what is known of it."""
     members = [seat for seat in view.group if seat.state == "running" or (not view.forming and seat.state == "waiting")]
-    limit = FROZEN_FIRST_SECONDS if view.step_seconds is None else FROZEN_SECONDS
+    limit = FROZEN_FIRST_SECONDS if view.step_seconds is None or view.compiles else FROZEN_SECONDS
     frozen = {
         seat.number: f"no answer for {seat.silent_seconds:.0f} s"
         for seat in members
@@ -199,7 +200,7 @@ def hung(view: View) -> Mapping[int, str]:
 def _limit(activity: Activity, view: View) -> float:
     if activity.work in (Work.JOIN, Work.DATA, Work.EVALUATE):
         return SLOW_SECONDS
-    if activity.work not in (Work.FORWARD, Work.EXCHANGE, Work.UPDATE) or view.step_seconds is None:
+    if activity.work not in (Work.FORWARD, Work.EXCHANGE, Work.UPDATE) or view.step_seconds is None or view.compiles:
         return START_SECONDS
     return max(STUCK_SECONDS, STUCK_STEPS * view.step_seconds)
 

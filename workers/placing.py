@@ -62,6 +62,7 @@ class Slots:
         self._attempt, self._spec = attempt, spec
         self._taken: set[Slot] = set()
         self._extras = 0  # numbers given to groups of one
+        self._base_is_gone = False  # everybody has moved out of it
 
     def take(self, avoid: frozenset[str]) -> Slot:
         """Room for another worker, not on the nodes ``avoid``. It may still have to be waited for."""
@@ -78,13 +79,15 @@ class Slots:
     def adopt(self, slot: Slot) -> None:
         """Of a worker that was placed before the controller was restarted."""
         self._taken.add(slot)
-        number = slot.group.rpartition("/")[2]
-        if slot.group != group_name(self._attempt.name):
-            self._extras = max(self._extras, int(number))
+        base = group_name(self._attempt.name)
+        if slot.group != base:
+            self._extras = max(self._extras, int(slot.group.rpartition("/")[2]))
+        self._base_is_gone = all(taken.group != base for taken in self._taken)
 
     def give_back(self, slot: Slot) -> None:
         self._taken.discard(slot)
-        if slot.group != group_name(self._attempt.name):
+        if all(taken.group != slot.group for taken in self._taken):
+            self._base_is_gone = self._base_is_gone or slot.group == group_name(self._attempt.name)
             group = find_placement_group(slot.group)
             if group is not None:
                 remove_placement_group(group)
@@ -102,6 +105,8 @@ class Slots:
 
     def _base(self) -> list[Slot]:
         name = group_name(self._attempt.name)
+        if self._base_is_gone:
+            return []
         if find_placement_group(name) is None:
             # All that the attempt begins with, for a job of fixed size; what an elastic one may lose again, it reserves one by one.
             count = min(self._spec.workers.fewest, self._attempt.shape.workers)

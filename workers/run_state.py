@@ -20,12 +20,15 @@ from workers.checkpoint_saver import Saver
 from workers.gradients import GradientDigest, GradientMonitor
 from workers.handover import BufferKeeper, hand_over
 from workers.membership import Link, Membership, Position, Stage, Work
-from workers.process_group import ProcessGroup
+from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
 from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
 from workers.tasks.base import Task
+
+
+COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class RunState:
         self.rank, self.world_size = membership.rank, membership.world_size
         self.link.joining(self.cut)
         self.link.at(Work.JOIN, self.step)
-        self.group.join(self.rank, self.world_size, membership.store)
+        patience = COMPILING_SECONDS if self.spec.training.compile else TIMEOUT_SECONDS
+        self.group.join(self.rank, self.world_size, membership.store, patience)
         if not self.untouched and (self.sharded or membership.position is None):
             self.build()
         device = self.context.device

@@ -28,9 +28,9 @@ DIGITS: dict[str, Any] = {
 def long(**changes: Any) -> dict[str, Any]:
     """A job of some seconds, with checkpoints."""
     spec = DIGITS | {
-        "training": {"epochs": 150, "batch_size": 96},
+        "training": {"epochs": 80, "batch_size": 96},
         "checkpoint": {"every_steps": 20},
-        "evaluation": {"every_steps": 1000},
+        "evaluation": {"every_steps": 500},
     }
     return spec | changes
 

@@ -57,8 +57,8 @@ def test_standing_still(clock: Clock) -> None:
 
 def test_what_it_takes_to_form_a_group_is_no_step(clock: Clock) -> None:
     found = pace.Pace()
-    for _ in range(2):
-        look(found, clock, 0.1, 1 + _)
+    look(found, clock, 0.1, 1)
+    look(found, clock, 0.1, 2)
     clock.now += 50
     found.restart()
     assert found.still_seconds == 0

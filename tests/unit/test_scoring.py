@@ -36,8 +36,8 @@ def ends_after(scored: Score, values: list[float]) -> int | None:
         ({}, [3, 2, 1, 1, 1], 5),  # no better is not better
         ({}, [3, 4, 2, 3, 1, 2, 2], 7),
         ({"patience": 1}, [3, 2, 2.5], 3),
-        ({"min_delta": 0.5}, [3, 2.8, 2.6], 3),  # small gains do not add up: each is compared with the best
-        ({"min_delta": 0.5}, [3, 2.8, 2.4, 2.0, 1.6], 5),
+        ({"min_delta": 0.5}, [3, 2.8, 2.6], 3),
+        ({"min_delta": 0.5}, [3, 2.8, 2.4, 2.0, 2.0], 5),  # compared with the best, not with the one before
         ({"mode": "max"}, [1, 2, 3, 2, 1], 5),
         ({"mode": "max"}, [1, 2, 3, 4, 5], None),
         ({}, [math.nan, math.nan], 2),
