@@ -18,7 +18,9 @@ class Pace:
 
     def saw(self, step: int) -> None:
         now = time.monotonic()
-        if step > self._step:
+        if step < self._step:  # steps that are done again, from an older checkpoint
+            self._since = None
+        if step != self._step:
             if self._since is not None:
                 self._found.append((now - self._since) / (step - self._step))
             self._step, self._moved_at, self._since = step, now, now

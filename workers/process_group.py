@@ -73,7 +73,10 @@ class ProcessGroup:
         """
         _let_go()
         with self._lock:
-            self._before, self._own, self._cut = _sockets(), None, False
+            if self._cut:
+                self._cut = False
+                raise GroupCutError("the group was cut off before it was joined")
+            self._before, self._own = _sockets(), None
         if world_size == 1:
             return
         timeout = timedelta(seconds=timeout_seconds)
@@ -96,9 +99,9 @@ class ProcessGroup:
     def cut(self) -> None:
         """Makes every collective that waits, here and soon on the peers too, fail. Harmless when there is no group."""
         with self._lock:
+            self._cut = True
             if self._before is None:
                 return
-            self._cut = True
             now = _sockets()
             before = self._before
             own = self._own if self._own is not None else {f: i for f, i in now.items() if before.get(f) != i}
@@ -114,6 +117,7 @@ class ProcessGroup:
         self.cut()
         with self._lock:
             self._before = self._own = None
+            self._cut = False
         _let_go()
         if dist.is_initialized():
             _left.append((time.monotonic(), (dist.distributed_c10d._get_default_group(), self.control)))

@@ -27,7 +27,6 @@ from workers.scoring import Score
 from workers.spec import JobSpec
 from workers.tasks.base import Task
 
-
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
 
 

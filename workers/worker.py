@@ -268,6 +268,7 @@ class WorkerLink:
         self._joined_step = 0
         self._stepped_at: float | None = None
         self._cut: Callable[[], None] | None = None
+        self._cut_generation = 0  # the newest that is to be let go
         self._outcome: Outcome | None = None
         self._failure: Failure | None = None
 
@@ -295,6 +296,8 @@ class WorkerLink:
 
     def joining(self, cut: Callable[[], None]) -> None:
         self._cut = cut
+        if self._cut_generation == self._generation:  # it was to be let go before it was joined
+            cut()
 
     def at(self, work: int, step: int) -> None:
         self._activity = (int(work), step, time.monotonic())
@@ -349,6 +352,7 @@ class WorkerLink:
             self.regroup = self.regroup or (generation == self._generation and self.state == "running")
 
     def cut(self, generation: int) -> None:
+        self._cut_generation = max(self._cut_generation, generation)
         cut = self._cut
         if generation == self._generation and cut is not None:
             cut()

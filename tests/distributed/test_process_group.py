@@ -175,7 +175,10 @@ class Ranks:
 
     def take(self, count: int) -> list[Rank]:
         self._free = [rank for rank in self._free if rank.lives()]
-        self._free += [Rank() for _ in range(count - len(self._free))]
+        started = [Rank() for _ in range(count - len(self._free))]
+        for rank in started:
+            rank.ask("leave")  # answered when it has begun
+        self._free += started
         return self._free[:count]
 
     def meeting(self) -> tuple[str, int]:

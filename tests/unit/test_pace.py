@@ -68,7 +68,6 @@ def test_what_it_takes_to_form_a_group_is_no_step(clock: Clock) -> None:
     assert found.step_seconds == pytest.approx(0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="steps that are done again are not seen", raises=AssertionError)
 def test_a_group_that_does_steps_again_moves(clock: Clock) -> None:
     """Its state came from a checkpoint that is older than what was seen last."""
     found = pace.Pace()

@@ -181,7 +181,6 @@ def test_a_group_is_cut_by_its_generation() -> None:
     assert cuts == [2], "the group of 2 is left already"
 
 
-@pytest.mark.xfail(strict=True, reason="a group that is cut off just before it is joined is joined", raises=AssertionError)
 def test_a_group_may_be_cut_before_it_is_joined() -> None:
     """Else the worker would wait for a peer that is dead until the group's timeout."""
     found, cuts = link(), []
