@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import tempfile
 from pathlib import Path
@@ -41,3 +42,5 @@ def rehearse() -> None:
         group.leave()
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.newest(Path(folder))
+    gc.collect()
+    gc.freeze()  # all of this stays; collections while a job begins need not look at it

@@ -33,7 +33,7 @@ def every_layer_a_unit(
     rank: int, world_size: int, toy: Toy, spec: JobSpec, folder: Path, *rest: Any, meeting: MeetingPoint
 ) -> Result:
     sharding.SMALLEST_UNIT = 1
-    return train_toy(rank, world_size, toy, spec, folder, *rest, meeting=meeting)
+    return train_toy(rank, world_size, toy, spec, folder, *rest, meeting=meeting)  # type: ignore[misc]  # rest is short of it
 
 
 every_layer_a_unit.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes

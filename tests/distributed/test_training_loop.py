@@ -150,7 +150,7 @@ def test_bf16_trains_with_weights_in_fp32(tmp_path: Path) -> None:
     assert losses != exact  # autocast was on
     newest, _ = checkpoints.newest(tmp_path / "a" / "checkpoints")
     assert newest is not None
-    weights = FileSystemReader(newest.path).read_metadata().state_dict_metadata
+    weights = FileSystemReader(str(newest.path)).read_metadata().state_dict_metadata
     assert {
         meta.properties.dtype
         for name, meta in weights.items()

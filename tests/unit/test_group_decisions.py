@@ -32,7 +32,8 @@ def waiting(number: int, rank: int | None, position: Position | None = None, **f
 
 
 def view(*seats: Seat, wanted: int = 2, **facts: Any) -> View:
-    return View(**({"generation": 3, "forming": False, "wanted": wanted, "fewest": wanted, "seats": seats} | facts))
+    usual: dict[str, Any] = {"generation": 3, "forming": False, "wanted": wanted, "fewest": wanted, "seats": seats}
+    return View(**(usual | facts))
 
 
 def forming(*seats: Seat, wanted: int = 2, **facts: Any) -> View:
