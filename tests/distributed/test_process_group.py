@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.helpers import free_port
 from workers import process_group
 from workers.process_group import ProcessGroup, broken_by_peer
 
@@ -319,11 +320,14 @@ def test_a_cut_frees_who_joins_and_waits_for_a_peer(ranks: Ranks) -> None:
     form([other, alone], ranks.meeting())
 
 
-def test_a_cut_frees_who_waits_for_a_store_that_does_not_answer(ranks: Ranks) -> None:
-    """The worker that hosts it is frozen: the system takes up connections, and nobody reads."""
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "dead"])
+def test_a_cut_frees_who_waits_for_a_store_that_does_not_answer(ranks: Ranks, frozen: bool) -> None:
+    """The worker that hosts it is frozen (the system takes up connections, and nobody reads), or gone (connecting is tried again and again)."""
     alone, other = ranks.take(2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        alone.tell("join", 0, 2, listener.getsockname())
+        if not frozen:
+            listener.close()
+        alone.tell("join", 0, 2, listener.getsockname() if frozen else ("127.0.0.1", free_port()))
         assert not alone.answers(1.0), "it was to wait"
         alone.cut()
         joined = alone.answer(FREE_SECONDS)
@@ -333,12 +337,23 @@ def test_a_cut_frees_who_waits_for_a_store_that_does_not_answer(ranks: Ranks) ->
     form([other, alone], ranks.meeting())
 
 
-def test_a_cut_without_a_group_is_harmless(ranks: Ranks) -> None:
-    members = ranks.take(2)
+def test_a_cut_that_comes_before_the_group_is_joined_counts(ranks: Ranks) -> None:
+    """Else the worker would wait for a peer that is known to be lost."""
+    alone, other = ranks.take(2)
+    alone.cut()
+    alone.tell("join", 0, 2, ranks.meeting())
+    joined = alone.answer(FREE_SECONDS)
+    assert joined.raised
+    assert joined.by_peer, joined.value
+    alone.ask("leave")
+    form([other, alone], ranks.meeting())
+
+
+def test_a_cut_after_a_group_was_left_is_forgotten_with_it(ranks: Ranks) -> None:
+    members = ranks.group(2)
     for rank in members:
         rank.cut()
         rank.ask("leave")
-        rank.cut()
     form(members, ranks.meeting())
 
 

@@ -35,6 +35,13 @@ def long(**changes: Any) -> dict[str, Any]:
     return spec | changes
 
 
+def slow(**changes: Any) -> dict[str, Any]:
+    """Steps of some 20 ms, so that it is still there when new processes have been started."""
+    model = {"architecture": "mlp", "hidden": [768, 768]}
+    spec = long(task=DIGITS["task"] | {"model": model}, training={"steps": 900, "batch_size": 192}, checkpoint={})
+    return spec | changes
+
+
 class Group:
     """``number``: of the attempt; a later one of the same ``job_id`` goes on where the earlier one ended."""
 
@@ -45,6 +52,7 @@ class Group:
         train: str = "workers.train:train",
         *,
         workers: int | None = None,
+        avoid: frozenset[str] = frozenset(),
         mlflow_url: str | None = None,
         job_id: str | None = None,
         number: int = 1,
@@ -58,7 +66,7 @@ class Group:
             self.job_id,
             number,
             parsed.model_dump_json(),
-            GroupShape(workers or parsed.workers.fewest),
+            GroupShape(workers or parsed.workers.fewest, avoid),
             str(self.folder.path),
             mlflow_url,
             "chainrule",
@@ -80,7 +88,12 @@ class Group:
             seen = self.observe()
             return seen if seen is not None and true(seen) else None
 
-        return wait_for(what, look, seconds)
+        try:
+            return wait_for(what, look, seconds)
+        except AssertionError as error:
+            seen = self.observe()
+            told = [f"{event.type}: {event.message[:200]}" for event in seen.events[-12:]] if seen else []
+            raise AssertionError("\n".join([str(error), *told])) from error
 
     def until_step(self, step: int) -> Observation:
         return self.until(f"step {step}", lambda seen: seen.progress is not None and seen.progress.step >= step)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers import wait_for
-from tests.integration.groups import at_work, long
+from tests.integration.groups import at_work, long, slow
 from workers import launcher
 from workers.reports import ReasonCode, StopMode
 
@@ -51,12 +51,8 @@ def test_a_frozen_worker_is_found_and_replaced(groups: Any) -> None:
 @pytest.mark.parametrize(("first", "others"), [(2, (1, 2)), (1, (4, 2))])
 def test_another_number_of_workers(groups: Any, first: int, others: tuple[int, ...]) -> None:
     """Would catch samples that are skipped or seen twice at a change, a step that is lost, and momentum that newcomers lack."""
-    spec = long(
-        checkpoint={},
+    spec = slow(
         workers={"min": 1, "max": 4, "cpus": 0.5, "threads": 1},
-        # Steps of some 20 ms: a change takes seconds where new processes must be started.
-        task=long()["task"] | {"model": {"architecture": "mlp", "hidden": [768, 768]}},
-        training={"steps": 900, "batch_size": 192},
         optimizer={"name": "sgd", "learning_rate": 3e-3, "momentum": 0.9},  # does not blow roundings up as Adam does
     )
     fixed = groups(spec, workers=1)

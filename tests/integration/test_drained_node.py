@@ -12,6 +12,9 @@ import pytest
 from service.ray_driver import RayDriver
 from tests.conftest import RAY_FOLDER
 from tests.helpers import end_tree, wait_for
+from tests.integration.groups import at_work, slow
+from workers.jobfolder import read_lines
+from workers.reports import ReasonCode
 
 pytestmark = pytest.mark.integration
 
@@ -64,3 +67,27 @@ def test_a_machine_that_ray_drains_is_said_to_be_draining(
     assert [node.id for node in seen] == [second]
     driver.close()
     del resident
+
+
+def test_workers_move_away_without_a_lost_step(
+    ray_cluster: str, ray_driver: None, second_node: None, groups: Any
+) -> None:
+    """Would catch a worker that stays, a job that starts anew elsewhere, and room on the drained machine that is kept."""
+    import ray
+
+    wait_for("the second node", lambda: sum(node["Alive"] for node in ray.nodes()) == 2, 60)
+    resources = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]}
+    second = min(resources, key=lambda node_id: resources[node_id])
+    first = next(node_id for node_id in resources if node_id != second)
+    group = groups(slow(workers={"count": 1}), avoid=frozenset({first}), workers=1)
+    assert [worker.node_id for worker in at_work(group.until_step(100))] == [second]
+    group.reshape(1, frozenset({second}))
+    group.until("the move", lambda seen: [worker.node_id for worker in at_work(seen)] == [first], 60)
+    end = group.finished()
+    assert end.outcome.code is ReasonCode.COMPLETED, end.outcome
+    assert not end.recoveries
+    assert not group.events("training.resumed"), "the state went from worker to worker"
+    sizes = [len(event.data["workers"]) for event in group.events("workers.formed")]
+    assert sizes == [2, 1], "both were together for as long as the state was handed over"
+    steps = [row["step"] for row in read_lines(group.folder.metrics_path(1)) if "train/loss" in row["values"]]
+    assert steps == list(range(1, steps[-1] + 1))
