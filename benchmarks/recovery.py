@@ -1,7 +1,7 @@
 """Workers killed at random moments: how long until the next step, whether anything is lost, and what share of the time is useful.
 
 Ours: one job of two workers in the running service with its default of two standbys. A worker, chosen at random, is killed by pid with SIGKILL;
-once the service has recorded the recovery and a random 0.5 to 3 s have passed, the next: some kills find new standbys waiting and some do not.
+once the service has recorded the recovery and a random 0.5 to 8 s have passed, the next: some kills find a new standby waiting and some do not.
 Measured from the clock before the kill to the time stamp of the first step that the new group has done. Afterwards the weights must be those of an
 undisturbed run of the same job, bit for bit, and MLflow must have each step exactly once.
 
@@ -40,6 +40,7 @@ T = TypeVar("T")
 STANDBY_SECONDS = 20.0  # until new standbys wait
 CALIBRATION_STEPS = 150
 CHECKPOINT_EVERY = 10  # steps of the peer
+SHORTEST_PAUSE = 0.5  # seconds between a recovery and the next kill
 KILL_EVERY_SECONDS = 60.0
 DISTURBED_SECONDS = 15.0  # after a kill, in which steps do not count as usual ones
 
@@ -100,10 +101,10 @@ class Job:
         whole = seen["recoveries"] == recoveries and stepped and len(workers) == 2
         return sorted(workers, key=lambda worker: worker["rank"]) if whole else None
 
-    def kill_one(self, recoveries: int, chance: random.Random) -> dict[str, Any]:
-        """Kills one of the two workers once the group works."""
+    def kill_one(self, recoveries: int, chance: random.Random, longest_pause: float) -> dict[str, Any]:
+        """Kills one of the two workers some time after the group works."""
         workers = wait_until(f"recovery {recoveries}", lambda: self.at_work(recoveries))
-        time.sleep(chance.uniform(0.5, 3.0))
+        time.sleep(chance.uniform(SHORTEST_PAUSE, longest_pause))
         victim = chance.choice(workers)
         return {"rank": victim["rank"], "pid": victim["pid"], "killed_at": kill(victim["pid"])}
 
@@ -172,13 +173,16 @@ def usual_step(running: Stack) -> float:
     return statistics.median(np.diff(short.stepped_at()[CALIBRATION_STEPS // 3 :]).tolist())
 
 
-def ours(running: Stack, kills: int, step_seconds: float, chance: random.Random) -> dict[str, Any]:
-    steps = int((kills * 2.8 + 10) / step_seconds)  # of training between the kills, and some more
+def ours(
+    running: Stack, kills: int, step_seconds: float, chance: random.Random, longest_pause: float
+) -> dict[str, Any]:
+    between = (SHORTEST_PAUSE + longest_pause) / 2 + 1.0  # seconds of training between two kills, and some more
+    steps = int((kills * between + 10) / step_seconds)
     undisturbed = Job(running, job(steps))
     undisturbed.finish()
     time.sleep(STANDBY_SECONDS)
     disturbed = Job(running, job(steps))
-    struck = [disturbed.kill_one(index, chance) for index in range(kills)]
+    struck = [disturbed.kill_one(index, chance, longest_pause) for index in range(kills)]
     disturbed.finish()
     told = disturbed.steps_in_mlflow()
     return {
@@ -203,7 +207,7 @@ def useful(running: Stack, minutes: float, step_seconds: float) -> dict[str, Any
             while time.monotonic() < due:
                 run.at_work(number)  # raises at the end
                 time.sleep(min(1.0, max(0.0, due - time.monotonic())))
-            kills.append(run.kill_one(number, chance))
+            kills.append(run.kill_one(number, chance, SHORTEST_PAUSE))
     run.finish()
     return share(run.stepped_at(), [each["killed_at"] for each in kills]) | {"kills": timed(run, kills)}
 
@@ -236,7 +240,7 @@ def theirs(running: Stack, name: str, kills: int, chance: random.Random) -> list
         seconds = []
         for _ in range(kills):
             workers = wait_until("the peer's workers", lambda: peer_at_work(folder), 180)
-            time.sleep(chance.uniform(0.5, 3.0))
+            time.sleep(chance.uniform(SHORTEST_PAUSE, 3.0))
             before = {row["pid"] for row in read_lines(folder / "pids.jsonl")}
             at = kill(workers[chance.choice([0, 1])])
             seconds.append(wait_until("the peer's next step", lambda: first_step(folder, before)) - at)  # noqa: B023  # called in this round
@@ -281,7 +285,8 @@ def first_step(folder: Path, before: set[int]) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--peer-kills", type=int, default=6)
+    parser.add_argument("--peer-kills", type=int, default=4)
+    parser.add_argument("--longest-pause", type=float, default=8.0, help="seconds between a recovery and the next kill")
     parser.add_argument("--minutes", type=float, default=5.0, help="of the part with a kill a minute; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -291,7 +296,7 @@ def main() -> None:
         half = arguments.peer_kills // 2
         before = theirs(running, "peer-before", half, chance) if half else []
         time.sleep(STANDBY_SECONDS)
-        mine = ours(running, arguments.kills, step_seconds, chance)
+        mine = ours(running, arguments.kills, step_seconds, chance, arguments.longest_pause)
         after = theirs(running, "peer-after", arguments.peer_kills - half, chance) if half else []
         minute = useful(running, arguments.minutes, step_seconds) if arguments.minutes else None
     seconds = [row["seconds"] for row in mine["kills"]]
@@ -310,6 +315,9 @@ def main() -> None:
 def tell(mine: dict[str, Any], seconds: list[float], peers: list[float], minute: dict[str, Any] | None) -> None:
     middle = statistics.median(seconds)
     print(f"kill to next step: median {middle:.2f} s, longest {max(seconds):.2f} s of {len(seconds)}")
+    quick = [row["seconds"] for row in mine["kills"] if row["formed"] - row["noticed"] < 1.0]
+    if quick:
+        print(f"  median {statistics.median(quick):.2f} s of the {len(quick)} that found a standby ready")
     for name in ("noticed", "formed"):
         print(f"  {name} after {statistics.median(row[name] for row in mine['kills']):.2f} s")
     print(f"weights bit-equal: {mine['weights_bit_equal']}; steps once each: {mine['each_step_once_in_mlflow']}")
