@@ -40,12 +40,30 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def record(name: str, bars: dict[str, Any]) -> Path:
-    """Writes ``results/<name>.json`` and prints a line for each bar."""
+def medians(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Values of both sides that do not come in pairs, and the ratio of their medians."""
+    median_ours, median_theirs = statistics.median(ours), statistics.median(theirs)
+    return {
+        "ours": list(ours),
+        "theirs": list(theirs),
+        "median_ours": median_ours,
+        "median_theirs": median_theirs,
+        "ratio_of_medians": median_ours / median_theirs,
+    }
+
+
+def write(name: str, document: dict[str, Any]) -> Path:
+    """Writes ``results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    document = {"benchmark": name, "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    path.write_text(json.dumps(document | {"machine": machine(), "bars": bars}, indent=2) + "\n")
+    head = {"benchmark": name, "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    path.write_text(json.dumps(head | {"machine": machine()} | document, indent=2) + "\n")
+    return path
+
+
+def record(name: str, bars: dict[str, Any]) -> Path:
+    """Writes ``results/<name>.json`` and prints a line for each bar."""
+    path = write(name, {"bars": bars})
     for bar, values in bars.items():
         print(
             f"{bar}: ours {values['median_ours']:.4g} s, theirs {values['median_theirs']:.4g} s, "

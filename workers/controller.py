@@ -328,7 +328,9 @@ class JobController:
         """A recovery is over when the group has done its next step, or the run has come to its end."""
         if self._loss is None or self._forming_since is not None:
             return
-        done_at = min((m.stepped_at for m in self._crew.group() if m.stepped_at), default=None)
+        # An answer from just before it joined still tells of the group before.
+        here = [member for member in self._crew.group() if member.joined == self._generation]
+        done_at = min((member.stepped_at for member in here if member.stepped_at), default=None)
         if done_at is None and not any(member.state == "done" for member in self._crew.group()):
             return
         loss, self._loss = self._loss, None

@@ -7,7 +7,9 @@ it knows itself: there is no list of them that could be lost or wrong. Jobs that
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -38,8 +40,11 @@ def refill(count: int) -> int:
 
 
 def take(assignment: Assignment, node_id: str) -> tuple[str, Any] | None:
-    """A standby on that node, from now on the worker of ``assignment``: (name, actor). None when there is none."""
-    for name, standing in _standings().items():
+    """A standby on that node, from now on the worker of ``assignment``: (name, actor). None when there is none.
+
+    Takes the first that answers: one that is being started may not for a second, and a group waits.
+    """
+    for name, standing in _answers():
         if standing is None or standing.attempt is not None or standing.node_id != node_id:
             continue
         with contextlib.suppress(RayActorError, GetTimeoutError, ValueError):
@@ -56,17 +61,21 @@ def taken() -> dict[str, str]:
 
 def _standings() -> dict[str, Standing | None]:
     """What each standby says of itself; None: it did not answer in time."""
-    asked: dict[str, Any] = {}
+    return dict(_answers())
+
+
+def _answers() -> Iterator[tuple[str, Standing | None]]:
+    """As they come, those that do not come in time at the end."""
+    asked: dict[Any, str] = {}
     for name in actors_of(None, ("standby",)):
         with contextlib.suppress(ValueError):  # gone since it was listed
-            asked[name] = ray.get_actor(name, namespace=NAMESPACE).standing.remote()
-    if not asked:
-        return {}
-    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
-    found: dict[str, Standing | None] = {}
-    for name, ref in asked.items():
-        try:
-            found[name] = ray.get(ref) if ref in ready else None
-        except RayActorError:
-            continue  # dead
-    return found
+            asked[ray.get_actor(name, namespace=NAMESPACE).standing.remote()] = name
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while asked:
+        ready, _ = ray.wait(list(asked), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        with contextlib.suppress(RayActorError):  # dead
+            yield asked.pop(ready[0]), ray.get(ready[0])
+    for name in asked.values():
+        yield name, None

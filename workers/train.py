@@ -367,13 +367,11 @@ class Run(RunState):
 def steady_memory() -> Iterator[None]:
     """Automatic garbage collection stops one rank at a time and all wait for it; here it runs on steps that all share."""
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 if __name__ == "__main__":
