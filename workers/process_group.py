@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import stat
 import threading
@@ -22,6 +23,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _abort_process_group  # the only way to leave a group that is broken
 
 SETTLE_SECONDS = 1.0
+CONNECT_PAUSE_SECONDS = 0.05
 # Groups that were left, and when. gloo's destructor joins its threads while it holds Python's lock, and such a thread may need that lock to let go of
 # a tensor: a group may only go when its threads have long had nothing to do.
 _left: list[tuple[float, Any]] = []
@@ -84,7 +86,7 @@ class ProcessGroup:
         if cuda:
             torch.cuda.set_device(self._device)
         if isinstance(store, tuple):
-            store = dist.TCPStore(store[0], store[1], is_master=False, timeout=timeout)
+            store = self._meet(store, timeout)
         backend = "nccl" if cuda else "gloo"
         if store is None:
             dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
@@ -95,6 +97,23 @@ class ProcessGroup:
             if self._cut:
                 raise GroupCutError("the group was cut off while it was being joined")
             self._own = {fd: inode for fd, inode in _sockets().items() if self._before.get(fd) != inode}
+
+    def _meet(self, address: tuple[str, int], timeout: timedelta) -> Store:
+        """A client of the store at ``address``.
+
+        torch's own call is deaf while nobody listens there (it tries again and again), and for ever when who listens is frozen: so it is made by a
+        thread that can be left behind.
+        """
+        found: queue.SimpleQueue[Store | BaseException] = queue.SimpleQueue()
+        threading.Thread(target=_connect, args=(address, timeout, found), name="store", daemon=True).start()
+        deadline = time.monotonic() + timeout.total_seconds()
+        while not self._cut and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                answer = found.get(timeout=CONNECT_PAUSE_SECONDS)
+                if isinstance(answer, BaseException):
+                    raise answer
+                return answer
+        raise GroupCutError(f"the group was cut off while it was being joined at {address[0]}:{address[1]}")
 
     def cut(self) -> None:
         """Makes every collective that waits, here and soon on the peers too, fail. Harmless when there is no group."""
@@ -122,12 +141,21 @@ class ProcessGroup:
         if dist.is_initialized():
             _left.append((time.monotonic(), (dist.distributed_c10d._get_default_group(), self.control)))
             _abort_process_group()
+        # Names of groups count from here, also after one that was not joined to its end; ranks with different names would never meet.
+        dist.distributed_c10d._world.group_count = 0
         self.control = None
 
 
 def _let_go() -> None:
     while _left and time.monotonic() - _left[0][0] > SETTLE_SECONDS:
         _left.pop(0)
+
+
+def _connect(address: tuple[str, int], timeout: timedelta, found: queue.SimpleQueue[Store | BaseException]) -> None:
+    try:
+        found.put(dist.TCPStore(*address, is_master=False, timeout=timeout))
+    except Exception as error:  # raised again by whoever waits
+        found.put(error)
 
 
 def broken_by_peer(error: BaseException) -> bool:

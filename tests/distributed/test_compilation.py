@@ -19,6 +19,7 @@ from tests.distributed import processes as group
 from tests.distributed.processes import Processes
 from tests.distributed.toys import Result, Toy, job, train_toy
 from workers import batches, parallel, sharding
+from workers.membership import MeetingPoint
 from workers.process_group import ProcessGroup
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
@@ -45,11 +46,16 @@ def programs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def train_and_count(rank: int, world_size: int, toy: Toy, spec: JobSpec, folder: Path) -> tuple[Result, int]:
+def train_and_count(
+    rank: int, world_size: int, toy: Toy, spec: JobSpec, folder: Path, meeting: MeetingPoint = None
+) -> tuple[Result, int]:
     sharding.SMALLEST_UNIT = 1 << 20  # other tests split the toy
     before = programs()
-    result = train_toy(rank, world_size, toy, spec, folder)
+    result = train_toy(rank, world_size, toy, spec, folder, meeting=meeting)
     return result, programs() - before
+
+
+train_and_count.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
 
 
 def same_curve(eager: Result, compiled: Result, tolerance: float) -> None:

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.distributed
 
 FREE_SECONDS = 5.0  # far below the timeout of a collective
 TIMEOUT_SECONDS = 60.0
+START_SECONDS = 150.0  # of four processes that import torch on a busy machine
+# torch asks for the name of every address that it connects to. Where nobody answers, that takes 5 s a time.
+RESOLVER = "timeout:1 attempts:1"
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ class Rank:
     def answers(self, seconds: float) -> bool:
         return self._pipe.poll(seconds)
 
-    def ask(self, command: str, *arguments: Any) -> Any:
+    def ask(self, command: str, *arguments: Any, seconds: float = TIMEOUT_SECONDS) -> Any:
         self.tell(command, *arguments)
-        found = self.answer()
+        found = self.answer(seconds)
         assert not found.raised, found.value
         return found.value
 
@@ -104,7 +107,7 @@ def listen(pipe: Connection, group: ProcessGroup, commands: queue.Queue[tuple[An
     while True:
         try:
             told = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the test is over
             commands.put(("end",))
             return
         if told == ("cut",):
@@ -178,7 +181,7 @@ class Ranks:
         self._free = [rank for rank in self._free if rank.lives()]
         started = [Rank() for _ in range(count - len(self._free))]
         for rank in started:
-            rank.ask("leave")  # answered when it has begun
+            rank.ask("leave", seconds=START_SECONDS)  # answered when it has begun
         self._free += started
         return self._free[:count]
 
@@ -224,7 +227,9 @@ def form(ranks: list[Rank], meeting: tuple[str, int]) -> None:
 @pytest.fixture(scope="module")
 def all_ranks() -> Iterator[Ranks]:
     found = Ranks()
-    yield found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RES_OPTIONS", RESOLVER)  # here and in the processes
+        yield found
     found.close()
 
 
@@ -251,8 +256,9 @@ def test_survivors_are_free_and_form_another_group(ranks: Ranks, victim: int, el
     died_at = time.monotonic()
     broken = [(rank.answer(2 * FREE_SECONDS), rank.answer(2 * FREE_SECONDS)) for rank in survivors]
     for reduced, left in broken:
-        assert reduced.raised
-        assert reduced.by_peer, reduced.value
+        # A few bytes may have been through before the sender died.
+        assert reduced.raised or elements == 4
+        assert reduced.by_peer or not reduced.raised, reduced.value
         assert left.at - died_at < FREE_SECONDS
         assert left.value < FREE_SECONDS
     form(survivors, ranks.meeting())
