@@ -49,7 +49,7 @@ class RunState:
     saver: Saver
 
     def __init__(self, task: Task, spec: JobSpec, context: RunContext) -> None:
-        # What is there before, all imported code above all, is not looked at any more: a collection then takes milliseconds, not a quarter of a second.
+        # What is there before, imported code above all, is not looked at any more: collecting takes milliseconds, not a quarter of a second.
         gc.collect()
         gc.freeze()
         self.task, self.spec, self.context, self.link = task, spec, context, context.link
