@@ -24,6 +24,8 @@ CHAINRULE = (sys.executable, "-m", "api.cli.main")
 class Stack:
     """Ray with its dashboard (Ray Jobs needs it), MLflow, scheduler and API; everything ends with ``close``."""
 
+    cpus = 3  # logical processors that Ray has to give away
+
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="cr-bench-"))
         self.home = self.folder / "home"
@@ -48,7 +50,7 @@ class Stack:
         }
         self._start(
             "ray",
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=3"),
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--num-cpus={self.cpus}"),
             *("--node-ip-address=127.0.0.1", f"--port={ray}", f"--temp-dir={self.folder / 'ray'}"),
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
             *("--disable-usage-stats", f"--object-store-memory={200 << 20}"),

@@ -7,7 +7,9 @@ leaves, shuts down its own, and so all survivors are free within milliseconds.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import queue
 import socket
@@ -23,6 +25,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _abort_process_group  # the only way to leave a group that is broken
 
 SETTLE_SECONDS = 1.0
+SETTLE_AT_EXIT_SECONDS = 0.2
 CONNECT_PAUSE_SECONDS = 0.05
 # Groups that were left, and when. gloo's destructor joins its threads while it holds Python's lock, and such a thread may need that lock to let go of
 # a tensor: a group may only go when its threads have long had nothing to do.
@@ -149,6 +152,15 @@ class ProcessGroup:
 def _let_go() -> None:
     while _left and time.monotonic() - _left[0][0] > SETTLE_SECONDS:
         _left.pop(0)
+
+
+@atexit.register
+def _let_all_go() -> None:
+    """While the interpreter is still whole: a group that goes with it may end the process by SIGABRT."""
+    if _left:
+        time.sleep(SETTLE_AT_EXIT_SECONDS)
+        _left.clear()
+        gc.collect()
 
 
 def _connect(address: tuple[str, int], timeout: timedelta, found: queue.SimpleQueue[Store | BaseException]) -> None:
