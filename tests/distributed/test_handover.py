@@ -28,6 +28,10 @@ ROLES: tuple[Role, ...] = ("same", "new", "source", "behind")  # by rank
 class Net(nn.Module):
     """Tied and frozen weights, a scalar, a matrix that does not lie in memory in order, and buffers of several kinds."""
 
+    average: Tensor
+    counts: Tensor
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30), nn.Tanh(), nn.Linear(30, 40))
@@ -45,9 +49,9 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             with torch.no_grad():
-                self.average.lerp_(self.mix.bfloat16(), 0.5)  # type: ignore[operator]
-                self.counts += torch.arange(300)
-                self.seen[int(self.counts[1]) * 10 :] = True  # type: ignore[index]
+                self.average.lerp_(self.mix.bfloat16(), 0.5)
+                self.counts += torch.arange(300) + (1 << 40)  # a float would not hold it
+                self.seen[int(self.counts[1]) % 1000 * 10 :] = True
         y: Tensor = self.frozen(self.tied(self.head((x + self.body(x)) @ self.mix.t()))) * self.gain
         return y
 
@@ -196,6 +200,10 @@ def broken_off(rank: int, world_size: int, name: str, sent: int) -> tuple[bool, 
 class Replacing(nn.Module):
     """Puts a new tensor in the place of a buffer at each pass, as some models do. torch's own norm does not count its changes."""
 
+    total: Tensor
+    own: Tensor
+    absent: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
@@ -206,7 +214,7 @@ class Replacing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.total = self.total + x.sum(0)
-        self.own.add_(1)  # type: ignore[operator]
+        self.own.add_(1)
         y: Tensor = self.norm(x)
         return y
 

@@ -69,7 +69,7 @@ def test_another_number_of_workers(groups: Any, first: int, others: tuple[int, .
     assert not end.recoveries, "nobody was lost"
     sizes = [len(event.data["workers"]) for event in group.events("workers.formed")]
     assert sizes[-2:] == list(others), "before these, an elastic job may have begun with fewer"
-    np.testing.assert_allclose(losses(group), losses(fixed), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(losses(group), losses(fixed), rtol=0, atol=1e-4)
 
 
 def test_a_pause_goes_on_bit_for_bit(groups: Any) -> None:
