@@ -212,6 +212,7 @@ class RunState:
 
     def leave(self) -> None:
         """Out of the group, with everything as it stood when the step began that broke off."""
+        self.link.joining(lambda: None)  # a cut that comes late is about this group, not about the next
         self.cut()
         if self.prefetcher is not None:
             self.prefetcher.close()
