@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export CHAINRULE_HOME ?= $(CURDIR)/.chainrule
 TESTS ?= tests
 
-.PHONY: help run serve test fmt lint types check bench lock clean
+.PHONY: help run serve test fmt lint types check bench soak lock clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
@@ -36,6 +36,10 @@ bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmark
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.first_step
 	$(BIN)/python -m benchmarks.checkpoint_stall
+	$(BIN)/python -m benchmarks.recovery
+
+soak: $(VENV)    ## run 200 short jobs and compare what is left with what there was before
+	$(BIN)/python -m benchmarks.soak
 
 lock: $(VENV)    ## resolve the dependencies of pyproject.toml anew
 	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --no-emit-index-url --no-emit-find-links \

@@ -170,7 +170,7 @@ def usual_step(running: Stack) -> float:
     """Median seconds of a step, from a short run which also makes everything warm."""
     short = Job(running, job(CALIBRATION_STEPS))
     short.finish()
-    return float(statistics.median(np.diff(short.stepped_at()[CALIBRATION_STEPS // 3 :]).tolist()))
+    return float(np.median(np.diff(short.stepped_at()[CALIBRATION_STEPS // 3 :])))
 
 
 def ours(

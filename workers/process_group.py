@@ -82,8 +82,9 @@ class ProcessGroup:
                 self._cut = False
                 raise GroupCutError("the group was cut off before it was joined")
             self._before, self._own = _sockets(), None
-        if world_size == 1:
-            return
+            if world_size == 1:
+                self._own = {}  # whatever connections are made from now on are somebody else's
+                return
         timeout = timedelta(seconds=timeout_seconds)
         cuda = self._device.type == "cuda"
         if cuda:

@@ -56,7 +56,9 @@ def find_placement_group(name: str) -> PlacementGroup | None:
 def cause_of_death(error: RayActorError) -> str:
     """One line of what Ray knows; its messages run over many lines."""
     text = str(error)
-    if "OOM" in text or ("memory" in text.lower() and "killed" in text.lower()):
+    if (
+        "OUT_OF_MEMORY" in text or "running low on memory" in text
+    ):  # Ray's general words name the OOM killer at any death
         return "killed because the machine ran out of memory"
     if "node" in text.lower() and "died" in text.lower() and "The node" in text:
         return "its machine was lost"
