@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from workers import checkpoints
 
@@ -41,9 +42,10 @@ def hand_over(
         sent = [(dict(document), values, small, large)]
     dist.broadcast_object_list(sent, src=source, group=group)
     document, values, small, large = sent[0]
+    parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {
         # The live ones where there are any; an optimizer that has not stepped yet has none.
-        name: own[name] if name in own else torch.empty(shape, dtype=dtype, device=device)
+        name: own[name] if name in own else _new_state(name, dtype, shape, parameters, device)
         for name, dtype, shape in large
     }
     for chunk in _chunks(list(tensors.values())):
@@ -51,6 +53,16 @@ def hand_over(
     if rank != source and not same:
         checkpoints.restore(model, optimizer, {**tensors, **small}, values)
     return dict(document)
+
+
+def _new_state(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], parameters: Mapping[str, nn.Parameter], device: torch.device
+) -> Tensor:
+    """Optimizer state of a parameter. In the same order in memory: fused kernels take that for granted."""
+    parameter = parameters[name.removeprefix("optimizer.").rpartition(".")[0]]
+    if parameter.shape == shape:
+        return torch.empty_like(parameter.detach(), dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _small(tensor: Tensor) -> bool:
@@ -98,7 +110,8 @@ class BufferKeeper:
     def keep(self) -> None:
         for index, (module, name) in enumerate(self._slots):
             buffer, kept = module._buffers[name], self._kept[index]
-            if buffer is None or (kept is not None and kept[0] is buffer and kept[1] == buffer._version):
+            silent = isinstance(module, _NormBase)  # torch's own kernels change running statistics without counting it
+            if buffer is None or (kept is not None and kept[0] is buffer and kept[1] == buffer._version and not silent):
                 continue
             copy = (
                 kept[2].copy_(buffer) if kept is not None and kept[2].shape == buffer.shape else buffer.detach().clone()
