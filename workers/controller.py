@@ -59,6 +59,7 @@ class JobController:
         self._recoveries = Recoveries()
         self._recovered: list[Recovery] = []
         self._loss: dict[str, Any] | None = None  # of a recovery under way: at, causes by rank, step, source
+        self._adopted = False  # the group was formed by a controller before this one
         self._blamed = False  # the causes of the loss are deaths, not broken connections
         self._broken_up = 0  # generation that was broken up although nobody was lost
         self._pace = Pace()
@@ -198,6 +199,10 @@ class JobController:
 
     def _broken(self) -> Outcome | None:
         """Notices that the group has come apart. An Outcome when trying again has become pointless."""
+        if self._stranded():
+            self._crew.break_group(self._generation)
+            self._forming_since, self._adopted = time.monotonic(), False
+            return None
         if not decisions.broke(self._view()):
             return None
         self._forming_since = time.monotonic()
@@ -221,6 +226,11 @@ class JobController:
         if self._stop is None:
             self._set_phase("recovering")
         return None
+
+    def _stranded(self) -> bool:
+        """Whether an earlier controller died between seating the group and telling its members: they wait for a word that nobody will say."""
+        waiting = (m for m in self._crew.group() if m.state == "waiting" and m.joined < self._generation)
+        return self._adopted and self._forming_since is None and any(waiting)
 
     def _blame(self, member: Member, *, count: bool = True) -> None:
         """Who died is the cause, not the peers whose connections broke."""
@@ -301,6 +311,7 @@ class JobController:
         if self._loss is not None:
             self._loss["source"] = "memory" if formation.position else "checkpoint"
         self._crew.seat(formation.members)
+        self._adopted = False
         self._forming_since = None
         self._pace.restart()
         self._remember()  # before they are told: a restarted controller knows them
@@ -459,5 +470,6 @@ class JobController:
     def _adopt(self, state: Mapping[str, Any]) -> None:
         """After a restart of this controller: takes over the workers that it had placed."""
         self._crew.adopt(state["crew"])
+        self._adopted = True
         if self._crew.members:
             self._ledger.tell("warning", "controller.restarted", "The controller was restarted and found its workers.")
