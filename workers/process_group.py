@@ -120,7 +120,10 @@ class ProcessGroup:
         raise GroupCutError(f"the group was cut off while it was being joined at {address[0]}:{address[1]}")
 
     def cut(self) -> None:
-        """Makes every collective that waits, here and soon on the peers too, fail. Harmless when there is no group."""
+        """Makes every collective that waits here fail, and those of peers that wait for this rank. Harmless when there is no group.
+
+        A peer that waits for a frozen third one alone has to be cut off itself.
+        """
         with self._lock:
             self._cut = True
             if self._before is None:
