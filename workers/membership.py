@@ -72,6 +72,10 @@ class GroupBrokenError(Exception):
     """A peer is lost, or hangs, and there is nobody who forms another group."""
 
 
+class MisplacedError(Exception):
+    """The group was formed on a state that this worker was thought to have and has not: an answer from before another group was believed."""
+
+
 class RegroupError(Exception):
     """All workers agreed to form the next group after the step that they have just done."""
 

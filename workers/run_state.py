@@ -20,7 +20,7 @@ from workers.checkpoint_folders import Retention, newest_generation
 from workers.checkpoint_saver import Saver
 from workers.gradients import GradientDigest, GradientMonitor
 from workers.handover import BufferKeeper, hand_over
-from workers.membership import Link, Membership, Position, Stage, Work
+from workers.membership import Link, Membership, MisplacedError, Position, Stage, Work
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
 from workers.reports import Level, Reporter
@@ -142,6 +142,10 @@ class RunState:
         return found[0]
 
     def take_state(self, membership: Membership) -> None:
+        """Raises MisplacedError when others are to go on from a state of this worker that it does not have."""
+        thought_there = membership.position is not None and membership.source in (None, self.rank)
+        if thought_there and self.position != membership.position:
+            raise MisplacedError(f"is at {self.position}, not at {membership.position}")
         if membership.position is None:
             self.has_state = False
             self.step, self.stage = 0, Stage.COMPLETE

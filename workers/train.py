@@ -19,7 +19,7 @@ from workers.agreement import Agreed, Signal
 from workers.checkpoints import CheckpointError, Failed, Saved
 from workers.evaluation import evaluate
 from workers.gradients import clip_factor
-from workers.membership import RegroupError, Stage, Work
+from workers.membership import MisplacedError, RegroupError, Stage, Work
 from workers.process_group import broken_by_peer
 from workers.recording import NONFINITE_LIMIT, HostValues
 from workers.reports import Outcome, ReasonCode, StopMode
@@ -67,7 +67,7 @@ class Run(RunState):
             except RegroupError:
                 broken = None
             except Exception as error:
-                if not broken_by_peer(error):
+                if not (isinstance(error, MisplacedError) or broken_by_peer(error)):
                     raise
                 broken = f"{type(error).__name__}: {error}"
                 traceback.clear_frames(error.__traceback__)  # they hold the group that is to be left
