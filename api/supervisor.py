@@ -145,6 +145,8 @@ class Supervisor:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray runs workers with niceness 15, so that everything else on the machine, our own scheduler too, would come before training.
             "RAY_worker_niceness": "0",
+            # Into the processes that Ray keeps idle: a job's controller starts in one of them.
+            "RAY_preload_python_modules": "workers.controller",
             "RAY_DISABLE_IMPORT_WARNING": "1",
             # Else Ray takes an address of the network in place of 127.0.0.1, and all its parts listen on every interface.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

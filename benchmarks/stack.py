@@ -42,6 +42,7 @@ class Stack:
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # as `chainrule up` has it, and as the peer's loop runs
+            "RAY_preload_python_modules": "workers.controller",  # as `chainrule up` has it
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "CHAINRULE_HOME": str(self.home),
             "CHAINRULE_RAY_ADDRESS": f"127.0.0.1:{ray}",

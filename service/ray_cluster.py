@@ -29,7 +29,7 @@ PATIENT_SECONDS = 3.0
 PATIENT_EVERY_SECONDS = 10.0
 UNAVAILABLE = (RpcError, RaySystemError, GetTimeoutError, ConnectionError, TimeoutError)
 PR_SET_PDEATHSIG = 1
-STANDBY_SECONDS = 4.0
+STANDBY_SECONDS = 1.0
 LAUNCHED = threading.Event()
 
 

@@ -13,11 +13,12 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 
 from workers.group_decisions import COMING, GONE, Seat, State, position_of
-from workers.placing import Attempt, Slot, Slots, place_worker
+from workers.placing import Attempt, Slot, Slots, ask_for_devices, place_worker
 from workers.ray_names import NAMESPACE, cause_of_death, kill_actor
 from workers.reports import Outcome, StopMode, WorkerStatus
 from workers.spec import JobSpec
-from workers.worker import Activity, Failure, Place, Poll
+from workers.worker import Place
+from workers.worker_link import Activity, Failure, Poll
 
 KEPT = 100  # workers of the past
 ANSWER_SECONDS = 1.0  # for which a round of questions waits; who is later is heard in the next
@@ -49,7 +50,8 @@ class Member:
     started_at: float = field(default_factory=time.time)
     ended_at: float | None = None
     mourned: bool = False
-    beginning: Any = None  # calls that are under way
+    devices: Any = None  # calls that are under way
+    beginning: Any = None
     polling: Any = None
     news: Any = None
     asked_at: float | None = None  # monotonic; of the poll that is under way
@@ -169,13 +171,7 @@ class Crew:
         moved = False
         for member in self.members:
             if member.state == "placed" and member.slot is not None:
-                node_id = self._slots.node_of(member.slot)
-                if node_id is not None:
-                    member.name, member.actor = place_worker(
-                        self._attempt, self._spec, member.number, member.planned_rank, member.slot, node_id
-                    )
-                    member.beginning = member.actor.begin.remote()
-                    member.state, moved = "starting", True
+                moved = self._place(member, member.slot) or moved
             elif member.beginning is not None and ray.wait([member.beginning], timeout=0)[0]:
                 moved = True
                 try:
@@ -185,6 +181,27 @@ class Crew:
                 except RayActorError as error:
                     member.lost(cause_of_death(error))
         return moved
+
+    def _place(self, member: Member, slot: Slot) -> bool:
+        node_id = self._slots.node_of(slot)
+        if node_id is None:
+            return False
+        devices: Sequence[str] | None = None
+        if self._spec.workers.gpus:
+            member.devices = member.devices or ask_for_devices(slot, self._spec.workers.gpus)
+            if not ray.wait([member.devices], timeout=0)[0]:
+                return False
+            try:
+                devices = ray.get(member.devices)
+            except RayActorError:
+                member.devices = None  # asked for again
+                return False
+        member.name, member.actor = place_worker(
+            self._attempt, self._spec, member.number, member.planned_rank, slot, node_id, devices
+        )
+        member.beginning = member.actor.begin.remote()
+        member.state = "starting"
+        return True
 
     def seat(self, numbers: Sequence[int]) -> None:
         """The group of a new generation: members by rank."""

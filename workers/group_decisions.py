@@ -12,7 +12,7 @@ from typing import Literal
 
 from workers.membership import Position, Stage, Work
 from workers.reports import Outcome, ReasonCode
-from workers.worker import Activity, Failure
+from workers.worker_link import Activity, Failure
 
 FROZEN_SECONDS = 6.0  # without any answer, while the group does not move
 FROZEN_FIRST_SECONDS = 60.0  # the same before the first steps, in which a compiler may be at work

@@ -10,7 +10,7 @@ from typing import Any
 
 from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
-from workers.worker import Poll
+from workers.worker_link import Poll
 
 ONCE_A_STEP = frozenset(
     {"evaluation", "checkpoint.saved"}

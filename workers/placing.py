@@ -6,7 +6,7 @@ and those that move from one machine to another, have a group each, so that each
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from workers.ray_names import (
     NAMESPACE,
     actors_of,
     attempt_of,
+    devices_name,
     extra_group_name,
     find_placement_group,
     group_name,
@@ -131,7 +132,43 @@ class Slots:
         return {name: amount for name, amount in found.items() if amount}
 
 
-def place_worker(attempt: Attempt, spec: JobSpec, number: int, rank: int, slot: Slot, node_id: str) -> tuple[str, Any]:
+class Devices:
+    """Holds the accelerators of one worker's room, whoever works there: a standby cannot be given any by Ray, and a replacement gets the same.
+
+    Ends with the room.
+    """
+
+    def ids(self) -> list[str]:
+        return [str(each) for each in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+
+
+def ask_for_devices(slot: Slot, gpus: float) -> Any:
+    """A reference to the ids of the accelerators in that room, which is there."""
+    holder = (
+        ray.remote(Devices)
+        .options(
+            name=devices_name(slot.group, slot.bundle),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            num_gpus=gpus,
+            max_restarts=0,
+            scheduling_strategy=_in(slot),
+        )
+        .remote()
+    )
+    return holder.ids.remote()
+
+
+def _in(slot: Slot) -> PlacementGroupSchedulingStrategy:
+    group: PlacementGroup | None = find_placement_group(slot.group)
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=slot.bundle)
+
+
+def place_worker(
+    attempt: Attempt, spec: JobSpec, number: int, rank: int, slot: Slot, node_id: str, devices: Sequence[str] | None
+) -> tuple[str, Any]:
     """(name, actor) of worker ``number``: a standby on the machine where its room is, or a new process there."""
     workers = spec.workers
     assignment = Assignment(
@@ -142,14 +179,13 @@ def place_worker(attempt: Attempt, spec: JobSpec, number: int, rank: int, slot: 
         rank,
         JobFolder.at(attempt.folder, attempt.checkpoints).checkpoints_root,
         attempt.train,
+        devices,
     )
-    if not workers.gpus:
-        found = standby.take(assignment, node_id)
-        if found is not None:
-            return found
-    needs: dict[str, Any] = {"num_cpus": workers.cpus, "num_gpus": workers.gpus or None, "memory": workers.memory}
+    found = standby.take(assignment, node_id)
+    if found is not None:
+        return found
+    needs: dict[str, Any] = {"num_cpus": workers.cpus, "memory": workers.memory}
     name = worker_name(attempt.name, number)
-    group: PlacementGroup | None = find_placement_group(slot.group)
     actor = (
         ray.remote(TrainWorker)
         .options(
@@ -159,7 +195,7 @@ def place_worker(attempt: Attempt, spec: JobSpec, number: int, rank: int, slot: 
             get_if_exists=True,
             max_restarts=0,
             max_concurrency=8,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=slot.bundle),
+            scheduling_strategy=_in(slot),
             **{key: value for key, value in needs.items() if value is not None},
         )
         .remote(assignment)

@@ -28,6 +28,11 @@ def worker_name(attempt: str, number: int) -> str:
     return f"worker/{attempt}/{number}"
 
 
+def devices_name(group: str, bundle: int) -> str:
+    """Of what holds the accelerators of one worker's room."""
+    return f"devices/{group}/{bundle}"
+
+
 def attempt_of(name: str) -> str | None:
     """The attempt to which a named actor or placement group belongs; None for names that are not ours."""
     kind, _, rest = name.partition("/")

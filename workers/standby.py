@@ -1,7 +1,8 @@
 """Standby workers: processes that have imported everything and belong to no job yet, so that a job starts in a second instead of four.
 
 Each is used once: no state passes between jobs. They hold no scheduled resources; the job that takes one has reserved them. Whose a standby is,
-it knows itself: there is no list of them that could be lost or wrong. Jobs that ask for accelerators start new processes.
+it knows itself: there is no list of them that could be lost or wrong. Which accelerators it may see, it is told with its job: until then it makes
+no CUDA call.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workers.ray_names import NAMESPACE, actors_of
 from workers.worker import Assignment, Standing, TrainWorker
@@ -24,19 +26,34 @@ ANSWER_SECONDS = 1.0
 def refill(count: int) -> int:
     """Starts standbys until ``count`` wait; one that does not answer yet, because it is being started, counts. Returns how many were started."""
     standings = _standings()
-    waiting = sum(standing is None or standing.attempt is None for standing in standings.values())
-    missing = max(0, count - waiting)
+    waiting = [_node_in(name) for name, standing in standings.items() if standing is None or standing.attempt is None]
+    missing = max(0, count - len(waiting))
     for _ in range(missing):
+        node_id = next_node(ray.nodes(), waiting)
+        if node_id is None:
+            return 0
+        waiting.append(node_id)
         ray.remote(TrainWorker).options(
-            name=f"standby/{uuid.uuid4().hex[:12]}",
+            name=f"standby/{node_id}/{uuid.uuid4().hex[:12]}",
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
             max_restarts=0,
             max_concurrency=8,
-            scheduling_strategy="SPREAD",
+            # Left to itself, Ray keeps what needs no accelerator away from machines that have one.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         ).remote(None)
     return missing
+
+
+def next_node(nodes: Sequence[Mapping[str, Any]], waiting: Sequence[str]) -> str | None:
+    """Where the next standby goes, given where the others wait: where the fewest are; machines with accelerators first, then large ones."""
+
+    def order(node: Mapping[str, Any]) -> tuple[float, ...]:
+        return waiting.count(node["NodeID"]), -node["Resources"].get("GPU", 0), -node["Resources"].get("CPU", 0)
+
+    able = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    return str(min(able, key=order)["NodeID"]) if able else None
 
 
 def take(assignment: Assignment, node_id: str) -> tuple[str, Any] | None:
@@ -44,8 +61,8 @@ def take(assignment: Assignment, node_id: str) -> tuple[str, Any] | None:
 
     Takes the first that answers: one that is being started may not for a second, and a group waits.
     """
-    for name, standing in _answers():
-        if standing is None or standing.attempt is not None or standing.node_id != node_id:
+    for name, standing in _answers(node_id):
+        if standing is None or standing.attempt is not None:
             continue
         with contextlib.suppress(RayActorError, GetTimeoutError, ValueError):
             actor = ray.get_actor(name, namespace=NAMESPACE)
@@ -64,10 +81,16 @@ def _standings() -> dict[str, Standing | None]:
     return dict(_answers())
 
 
-def _answers() -> Iterator[tuple[str, Standing | None]]:
-    """As they come, those that do not come in time at the end."""
+def _node_in(name: str) -> str:
+    return name.split("/")[1]
+
+
+def _answers(node_id: str | None = None) -> Iterator[tuple[str, Standing | None]]:
+    """As they come, those that do not come in time at the end. ``node_id``: only of those that were started there."""
     asked: dict[Any, str] = {}
     for name in actors_of(None, ("standby",)):
+        if node_id not in (None, _node_in(name)):
+            continue
         with contextlib.suppress(ValueError):  # gone since it was listed
             asked[ray.get_actor(name, namespace=NAMESPACE).standing.remote()] = name
     deadline = time.monotonic() + ANSWER_SECONDS

@@ -13,7 +13,7 @@ from workers import group_decisions as decisions
 from workers.group_decisions import COMING, GONE, PATIENCE_SECONDS, Recoveries, Seat, State, View
 from workers.membership import Position, Stage, Work
 from workers.reports import Outcome, ReasonCode
-from workers.worker import Activity, Failure
+from workers.worker_link import Activity, Failure
 
 pytestmark = pytest.mark.unit
 

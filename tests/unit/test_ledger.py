@@ -14,7 +14,7 @@ from workers.jobfolder import JobFolder, read_lines
 from workers.ledger import Ledger
 from workers.outbox import Outbox
 from workers.reports import Progress, mark_of
-from workers.worker import Activity, Poll
+from workers.worker_link import Activity, Poll
 
 pytestmark = pytest.mark.unit
 

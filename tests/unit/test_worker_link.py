@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import wait_for
 from workers.membership import DismissedError, Membership, Position, Stage, Work
 from workers.reports import StopMode
-from workers.worker import WorkerLink
+from workers.worker_link import WorkerLink
 
 pytestmark = pytest.mark.unit
 
