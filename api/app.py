@@ -16,7 +16,13 @@ from api import openapi
 from api.auth import AuthenticationMiddleware, check_permissions
 from api.dependencies import Services
 from api.errors import ApiError, handle
-from api.middleware import LOOPBACK_NAMES, BodyLimitMiddleware, OriginMiddleware, RequestContextMiddleware
+from api.middleware import (
+    LOOPBACK_NAMES,
+    BodyLimitMiddleware,
+    OriginMiddleware,
+    RequestContextMiddleware,
+    SameOriginSocketMiddleware,
+)
 from api.monitoring import Monitoring
 from api.routes import attempts, checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
 from api.streams import StreamLimits, Streams
@@ -72,6 +78,7 @@ def _add_middleware(app: FastAPI, settings: Settings, store: Store, monitoring: 
     """Innermost first: what is added last sees a request first."""
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(AuthenticationMiddleware, store=store)
+    app.add_middleware(SameOriginSocketMiddleware)
     if settings.on_loopback:
         app.add_middleware(OriginMiddleware, hosts=LOOPBACK_NAMES | {settings.api_host})
     app.add_middleware(RequestContextMiddleware, monitoring=monitoring)

@@ -90,7 +90,9 @@ class OriginMiddleware:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._objection(scope)):
+        if scope["type"] in ("http", "websocket") and (error := self._objection(scope)):
+            if scope["type"] == "websocket":  # closed before it is accepted: the browser sees status 403
+                return await send({"type": "websocket.close", "code": 1008, "reason": error.message})
             return await render(error)(scope, receive, send)
         return await self.app(scope, receive, send)
 
@@ -107,6 +109,24 @@ class OriginMiddleware:
                 403, "origin_not_allowed", "Requests of other sites' pages are not accepted.", param="Origin"
             )
         return None
+
+
+class SameOriginSocketMiddleware:
+    """Sockets of the dashboard carry the cookie of whoever has signed in: another site's page must not open one through the user's browser.
+
+    The standard leaves that to the server; fetches are held back by the browser and by the cookie's SameSite.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            headers = Headers(scope=scope)
+            host = headers.get("x-forwarded-host", headers.get("host", ""))
+            if any(urlsplit(origin).netloc != host for origin in headers.getlist("origin")):
+                return await send({"type": "websocket.close", "code": 1008, "reason": "of another origin"})
+        return await self.app(scope, receive, send)
 
 
 def _host_of(url: str) -> str | None:

@@ -52,6 +52,7 @@ def up(
     try:
         with stopping_on_signals(), supervisor as service:
             say(f"ready after {time.monotonic() - started:.1f} s", "green")
+            say(f"  dashboard  {service.url}/dashboard/   (sign in with the admin key)")
             say(f"  API        {service.url}   (described at {service.url}/docs)")
             say(f"  MLflow     {service.mlflow_url}")
             say(f"  admin key  {options.home.path / 'admin.key'}")
@@ -163,9 +164,12 @@ def api(
     import uvicorn
 
     from api.app import create_app
+    from api.dashboard.mount import mount
 
+    application = create_app(settings)
+    mount(application, settings)
     uvicorn.run(
-        create_app(settings),
+        application,
         host=settings.api_host,
         port=settings.api_port,
         log_level=settings.log_level.lower(),

@@ -13,10 +13,15 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError, handle
-from api.middleware import BodyLimitMiddleware, RequestContextMiddleware
+from api.middleware import (
+    BodyLimitMiddleware,
+    OriginMiddleware,
+    RequestContextMiddleware,
+    SameOriginSocketMiddleware,
+)
 from api.monitoring import Monitoring
 
 pytestmark = pytest.mark.unit
@@ -99,3 +104,46 @@ def test_the_access_log_cannot_be_forged(caplog: pytest.LogCaptureFixture) -> No
     assert line.startswith(r"POST /x\r\nGET /admin 200\x1b[31m")
     assert line.isprintable()
     assert len(line) < 300
+
+
+def opened(application: ASGIApp, **headers: str) -> str:
+    """What becomes of a socket that a page asks for."""
+    sent: list[Message] = []
+
+    async def ask() -> None:
+        async def receive() -> Message:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await application({"type": "websocket", "path": "/dashboard/", "headers": raw}, receive, send)
+
+    anyio.run(ask)
+    return str(sent[0]["type"])
+
+
+async def accept(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept"})
+
+
+@pytest.mark.parametrize(
+    ("origin", "outcome"),
+    [
+        ("http://service.example:8400", "websocket.accept"),
+        ("http://service.example", "websocket.close"),
+        ("http://evil.example", "websocket.close"),
+        ("null", "websocket.close"),
+    ],
+)
+def test_no_other_site_opens_a_socket(origin: str, outcome: str) -> None:
+    """Would catch a page anywhere that uses the dashboard as whoever has signed in."""
+    assert opened(SameOriginSocketMiddleware(accept), host="service.example:8400", origin=origin) == outcome
+
+
+def test_no_foreign_name_opens_a_socket_on_loopback() -> None:
+    """The name may lead here (DNS rebinding): origin and host are then the same."""
+    guarded = OriginMiddleware(accept, frozenset({"localhost"}))
+    assert opened(guarded, host="localhost:8400", origin="http://localhost:8400") == "websocket.accept"
+    assert opened(guarded, host="evil.example:8400", origin="http://evil.example:8400") == "websocket.close"

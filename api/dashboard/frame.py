@@ -1,0 +1,107 @@
+"""What all pages have in common: who looks at them, their head, and what they say when the API does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from nicegui import app, ui
+from starlette.types import ASGIApp
+
+from api.dashboard import figures
+from api.dashboard.gateway import AwayError, Gateway, RefusedError
+
+KEY, DARK = "key", "dark"
+STATUS_COLOURS = {
+    "queued": "grey",
+    "starting": "blue-grey",
+    "running": "primary",
+    "recovering": "orange",
+    "pausing": "blue-grey",
+    "paused": "amber-8",
+    "succeeded": "positive",
+    "failed": "negative",
+    "cancelled": "grey-7",
+}
+HEALTH_COLOURS = {"healthy": "positive", "warning": "orange", "critical": "negative"}
+
+
+def gateway(api: ASGIApp) -> Gateway | None:
+    """With the key of whoever looks; None: nobody has signed in."""
+    key = app.storage.user.get(KEY)
+    return Gateway(api, key) if key else None
+
+
+class Frame:
+    """One page of one viewer. ``ask`` calls the API and shows what is wrong, and that it is over, in a banner."""
+
+    def __init__(self, here: str) -> None:
+        stored = app.storage.user
+        dark = ui.dark_mode(value=stored.get(DARK))
+        ui.colors(primary="#3f6ad8")
+        ui.add_css(".nicegui-content {padding: 0} .q-table th {font-weight: 600}")
+        with ui.header().classes("items-center q-px-md").style("background: #1c2333"):
+            ui.link("∂ Chainrule", "/").classes("text-h6 text-white no-underline")
+            for name, target in (("Jobs", "/"), ("Submit", "/submit")):
+                link = ui.link(name, target).classes("text-white no-underline q-ml-md")
+                link.classes("text-weight-bold" if name == here else "")
+            ui.space()
+            with ui.element("a").props("href=/docs").classes("text-white no-underline q-mr-sm"):
+                ui.label("API")
+
+            def turn() -> None:
+                stored[DARK] = not stored.get(DARK)
+                dark.set_value(stored[DARK])
+                ui.navigate.reload()  # the charts are drawn in the other colours
+
+            ui.button(icon="dark_mode", on_click=turn).props("flat round dense color=white").tooltip("light or dark")
+
+            def leave() -> None:
+                stored.pop(KEY, None)
+                ui.navigate.to("/sign-in")
+
+            ui.button(icon="logout", on_click=leave).props("flat round dense color=white").tooltip("sign out")
+        with ui.row().classes("w-full q-pa-sm items-center bg-orange-9 text-white") as self._banner:
+            ui.icon("cloud_off")
+            self._trouble = ui.label()
+        self._banner.visible = False
+        self.is_dark = bool(stored.get(DARK))
+
+    @contextlib.contextmanager
+    def content(self) -> Iterator[None]:
+        with ui.column().classes("w-full q-pa-md gap-3").style("max-width: 1500px; margin: 0 auto"):
+            yield
+
+    async def ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer, or None: the banner says why, and goes by itself when the next call succeeds."""
+        try:
+            answer = await call()
+        except AwayError as error:
+            self._say(f"The service does not answer just now ({error}). This page goes on by itself when it does.")
+            return None
+        except RefusedError as error:
+            if error.status == 401:
+                app.storage.user.pop(KEY, None)
+                ui.navigate.to("/sign-in")
+            self._say(str(error))
+            return None
+        self._banner.visible = False
+        return answer
+
+    def _say(self, text: str) -> None:
+        self._trouble.text = text
+        self._banner.visible = True
+
+
+def chart(options: dict[str, Any], dark: bool) -> ui.echart:
+    return ui.echart({**options, "backgroundColor": "transparent"}, theme=figures.DARK if dark else None)
+
+
+async def confirmed(question: str, verb: str) -> bool:
+    with ui.dialog() as dialog, ui.card():
+        ui.label(question)
+        with ui.row().classes("w-full justify-end"):
+            ui.button("Back", on_click=lambda: dialog.submit(False)).props("flat")
+            ui.button(verb, on_click=lambda: dialog.submit(True)).props("color=negative")
+    return bool(await dialog)

@@ -1,0 +1,348 @@
+"""One job: what it does now, its curves, its gradients by layer and step, and everything that it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from nicegui import ui
+
+from api.dashboard import figures
+from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, chart, confirmed
+from api.dashboard.gateway import Gateway
+
+EVERY_SECONDS = 1.5
+POINTS = 500  # of a curve
+CHARTS = (
+    ("Loss", {"train/loss": "train", "eval/loss": "evaluation"}, False),
+    ("Gradient norm, all layers", {"gradient/norm": "before clipping", "gradient/norm_clipped": "after"}, True),
+    ("Learning rate", {"train/learning_rate": "learning rate"}, False),
+    ("Samples per second", {"train/samples_per_second": "samples per second"}, False),
+    ("Accuracy", {"eval/accuracy": "evaluation"}, False),
+)
+ACTIONS = (
+    (
+        "pause",
+        "pause",
+        "It finishes its step, writes a checkpoint and frees its workers.",
+        ("queued", "starting", "running", "recovering"),
+    ),
+    ("resume", "play_arrow", "It goes on where it stopped.", ("paused", "pausing")),
+    ("cancel", "cancel", "It finishes its step and writes a checkpoint.", ()),
+    ("kill", "bolt", "It ends now, and writes nothing.", ()),
+)
+LOG_LINES = 1000
+
+
+def show(api: Gateway, job_id: str) -> None:
+    frame = Frame("")
+    page = JobPage(api, frame, job_id)
+    with frame.content():
+        page.build()
+    ui.timer(EVERY_SECONDS, page.refresh)
+
+
+class JobPage:
+    def __init__(self, api: Gateway, frame: Frame, job_id: str) -> None:
+        self.api, self.frame, self.path = api, frame, f"/v1/jobs/{quote(job_id, safe='')}"
+        self.job_id = job_id
+        self.ended: str | None = None  # tab that was filled after the job had ended: nothing changes in it any more
+        self.event_position: str | None = None
+        self.log_position: str | None = None
+        self.rank: int | None = None
+        self.layers = figures.MANY_LAYERS
+
+    def build(self) -> None:
+        with ui.row().classes("w-full items-center"):
+            self.name = ui.label(self.job_id).classes("text-h5")
+            self.status = ui.badge("…")
+            self.health = ui.badge("")
+            ui.space()
+            self.buttons = {
+                verb: ui.button(verb, icon=icon, on_click=lambda _, verb=verb: self.act(verb))
+                .props("outline dense")
+                .tooltip(tip)
+                for verb, icon, tip, _ in ACTIONS
+            }
+            self.mlflow = ui.link("MLflow", "", new_tab=True)
+        self.line = ui.label().classes("text-grey")
+        self.reason = ui.label().classes("text-body1")
+        self.bar = ui.linear_progress(0, show_value=False).props("rounded instant-feedback")
+        with ui.tabs().classes("w-full").props("align=left dense") as tabs:
+            names = ("Curves", "Gradient flow", "Events", "Logs", "Checkpoints", "Workers", "Job file")
+            for name in names:
+                ui.tab(name)
+        self.tabs = tabs
+        with ui.tab_panels(tabs, value="Curves", animated=False).classes("w-full bg-transparent"):
+            for name, build in zip(names, self.builders(), strict=True):
+                with ui.tab_panel(name).classes("q-pa-none q-pt-sm"):
+                    build()
+        tabs.on_value_change(self.refresh)
+
+    def builders(self) -> tuple[Callable[[], None], ...]:
+        return (
+            self.build_curves,
+            self.build_flow,
+            self.build_events,
+            self.build_logs,
+            self.build_checkpoints,
+            self.build_workers,
+            self.build_spec,
+        )
+
+    # --- what is seen first -------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        job = await self.frame.ask(lambda: self.api.get(self.path))
+        if job is None:
+            return
+        self.show_job(job)
+        tab = self.tabs.value
+        if self.ended == tab:
+            return
+        fill: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
+            "Curves": self.fill_curves,
+            "Gradient flow": self.fill_flow,
+            "Events": self.fill_events,
+            "Logs": self.fill_logs,
+            "Checkpoints": self.fill_checkpoints,
+            "Workers": self.fill_workers,
+            "Job file": self.fill_spec,
+        }
+        await fill[tab](job)
+        # The last lines and points may come just after the end.
+        told = job["health"].get("verdict") is not None or not job["progress"]
+        self.ended = tab if job["finished_at"] and told and tab not in ("Events", "Logs") else None
+
+    def show_job(self, job: dict[str, Any]) -> None:
+        self.name.text = job["name"]
+        self.status.text = job["status"]
+        self.status.props(f"color={STATUS_COLOURS.get(job['status'], 'grey')}")
+        verdict = job["health"].get("verdict")
+        self.health.text, self.health.visible = f"gradients: {verdict}", verdict is not None
+        self.health.props(f"color={HEALTH_COLOURS.get(verdict, 'grey')}")
+        done = job["progress"] or {}
+        self.bar.value = done["step"] / done["steps"] if done.get("steps") else 0
+        loss, accuracy = job["latest"].get("train/loss"), job["latest"].get("eval/accuracy")
+        parts = [
+            f"step {figures.progress(job)}",
+            f"loss {figures.number(loss)}",
+            f"accuracy {figures.number(accuracy)}" if accuracy is not None else None,
+            f"{figures.duration(done.get('eta_seconds'))} left" if job["status"] == "running" else None,
+            f"{figures.number(done.get('samples_per_second'), 3)} samples/s" if job["status"] == "running" else None,
+            f"{len(job['workers'])} worker{'s' if len(job['workers']) != 1 else ''}",
+            f"{job['recoveries']} recover{'ies' if job['recoveries'] != 1 else 'y'}" if job["recoveries"] else None,
+            f"attempt {job['attempt']}" if job["attempt"] > 1 else None,
+            self.job_id,
+        ]
+        self.line.text = " · ".join(part for part in parts if part)
+        reason = job["reason"]
+        self.reason.text = reason["message"] if reason else (f"waiting: {job['waiting']}" if job["waiting"] else "")
+        self.reason.visible = bool(self.reason.text)
+        for verb, _, _, statuses in ACTIONS:
+            able = job["status"] in statuses if statuses else job["finished_at"] is None
+            self.buttons[verb].set_visibility(able)
+        link = job["links"].get("mlflow")
+        self.mlflow.props(f'href="{link or ""}"')
+        self.mlflow.visible = bool(link)
+
+    async def act(self, verb: str) -> None:
+        tip = next(tip for name, _, tip, _ in ACTIONS if name == verb)
+        if verb in ("cancel", "kill") and not await confirmed(f"{verb.capitalize()} this job? {tip}", f"{verb} it"):
+            return
+        await self.frame.ask(lambda: self.api.post(f"{self.path}/{verb}"))
+        await self.refresh()
+
+    # --- curves and gradients -----------------------------------------------------------------------------------------
+
+    def build_curves(self) -> None:
+        self.charts = []
+        with ui.grid().classes("w-full gap-3").style("grid-template-columns: repeat(auto-fit, minmax(420px, 1fr))"):
+            for title, keys, logarithmic in CHARTS:
+                with ui.card().props("flat bordered").classes("q-pa-xs"):
+                    options = figures.line_chart(title, list(keys.values()), logarithmic=logarithmic)
+                    self.charts.append(chart(options, self.frame.is_dark).style("height: 260px"))
+
+    async def fill_curves(self, job: dict[str, Any]) -> None:
+        wanted = ",".join(key for _, keys, _ in CHARTS for key in keys)
+        found = await self.frame.ask(lambda: self.api.get(f"{self.path}/metrics", keys=wanted, max_points=POINTS))
+        if found is None:
+            return
+        series = {each["key"]: each for each in found["data"]}
+        for drawn, (_, keys, logarithmic) in zip(self.charts, CHARTS, strict=True):
+            for number, key in enumerate(keys):
+                drawn.options["series"][number]["data"] = figures.points(series[key], logarithmic=logarithmic)
+            drawn.update()
+
+    def build_flow(self) -> None:
+        ui.label(
+            "The norm of each layer's gradient at each step. Backpropagation begins at the output, on top, and goes down to the input: "
+            "colours that fade on the way down are gradients that vanish, colours that flare up are gradients that explode."
+        ).classes("text-grey")
+        self.nothing = ui.label("No gradients were recorded yet.")
+        self.flow_box = ui.column().classes("w-full")
+        self.flow: ui.echart | None = None
+
+    async def fill_flow(self, job: dict[str, Any]) -> None:
+        points = figures.flow_points(self.layers)
+        matrix = await self.frame.ask(lambda: self.api.get(f"{self.path}/gradients", max_points=points))
+        if matrix is None:
+            return
+        self.layers = len(matrix["layers"]) or self.layers
+        if figures.flow_points(self.layers) > points and len(matrix["steps"]) == points:  # there is room for more
+            return await self.fill_flow(job)
+        self.nothing.visible = not matrix["steps"]
+        if not matrix["steps"]:
+            return
+        options = figures.gradient_flow(matrix)
+        if self.flow is None:
+            height = max(320, min(900, 24 * len(matrix["layers"]) + 90))
+            with self.flow_box:
+                self.flow = chart(options, self.frame.is_dark).classes("w-full").style(f"height: {height}px")
+        else:
+            self.flow.options.update(options)
+            self.flow.update()
+
+    # --- what it tells ------------------------------------------------------------------------------------------------
+
+    def build_events(self) -> None:
+        columns = [("at", "Time (UTC)"), ("level", "Level"), ("type", "Event"), ("message", "")]
+        self.events = _table(columns)
+
+    async def fill_events(self, job: dict[str, Any]) -> None:
+        query = {"after": self.event_position, "limit": 100, "order": "asc"}
+        found = await self.frame.ask(lambda: self.api.get(f"{self.path}/events", **query))
+        if not found or not found["data"]:
+            return
+        self.event_position = found["last_id"]
+        rows = [
+            {
+                "id": e["id"],
+                "at": figures.moment(e["created_at"]),
+                "level": e["level"],
+                "type": e["type"],
+                "message": e["message"],
+            }
+            for e in found["data"]
+        ]
+        self.events.rows = [*reversed(rows), *self.events.rows]
+        self.events.update()
+        if found["has_more"]:
+            await self.fill_events(job)
+
+    def build_logs(self) -> None:
+        def choose() -> None:
+            self.rank = None if chosen.value == "all" else int(chosen.value)
+            self.log_position = None
+            self.log.clear()
+
+        with ui.row().classes("items-center"):
+            ui.label("Lines of rank")
+            chosen = ui.select(["all"], value="all", on_change=choose).props("dense outlined")
+        self.ranks = chosen
+        self.log = ui.log(max_lines=LOG_LINES).classes("w-full font-mono text-xs").style("height: 520px")
+
+    async def fill_logs(self, job: dict[str, Any]) -> None:
+        ranks = ["all", *sorted({str(worker["rank"]) for worker in job["workers"]}, key=int)]
+        if ranks != self.ranks.options:
+            self.ranks.set_options(ranks, value=self.ranks.value if self.ranks.value in ranks else "all")
+        rank = self.rank
+        query = {"after": self.log_position, "limit": LOG_LINES, "rank": rank}
+        found = await self.frame.ask(lambda: self.api.get(f"{self.path}/logs", **query))
+        if not found or not found["data"] or rank != self.rank:
+            return
+        self.log_position = found["last_id"]
+        for line in found["data"]:
+            at = (line["timestamp"] or "")[11:19]
+            self.log.push(f"{at} [{line['rank']}] {line['text']}")
+
+    # --- what it has --------------------------------------------------------------------------------------------------
+
+    def build_checkpoints(self) -> None:
+        self.checkpoints = ui.column().classes("w-full gap-2")
+
+    async def fill_checkpoints(self, job: dict[str, Any]) -> None:
+        found = await self.frame.ask(lambda: self.api.get(f"{self.path}/checkpoints"))
+        model = await self.frame.ask(lambda: self.api.get(f"{self.path}/model"))
+        if found is None or model is None:
+            return
+        self.checkpoints.clear()
+        with self.checkpoints:
+            if not found["data"] and not model["data"]:
+                ui.label("There is no checkpoint yet.").classes("text-grey")
+            if model["data"]:
+                self.files("The finished model", f"{self.job_id}/model/files", model["data"])
+            for each in reversed(found["data"]):
+                facts = (
+                    figures.size(each["bytes"]),
+                    f"gradients {each['verdict']}",
+                    figures.moment(each["created_at"]),
+                )
+                title = " · ".join((f"After step {each['step']:,}", *facts))
+                self.files(title, f"{self.job_id}/checkpoints/{each['id']}/files", each["files"])
+
+    def files(self, title: str, under: str, files: list[dict[str, Any]]) -> None:
+        with ui.expansion(title).classes("w-full").props("bordered dense"):
+            for file in files:
+                with ui.row().classes("items-center"):
+                    ui.link(file["path"], f"/files/{under}/{quote(file['path'])}").props("download")
+                    ui.label(figures.size(file["bytes"])).classes("text-grey")
+
+    def build_workers(self) -> None:
+        ui.label("Workers of all attempts").classes("text-subtitle1")
+        self.workers = _table(
+            [("attempt", "Attempt"), ("rank", "Rank"), ("state", "State"), ("node", "Node"), ("pid", "Process"), ("device", "Device"),
+             ("started", "Since (UTC)"), ("ended", "Until"), ("why", "Why it ended")]
+        )  # fmt: skip
+        ui.label("Recoveries").classes("text-subtitle1")
+        self.recoveries = _table(
+            [("attempt", "Attempt"), ("at", "Lost at (UTC)"), ("cause", "Cause"), ("step", "Step"), ("source", "State from"),
+             ("seconds", "To the next step")]
+        )  # fmt: skip
+
+    async def fill_workers(self, job: dict[str, Any]) -> None:
+        workers = await self.frame.ask(lambda: self.api.get(f"{self.path}/workers"))
+        attempts = await self.frame.ask(lambda: self.api.get(f"{self.path}/attempts"))
+        if workers is None or attempts is None:
+            return
+        self.workers.rows = [
+            {
+                **each,
+                "started": figures.moment(each["started_at"]),
+                "ended": figures.moment(each["ended_at"]),
+                "why": each["why"] or "",
+            }
+            for each in workers["data"]
+        ]
+        self.workers.update()
+        self.recoveries.rows = [
+            {
+                "id": f"{attempt['number']}-{number}",
+                "attempt": attempt["number"],
+                "at": figures.moment(each["lost_at"]),
+                "cause": each["cause"],
+                "step": each["step"],
+                "source": each["source"],
+                "seconds": f"{each['seconds']:.1f} s",
+            }
+            for attempt in attempts["data"]
+            for number, each in enumerate(attempt["recoveries"])
+        ]
+        self.recoveries.update()
+
+    def build_spec(self) -> None:
+        self.spec = ui.code("", language="yaml").classes("w-full")
+
+    async def fill_spec(self, job: dict[str, Any]) -> None:
+        self.spec.set_content(yaml.safe_dump(job["spec"], sort_keys=False, allow_unicode=True))
+
+
+def _table(columns: list[tuple[str, str]]) -> ui.table:
+    described = [{"name": name, "label": label, "field": name, "align": "left"} for name, label in columns]
+    return (
+        ui.table(columns=described, rows=[], row_key="id", pagination=50)
+        .classes("w-full")
+        .props("flat bordered dense wrap-cells")
+    )

@@ -1,0 +1,116 @@
+"""The dashboard in a real browser: sign in, submit, watch to the end, look at the gradients, cancel another job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.e2e.product import Product
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+LONG_JOB = {
+    "name": "long",
+    "task": {"kind": "tabular", "data": {"source": "breast_cancer"}},
+    "training": {"steps": 200_000, "batch_size": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    running = Product(tmp_path_factory.mktemp("dashboard") / "home")
+    running.wait_until_ready()
+    yield running
+    running.end()
+
+
+class Watched:
+    """A page, with what it complained about and whom it asked."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.hosts: set[str | None] = set()
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.hosts.add(urlsplit(request.url).hostname))
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_playwright() as playwright:
+        # Not the tests' proxies: the browser asks nobody but the product.
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET), env={**os.environ})
+        yield found
+        found.close()
+
+
+def sign_in(page: Page, product: Product) -> None:
+    page.goto(f"{product.url}/")
+    page.get_by_label("API key").fill(product.key)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("button", name="Submit a job")).to_be_visible(timeout=20_000)
+
+
+def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product, tmp_path: Path) -> None:
+    """Would catch a page that does not live, charts without data, a request that leaves the machine."""
+    watched = Watched(browser.new_page(viewport={"width": 1400, "height": 900}))
+    page = watched.page
+    sign_in(page, product)
+    long = product.http.post("/v1/jobs", json=LONG_JOB).json()["id"]
+
+    page.get_by_role("button", name="Submit a job").click()
+    page.get_by_role("button", name="digits, two workers").click()
+    expect(page.get_by_text("This is a valid job")).to_be_visible(timeout=20_000)
+    page.get_by_role("button", name="Submit", exact=True).click()
+    page.wait_for_url("**/dashboard/jobs/job-*", timeout=30_000)
+    submitted = page.url.rpartition("/")[2]
+    expect(page.get_by_text("running", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("succeeded", exact=True)).to_be_visible(timeout=90_000)
+    assert product.job(submitted)["status"] == "succeeded"
+    expect(page.locator("canvas")).to_have_count(5)
+
+    page.get_by_role("tab", name="Gradient flow").click()
+    expect(page.locator("canvas:visible")).to_have_count(1, timeout=20_000)
+    page.get_by_role("tab", name="Events").click()
+    expect(page.get_by_text("training.finished").first).to_be_visible(timeout=20_000)
+    page.get_by_role("tab", name="Checkpoints").click()
+    page.get_by_text("The finished model").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="model.safetensors").click()
+    download.value.save_as(tmp_path / "model.safetensors")
+    stored = product.home / "storage" / "jobs" / submitted / "model" / "model.safetensors"
+    assert (tmp_path / "model.safetensors").read_bytes() == stored.read_bytes()
+
+    page.get_by_role("link", name="Jobs").click()
+    page.get_by_role("button", name="cancel long").click()
+    page.get_by_role("button", name="Cancel it").click()
+    ended = product.until(long, "the end of the other job", lambda job: job["finished_at"])
+    assert ended["status"] == "cancelled"
+    expect(page.get_by_text("cancelled", exact=True).first).to_be_visible(timeout=20_000)
+    assert watched.complaints == []
+    assert watched.hosts == {"127.0.0.1"}
+
+
+def test_nothing_is_shown_without_a_key(browser: Any, product: Product) -> None:
+    page = browser.new_page()
+    for path in ("/dashboard/", "/dashboard/submit", "/dashboard/jobs/job-1", "/dashboard/files/job-1/model/files/x"):
+        page.goto(f"{product.url}{path}")
+        expect(page.get_by_label("API key")).to_be_visible(timeout=20_000)
+    page.get_by_label("API key").fill("ck-wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("This key is not valid")).to_be_visible(timeout=20_000)
