@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +50,7 @@ class JobPage:
         self.api, self.frame, self.path = api, frame, f"/v1/jobs/{quote(job_id, safe='')}"
         self.job_id = job_id
         self.ended: str | None = None  # tab that was filled after the job had ended: nothing changes in it any more
+        self.refreshing = asyncio.Lock()
         self.event_position: str | None = None
         self.log_position: str | None = None
         self.rank: int | None = None
@@ -95,6 +97,11 @@ class JobPage:
     # --- what is seen first -------------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
+        """By the clock and by a click, one after the other: both would append the same news."""
+        async with self.refreshing:
+            await self.look()
+
+    async def look(self) -> None:
         job = await self.frame.ask(lambda: self.api.get(self.path))
         if job is None:
             return
