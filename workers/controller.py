@@ -260,6 +260,7 @@ class JobController:
             return
         group = self._crew.group()
         stacks = {str(m.rank): stack_of(m.actor, m.place.pid, m.place.node_id) for m in group if m.place and not m.gone}
+        self._crew.pardon()
         whole = len(hung) == len(group) > 1
         for member in group:
             if member.number in hung:

@@ -298,6 +298,12 @@ class Crew:
             return None
         return found
 
+    def pardon(self) -> None:
+        """Whoever has not answered yet is silent only from now on: it was stopped while its stack was read."""
+        for member in self.members:
+            if member.polling is not None:
+                member.asked_at = time.monotonic()
+
     def ask_to_regroup(self, generation: int) -> None:
         for member in self.group():
             member.actor.regroup.remote(generation)
