@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 export CHAINRULE_HOME ?= $(CURDIR)/.chainrule
 TESTS ?= tests
 
-.PHONY: help run serve test fmt lint types check bench soak lock clean
+.PHONY: help run serve test fmt lint types check bench soak compose-env lock clean
 .DEFAULT_GOAL := help
 
 help:            ## list the targets
-	@awk -F ':.*## ' '/^[a-z.]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z.]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)     ## start everything, train handwritten digits on two workers over HTTP, show it, stop
 	$(BIN)/chainrule run examples/digits.yaml
@@ -41,11 +41,22 @@ bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmark
 soak: $(VENV)    ## run 200 short jobs and compare what is left with what there was before
 	$(BIN)/python -m benchmarks.soak
 
+compose-env:     ## make the secrets of docker-compose.yml, in .env
+	@mkdir -p data
+	@$(PYTHON) deploy/compose_env.py .env
+
 lock: $(VENV)    ## resolve the dependencies of pyproject.toml anew
-	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --no-emit-index-url --no-emit-find-links \
-	    --no-emit-trusted-host --no-annotate --no-header --output-file requirements.lock pyproject.toml
+	$(COMPILE) --upgrade --all-extras --output-file requirements.lock pyproject.toml
 	# One pin for every build of torch (CPU, CUDA): pip picks the build, the lock names the release.
-	sed -i -e 's/^\(torch==[0-9.]*\)+.*/\1/' -e '/^#/d' -e '/^$$/d' requirements.lock
+	$(TIDY) requirements.lock
+	# What each image needs, in the same versions.
+	$(COMPILE) --constraint requirements.lock --extra tracking --output-file deploy/requirements-control.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock --extra training --output-file deploy/requirements-ray.lock pyproject.toml
+	$(TIDY) deploy/requirements-control.lock deploy/requirements-ray.lock
+
+COMPILE := $(BIN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+    --no-annotate --no-header
+TIDY := sed -i -e 's/^\(torch==[0-9.]*\)+.*/\1/' -e '/^\#/d' -e '/^$$/d'
 
 clean:           ## remove the virtual environment and what was run from this checkout
 	rm -rf $(VENV) .chainrule build *.egg-info

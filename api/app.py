@@ -45,7 +45,9 @@ def create_app(settings: Settings, stream_limits: StreamLimits | None = None) ->
     It serves any number of copies: all state is in the database and the storage.
     """
     store = open_store(settings.database_url)
-    ensure_admin_key(store, settings.admin_key_file)
+    ensure_admin_key(
+        store, settings.admin_key_file, settings.admin_key.get_secret_value() if settings.admin_key else None
+    )
     monitoring = Monitoring(lambda: _jobs_by_state(store))
     streams = Streams(monitoring, stream_limits or StreamLimits())
 

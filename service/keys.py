@@ -73,15 +73,15 @@ def revoke_key(store: Store, key_id: str) -> ApiKey:
         return _value(row)
 
 
-def ensure_admin_key(store: Store, path: Path) -> str:
-    """The admin key kept in ``path`` (mode 0600), made at the first start and known to the database afterwards.
+def ensure_admin_key(store: Store, path: Path, given: str | None = None) -> str:
+    """The admin key, known to the database afterwards: ``given``, else the one kept in ``path`` (mode 0600), made at the first start.
 
     A file that others could read is repaired, with a warning: whoever had access may have read it. Raises KeyFileError when
-    the file belongs to another user, or holds no key.
+    the file belongs to another user or holds no key, or when what is given is none.
     """
-    if not path.exists():
-        _create_exclusively(path, _new_secret())
-    secret = _read_private(path)
+    secret = _kept(path) if given is None else given.strip()
+    if WELL_FORMED.fullmatch(secret) is None:
+        raise KeyFileError(f"CHAINRULE_ADMIN_KEY is no key: it must be {PREFIX} and 43 letters, digits, - or _")
     try:
         with store.write() as session:
             known = session.execute(select(ApiKeyRow.id).where(ApiKeyRow.digest == _digest(secret))).first()
@@ -90,6 +90,12 @@ def ensure_admin_key(store: Store, path: Path) -> str:
     except IntegrityError:  # another process, starting at the same moment, has registered the same key
         pass
     return secret
+
+
+def _kept(path: Path) -> str:
+    if not path.exists():
+        _create_exclusively(path, _new_secret())
+    return _read_private(path)
 
 
 def _create_exclusively(path: Path, secret: str) -> None:

@@ -2,6 +2,9 @@
 
 A process that called ``ray.init`` ends itself a minute after the head's GCS has died, and the scheduler must outlive that. All
 that is launched is detached: it belongs to no driver and goes on when this process ends.
+
+A driver needs a node of the cluster on its own machine. Where there is none (the scheduler in a container of its own), this process starts one
+that takes no work, and that ends with it.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +25,7 @@ from ray.exceptions import GetTimeoutError, RaySystemError, RpcError
 
 from service.wire import decode, encode, launch_value, observation_document, shape_value
 from workers import launcher
-from workers.ray_names import NAMESPACE
+from workers.ray_names import CONTROL_LABELS, NAMESPACE
 from workers.reports import StopMode
 
 OBSERVE_SECONDS = 0.25
@@ -29,14 +33,17 @@ PATIENT_SECONDS = 3.0
 PATIENT_EVERY_SECONDS = 10.0
 UNAVAILABLE = (RpcError, RaySystemError, GetTimeoutError, ConnectionError, TimeoutError)
 PR_SET_PDEATHSIG = 1
+OBJECT_STORE_BYTES = 100 << 20  # of a node that takes no work; Ray's least is 75 MB
 STANDBY_SECONDS = 1.0
 LAUNCHED = threading.Event()
 
 
-def main(address: str, parent: int, standby_workers: int) -> int:
+def main(address: str, parent: int, standby_workers: int, join: bool = False) -> int:
     die_with(parent)
     requests, answers = sys.stdin.buffer, private_stdout()
     try:
+        if join:
+            start_node(address)
         connect(address)
     except Exception as error:
         answers.write(encode({"fatal": first_line(error)}))
@@ -50,6 +57,26 @@ def main(address: str, parent: int, standby_workers: int) -> int:
 
 def connect(address: str) -> None:
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
+
+
+def start_node(address: str) -> None:
+    """Makes this machine a node without processors, on which nothing is ever placed. It is told to end when this process does, however that ends."""
+    parent = os.getpid()
+    subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}"),
+            *("--num-cpus=0", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+            *("--include-log-monitor=false", "--disable-usage-stats"),
+            f"--labels={','.join(f'{key}={value}' for key, value in CONTROL_LABELS.items())}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        stderr=sys.stderr,
+        start_new_session=True,  # whoever kills this process with its group must leave it the time to end its own
+        preexec_fn=lambda: die_with(
+            parent, signal.SIGTERM
+        ),  # called between fork and exec, of a process with one thread
+    )
 
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
@@ -145,10 +172,10 @@ def private_stdout() -> BinaryIO:
     return pipe
 
 
-def die_with(parent: int) -> None:
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
     """The kernel ends this process with its parent, also when that is killed while a call to Ray hangs."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died before it could be watched
         sys.exit(1)
 
@@ -159,4 +186,4 @@ def first_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), "join" in sys.argv[4:]))

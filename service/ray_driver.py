@@ -41,7 +41,7 @@ class RayDriver:
     """A Cluster (``service/cluster.py``). To be used by one thread.
 
     ``patience`` is how long a call waits for a connection that is being made before it says that the cluster is unavailable;
-    the connection goes on being made.
+    the connection goes on being made. ``join``: this machine is no node of the cluster and becomes one for as long as the connection lasts.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class RayDriver:
         call_seconds: float = 15.0,
         connect_seconds: float = 60.0,
         patience: float = 1.0,
+        join: bool = False,
     ) -> None:
-        self._address, self._standby_workers = address, standby_workers
+        self._address, self._standby_workers, self._join = address, standby_workers, join
         self._call_seconds = call_seconds
         self._connect_seconds = connect_seconds
         self._patience = patience
@@ -113,7 +114,7 @@ class RayDriver:
                 raise ClusterUnavailableError(self._problem)
             if self._head_is_gone():
                 raise ClusterUnavailableError(f"no connection to the Ray cluster at {self._address}: {NOBODY}")
-            self._child = _Child(self._address, self._standby_workers)
+            self._child = _Child(self._address, self._standby_workers, self._join)
         if self._child.ready:
             return self._child
         try:
@@ -166,11 +167,12 @@ class _NoAnswerError(_ChildError):
 class _Child:
     """The process, with a thread that reads its answers so that waiting for one can end."""
 
-    def __init__(self, address: str, standby_workers: int) -> None:
+    def __init__(self, address: str, standby_workers: int, join: bool) -> None:
         self.ready = False
         self._started = time.monotonic()
+        arguments = (address, str(os.getpid()), str(standby_workers), *(["join"] if join else []))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "service.ray_cluster", address, str(os.getpid()), str(standby_workers)],
+            [sys.executable, "-P", "-m", "service.ray_cluster", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",  # Ray puts the driver's folder before all others where workers look for modules; so does Python without -P

@@ -40,7 +40,11 @@ def main(settings: Settings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
-    Scheduler(settings, lambda: RayDriver(settings.ray_address, settings.standby_workers), stop).run()
+
+    def cluster() -> Cluster:
+        return RayDriver(settings.ray_address, settings.standby_workers, join=settings.ray_join)
+
+    Scheduler(settings, cluster, stop).run()
     return 0
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 CHECKPOINT_PROTOCOLS = ("s3", "file")
@@ -40,6 +40,9 @@ class Settings(BaseSettings):
 
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8400
+    admin_key: SecretStr | None = Field(
+        None, description="the first API key, where a deployment makes its secrets; none: it is made, and kept in home"
+    )
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description="folders that jobs may read, separated by ':'; none: any path, while the API listens on loopback",
@@ -48,6 +51,10 @@ class Settings(BaseSettings):
     mlflow_url: str | None = Field(None, description="address of the MLflow server; none: jobs are not tracked there")
     experiment: str = Field("chainrule", description="MLflow experiment of the jobs' runs")
     ray_address: str = Field("auto", description="host:port of the Ray head, or auto: the cluster of this machine")
+    ray_join: bool = Field(
+        False,
+        description="for a scheduler on a machine that is no node of the cluster: it becomes one that takes no work, while the scheduler leads",
+    )
 
     standby_workers: Annotated[int, Field(ge=0, le=1000)] = Field(
         2, description="processes that wait for jobs with everything imported; each takes some 300 MB of memory"

@@ -14,7 +14,9 @@ from workers import standby
 from workers.controller import JobController
 from workers.placing import Attempt, end_workers, free_room
 from workers.ray_names import (
+    CONTROL_LABELS,
     NAMESPACE,
+    NOT_CONTROL,
     actors_of,
     attempt_of,
     controller_name,
@@ -44,6 +46,7 @@ def start(
         num_cpus=0,
         max_restarts=-1,
         max_concurrency=8,
+        label_selector=NOT_CONTROL,  # of nodes without load, Ray prefers the one from which it is asked
     ).remote(Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train, checkpoints))
 
 
@@ -112,7 +115,7 @@ def refill(count: int) -> None:
 
 
 def capacity() -> list[dict[str, Any]]:
-    """Living nodes: id, address, cpus, gpus, memory (bytes), and whether Ray takes the node away soon."""
+    """Living nodes that jobs may use: id, address, cpus, gpus, memory (bytes), and whether Ray takes the node away soon."""
     draining = state.get_draining_nodes()
     return [
         {
@@ -124,5 +127,5 @@ def capacity() -> list[dict[str, Any]]:
             "draining": node["NodeID"] in draining,
         }
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and not CONTROL_LABELS.items() <= node["Labels"].items()
     ]

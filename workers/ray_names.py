@@ -10,6 +10,8 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, get_placement_group
 
 NAMESPACE = "chainrule"
+CONTROL_LABELS = {"chainrule.io/role": "control"}  # of a node on which nothing of a job is ever placed
+NOT_CONTROL = {key: f"!{value}" for key, value in CONTROL_LABELS.items()}
 
 
 def controller_name(attempt: str) -> str:
