@@ -43,6 +43,7 @@ class FakeController:
     workers: list[WorkerStatus] = field(default_factory=list)  # by rank
     past: list[WorkerStatus] = field(default_factory=list)
     silent: bool = False  # it is there, and does not answer
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def event(self, type: str, message: str, data: Mapping[str, Any] | None = None, level: Level = "info") -> None:
         self.events.append(Event(len(self.events) + 1, time.time(), level, type, message, data or {}))
@@ -213,7 +214,7 @@ class FakeCluster:
             health={"verdict": "healthy", "findings": []},
             workers=(*controller.past, *controller.workers),
             events=[event for event in controller.events if event.sequence > sequence],
-            links={},
+            links=controller.links,
             recoveries=tuple(controller.recoveries),
         )
         if controller.phase == "recovering":

@@ -140,7 +140,15 @@ class Reconciler:
         if self._problem is not None:
             log.info("the cluster answers again")
         self._problem = None
-        return answers
+        return {name: seen and self._with_public_links(seen) for name, seen in answers.items()}
+
+    def _with_public_links(self, seen: Observation) -> Observation:
+        """Workers know the address of MLflow inside the deployment only."""
+        inside, public = self._settings.mlflow_url, self._settings.mlflow_public_url
+        link = seen.links.get("mlflow")
+        if not (inside and public and link and link.startswith(inside)):
+            return seen
+        return replace(seen, links={**seen.links, "mlflow": public.rstrip("/") + link.removeprefix(inside.rstrip("/"))})
 
     def _remove_orphans(self, wanted: Mapping[str, int]) -> None:
         """Ends what nobody wants: left by a scheduler that was frozen, or whose database was restored."""

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     )
 
     mlflow_url: str | None = Field(None, description="address of the MLflow server; none: jobs are not tracked there")
+    mlflow_public_url: str | None = Field(
+        None, description="the same as people's browsers reach it, for links to runs; none: like mlflow_url"
+    )
     experiment: str = Field("chainrule", description="MLflow experiment of the jobs' runs")
     ray_address: str = Field("auto", description="host:port of the Ray head, or auto: the cluster of this machine")
     ray_join: bool = Field(

@@ -124,10 +124,11 @@ def at_work_on(topology: Topology, job_id: str, count: int) -> list[str] | None:
 
 def steps_in_mlflow(topology: Topology, job: Mapping[str, Any]) -> list[int]:
     """Of the training loss, as the server has it; also twice what is there twice."""
+    run = job["links"]["mlflow"].rpartition("/")[2]
     code = f"""
 import json
 from mlflow import MlflowClient
-history = MlflowClient("http://mlflow:5000").get_metric_history("{job["mlflow"]["run_id"]}", "train/loss")
+history = MlflowClient("http://mlflow:5000").get_metric_history("{run}", "train/loss")
 print(json.dumps(sorted(point.step for point in history)))
 """
     found: list[int] = topology.python(CLIENT, code)

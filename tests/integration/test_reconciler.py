@@ -41,6 +41,17 @@ def endless(store: Store, tmp_path: Path) -> World:
 # --- the good life ----------------------------------------------------------------------------------------------------
 
 
+def test_links_lead_where_people_can_go(store: Store, tmp_path: Path) -> None:
+    """Workers know MLflow by a name that only the deployment has."""
+    settings = {"mlflow_url": "http://mlflow:5000", "mlflow_public_url": "https://mlflow.example.org/"}
+    world = World(store, tmp_path, FakeCluster(steps=None), **settings)
+    job_id = world.create()
+    world.run_until(job_id, Status.RUNNING)
+    world.controller(job_id).links = {"mlflow": "http://mlflow:5000/#/experiments/1/runs/0af3"}
+    world.run_passes(10)
+    assert world.job(job_id).links["mlflow"] == "https://mlflow.example.org/#/experiments/1/runs/0af3"
+
+
 def test_a_job_runs_to_its_end(world: World) -> None:
     job_id = world.create(2)
     job = world.run_until(job_id, Status.SUCCEEDED)
