@@ -165,8 +165,13 @@ def api(
 
     from api.app import create_app
     from api.dashboard.mount import mount
+    from service.errors import ServiceError
+    from service.keys import KeyFileError
 
-    application = create_app(settings)
+    try:
+        application = create_app(settings)
+    except (KeyFileError, ServiceError) as error:
+        raise fail(error, USAGE) from error
     mount(application, settings)
     uvicorn.run(
         application,

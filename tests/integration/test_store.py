@@ -287,6 +287,25 @@ def test_a_key_file_without_a_key_is_refused(store: Store, tmp_path: Path) -> No
         keys.ensure_admin_key(store, path)
 
 
+def test_a_deployment_may_bring_the_first_key(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "admin.key"
+    given = f"crk_{'a1-_' * 10}xyz"
+    assert keys.ensure_admin_key(store, path, f" {given}\n") == given
+    assert keys.ensure_admin_key(store, path, given) == given, "every copy of the API does that when it starts"
+    caller = keys.authenticate(store, given)
+    assert caller is not None
+    assert caller.role is Role.ADMIN
+    assert len(keys.list_keys(store)) == 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("wrong", ["", "secret", "crk_short"])
+def test_what_is_no_key_cannot_be_the_first(store: Store, tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(keys.KeyFileError, match="CHAINRULE_ADMIN_KEY"):
+        keys.ensure_admin_key(store, tmp_path / "admin.key", wrong)
+    assert keys.list_keys(store) == []
+
+
 def test_a_key_opens_until_it_is_revoked(store: Store) -> None:
     key, secret = keys.create_key(store, name="ci", role=Role.VIEWER)
     assert keys.authenticate(store, secret) == Caller(key.id, "default", Role.VIEWER)
