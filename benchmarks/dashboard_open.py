@@ -69,7 +69,7 @@ def api(home: Path) -> Iterator[tuple[str, psutil.Process]]:
             [*CHAINRULE, "api"], env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        wait_for_answer(f"http://127.0.0.1:{port}/readyz")
+        wait_for_answer(f"http://127.0.0.1:{port}/healthz")
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
         process.terminate()

@@ -134,8 +134,7 @@ class GradientReader:
         norms = np.nan_to_num(self.norms[positions], nan=np.inf, posinf=np.inf)
         edges = np.linspace(0, len(positions), points + 1).astype(np.int64)
         largest = [start + int(np.argmax(norms[start:end])) for start, end in itertools.pairwise(edges.tolist())]
-        chosen: NDArray[np.int64] = positions[np.array(largest, dtype=np.int64)]
-        return chosen
+        return positions.take(largest)
 
     def read(self, positions: NDArray[np.int64]) -> GradientMatrix:
         """The rows at ``positions``, which ascend."""
@@ -171,7 +170,8 @@ def later_of_each(steps: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.arange(len(steps))
     order = np.argsort(steps, kind="stable")
     is_last = np.append(np.diff(steps[order]) > 0, True)
-    return order[is_last]
+    later: NDArray[np.int64] = order[is_last]
+    return later
 
 
 class _Part(Protocol):

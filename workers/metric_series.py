@@ -44,7 +44,11 @@ class SeriesReader:
     def read(self, keys: Collection[str] | None = None) -> dict[str, Series]:
         """Each series of all attempts (those of ``keys`` only, when given). A key without points is not in the result."""
         with self._lock:
-            self._follow()
+            try:
+                self._follow()
+            except BaseException:
+                self._forget()  # or what was taken before would be taken again
+                raise
             wanted = {key for table in self._tables for key in table if keys is None or key in keys}
             return {key: self._series(key) for key in sorted(wanted)}
 
