@@ -24,7 +24,7 @@ DARK: Document = {  # a theme of ECharts
     "visualMap": {"textStyle": {"color": "#b8bfcc"}},
 }
 LEAST_NORM = 1e-12  # shown for a gradient of zero, which has no logarithm
-FLOW_CELLS = 30_000  # that a browser draws without a pause
+FLOW_CELLS = 20_000  # that a browser draws in half a second
 MANY_LAYERS = 300  # taken for granted until it is known how many there are
 EMPTY = -(2**15)  # among logarithms
 # (step, layer, logarithm) of each cell, out of the logarithms in hundredths. As a list of lists they would be ten times as long, and the
@@ -181,8 +181,9 @@ def gradient_flow(matrix: Mapping[str, Any]) -> Document:
             {
                 "type": "heatmap",
                 "name": "gradient norm",
+                "dimensions": ["step", "layer", "norm"],  # a flat array does not show how many belong together
                 ":data": CELLS % (base64.b64encode(hundredths.tobytes()).decode(), max(1, len(layers))),
-                "progressive": 5000,
+                "progressive": 10_000,
             }
         ],
     }

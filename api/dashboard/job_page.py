@@ -233,7 +233,7 @@ class JobPage:
         self.shown = shown
         options = figures.gradient_flow(matrix)
         if self.flow is None:
-            height = max(320, min(900, 24 * len(matrix["layers"]) + 90))
+            height = max(320, min(620, 24 * len(matrix["layers"]) + 90))
             with self.flow_box:
                 self.flow = chart(options, self.frame.is_dark).classes("w-full").style(f"height: {height}px")
         else:

@@ -91,7 +91,7 @@ def test_a_flow_of_many_layers_is_sent_in_few_bytes() -> None:
     matrix = {"layers": [f"layer{n}" for n in range(layers)], "steps": list(range(steps)), "norms": norms.tolist()}
     options = figures.gradient_flow(matrix)
     assert len(json.dumps(options)) < 4 * layers * steps
-    np.testing.assert_allclose(logarithms(options), np.log10(norms).ravel(), atol=0.0051)
+    np.testing.assert_allclose(np.array(logarithms(options), dtype=float), np.log10(norms).ravel(), atol=0.0051)
 
 
 def test_a_flow_of_one_colour_still_has_a_scale() -> None:
