@@ -37,6 +37,7 @@ bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmark
 	$(BIN)/python -m benchmarks.first_step
 	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.dashboard_open
 
 soak: $(VENV)    ## run 200 short jobs and compare what is left with what there was before
 	$(BIN)/python -m benchmarks.soak

@@ -24,6 +24,7 @@ from api.middleware import (
     SameOriginSocketMiddleware,
 )
 from api.monitoring import Monitoring
+from api.recorded_series import RecordedSeries
 from api.routes import attempts, checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
 from api.streams import StreamLimits, Streams
 from service.database import Store, open_store
@@ -42,7 +43,7 @@ CONCURRENT_ADMISSIONS = 8
 def create_app(settings: Settings, stream_limits: StreamLimits | None = None) -> FastAPI:
     """The application over the database and storage that ``settings`` name. Makes database and admin key at the first start.
 
-    It serves any number of copies: all state is in the database and the storage.
+    It serves any number of copies: all state is in the database and the storage. What it remembers of them can be read again.
     """
     store = open_store(settings.database_url)
     ensure_admin_key(
@@ -60,7 +61,8 @@ def create_app(settings: Settings, stream_limits: StreamLimits | None = None) ->
         title="Chainrule", version=version("chainrule"), lifespan=lifespan, redirect_slashes=False,
         docs_url=None, redoc_url=None, openapi_url=None,
     )  # fmt: skip
-    app.state.services = Services(settings, store, monitoring, streams, CapacityLimiter(CONCURRENT_ADMISSIONS))
+    admissions = CapacityLimiter(CONCURRENT_ADMISSIONS)
+    app.state.services = Services(settings, store, monitoring, streams, admissions, RecordedSeries())
     _add_routes(app)
     _add_middleware(app, settings, store, monitoring)
     openapi.install(app, ROUTES)

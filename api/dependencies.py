@@ -14,6 +14,7 @@ from api.bodies import media_type, parse_document
 from api.examples import JOB_ID as JOB_ID_EXAMPLE
 from api.examples import NODE_ID as NODE_ID_EXAMPLE
 from api.monitoring import Monitoring
+from api.recorded_series import RecordedSeries
 from api.streams import Streams
 from service.database import Store
 from service.errors import NotFound
@@ -31,6 +32,7 @@ class Services:
     monitoring: Monitoring
     streams: Streams
     admissions: CapacityLimiter  # looking at data may take seconds: it must not take every thread
+    series: RecordedSeries
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.storage, job_id, self.settings.checkpoints)

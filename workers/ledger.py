@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode, read_last_lines
+from workers.gradient_files import GradientWriter
+from workers.jobfolder import JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
 from workers.worker_link import Poll
 
@@ -72,14 +73,15 @@ class Ledger:
     def _take_gradients(self, bodies: Sequence[Mapping[str, Any]]) -> None:
         rows: list[tuple[int, Sequence[float]]] = []
         layers: Sequence[str] = ()
+        last = self._gradient_step
         for body in bodies:
             layers = body["layers"]
             for step, norms in body["rows"]:
-                if step > self._gradient_step:
-                    self._gradient_step = step
+                if step > last:
+                    last = step
                     rows.append((step, norms))
-        if rows:
-            self._gradients.append(layers, rows)
+        self._gradients.append(layers, rows)
+        self._gradient_step = last  # only now: when the disk was full, the workers tell again what is not kept
 
     def _relay(self, worker: str, sequence: int, body: Mapping[str, Any]) -> None:
         if (worker, sequence) in self._relayed:
@@ -122,7 +124,7 @@ class Ledger:
 
     def _restore_marks(self) -> None:
         """What was measured before, in earlier attempts too: steps that are done again from a checkpoint are not told again."""
-        for path in sorted(self._folder.metrics_path(self._attempt).parent.glob("attempt-*.jsonl"))[-2:]:
+        for path in sorted(self._folder.metrics_folder.glob("attempt-*.jsonl"))[-2:]:
             for row in read_last_lines(path):
                 mark = mark_of(row["step"], row["values"])
                 self.told_through = max(self.told_through, -1 if mark is None else mark)

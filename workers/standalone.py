@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from workers import process_group
+from workers.gradient_files import GradientWriter
 from workers.jobfile import JobFileError, read_job_file
-from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode
+from workers.jobfolder import JobFolder, append_lines, encode
 from workers.membership import Alone
 from workers.problems import SpecError
 from workers.reports import Level, Progress, ReasonCode

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.checkpoint_folders import MANIFEST
+from workers.gradient_files import GradientReader
 from workers.jobfolder import JobFolder, decode
 from workers.reports import REASONS, Outcome
 from workers.spec import JobSpec
@@ -162,7 +163,7 @@ class Shipper:
 
     def _new_rows(self) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
         """(file, offset after these rows, rows) for whole lines that were not sent yet, about BATCH points at a time."""
-        for path in sorted(self._folder.metrics_path(1).parent.glob("attempt-*.jsonl")):
+        for path in sorted(self._folder.metrics_folder.glob("attempt-*.jsonl")):
             with path.open("rb") as stream:
                 stream.seek(self._state["files"].get(path.name, 0))
                 rows: list[dict[str, Any]] = []
@@ -186,8 +187,10 @@ class Shipper:
 
     def _close(self, run_id: str, outcome: Outcome, health: Mapping[str, Any]) -> None:
         assert self._client is not None
-        for path in sorted(self._folder.gradients_path.glob("*.parquet")):
-            self._client.log_artifact(run_id, str(path), "gradients")
+        with tempfile.TemporaryDirectory() as folder:
+            for path in GradientReader(self._folder.gradients_path).export(Path(folder)):
+                self._client.log_artifact(run_id, str(path), "gradients")
+                path.unlink()
         for checkpoint in self._folder.checkpoints():
             self._log_json(run_id, MANIFEST, checkpoint.document(), f"checkpoints/{checkpoint.folder.name}")
         if self._folder.model_files():

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from nicegui import app, ui
+from nicegui import app, background_tasks, context, ui
+from nicegui.translations import translations
 from starlette.types import ASGIApp
 
 from api.dashboard import figures
@@ -25,6 +26,23 @@ STATUS_COLOURS = {
     "cancelled": "grey-7",
 }
 HEALTH_COLOURS = {"healthy": "positive", "warning": "orange", "critical": "negative"}
+# NiceGUI's own box for a lost connection, with our words and where it is seen; it comes after a second, so that a hiccup does not flash.
+AWAY = {
+    "connection_lost": "The service does not answer just now.",
+    "trying_to_reconnect": "Jobs go on training. This page goes on by itself as soon as the service is back.",
+}
+AWAY_CSS = """
+#popup {bottom: auto; top: 64px; left: 50%; transform: translateX(-50%); margin: 0.5em; padding: 0.8em 3.5em; gap: 0.2em}
+#popup, .body--dark #popup, .body--light #popup {background: #e65100; color: white; border: none}
+#popup[aria-hidden="false"] {transition-delay: 1s}
+"""
+
+
+def say_when_away() -> None:
+    """On all pages. What a browser shows must be in the page already when the process that made it has gone."""
+    for language in ("en-US", "en-GB"):
+        translations[language].update(AWAY)
+    ui.add_css(AWAY_CSS, shared=True)
 
 
 def gateway(api: ASGIApp) -> Gateway | None:
@@ -92,6 +110,18 @@ class Frame:
     def _say(self, text: str) -> None:
         self._trouble.text = text
         self._banner.visible = True
+
+
+def keep_fresh(refresh: Callable[[], Awaitable[None]], every_seconds: float) -> None:
+    """Also now: the first answers are there when the browser has loaded what it draws them with."""
+    client = context.client
+
+    async def first() -> None:
+        with client:
+            await refresh()
+
+    background_tasks.create(first(), name="first look")
+    ui.timer(every_seconds, refresh, immediate=False)
 
 
 def chart(options: dict[str, Any], dark: bool) -> ui.echart:

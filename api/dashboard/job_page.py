@@ -11,7 +11,7 @@ import yaml
 from nicegui import ui
 
 from api.dashboard import figures
-from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, chart, confirmed
+from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, chart, confirmed, keep_fresh
 from api.dashboard.gateway import Gateway
 
 EVERY_SECONDS = 1.5
@@ -42,7 +42,7 @@ def show(api: Gateway, job_id: str) -> None:
     page = JobPage(api, frame, job_id)
     with frame.content():
         page.build()
-    ui.timer(EVERY_SECONDS, page.refresh)
+    keep_fresh(page.refresh, EVERY_SECONDS)
 
 
 class JobPage:
@@ -179,11 +179,16 @@ class JobPage:
             return
         series = {each["key"]: each for each in found["data"]}
         for drawn, (_, keys, logarithmic) in zip(self.charts, CHARTS, strict=True):
-            for number, key in enumerate(keys):
-                drawn.options["series"][number]["data"] = figures.points(series[key], logarithmic=logarithmic)
+            curves = [figures.points(series[key], logarithmic=logarithmic) for key in keys]
+            if curves == [each["data"] for each in drawn.options["series"]]:
+                continue  # nothing new; the browser would draw it all again
+            for each, curve in zip(drawn.options["series"], curves, strict=True):
+                each["data"] = curve
             drawn.update()
 
     def build_flow(self) -> None:
+        self.findings = ui.column().classes("w-full gap-2")
+        self.judged: dict[str, Any] | None = None  # what ``findings`` shows
         ui.label(
             "The norm of each layer's gradient at each step. Backpropagation begins at the output, on top, and goes down to the input: "
             "colours that fade on the way down are gradients that vanish, colours that flare up are gradients that explode."
@@ -191,8 +196,27 @@ class JobPage:
         self.nothing = ui.label("No gradients were recorded yet.")
         self.flow_box = ui.column().classes("w-full")
         self.flow: ui.echart | None = None
+        self.shown: tuple[Any, ...] | None = None  # by which a newer matrix is known
+
+    def show_findings(self, health: dict[str, Any]) -> None:
+        """What the service makes of the gradients, why, and what helps."""
+        if health == self.judged:
+            return
+        self.judged = health
+        self.findings.clear()
+        with self.findings:
+            if health.get("sentence"):
+                ui.label(health["sentence"]).classes("text-body1")
+            for each in health.get("findings", []):
+                with ui.card().props("flat bordered").classes("w-full q-pa-sm gap-1"):
+                    with ui.row().classes("items-center"):
+                        ui.badge(each["code"].replace("_", " "), color=HEALTH_COLOURS[each["severity"]])
+                        ui.label(f"first at step {each['first_bad_step']:,}").classes("text-grey")
+                    ui.label(each["explanation"])
+                    ui.label(f"What helps: {each['suggestion']}")
 
     async def fill_flow(self, job: dict[str, Any]) -> None:
+        self.show_findings(job["health"])
         points = figures.flow_points(self.layers)
         matrix = await self.frame.ask(lambda: self.api.get(f"{self.path}/gradients", max_points=points))
         if matrix is None:
@@ -203,9 +227,13 @@ class JobPage:
         self.nothing.visible = not matrix["steps"]
         if not matrix["steps"]:
             return
+        shown = (matrix["steps"], matrix["norms"][-1])
+        if shown == self.shown:
+            return  # nothing new; the browser would draw it all again
+        self.shown = shown
         options = figures.gradient_flow(matrix)
         if self.flow is None:
-            height = max(320, min(900, 24 * len(matrix["layers"]) + 90))
+            height = max(320, min(620, 24 * len(matrix["layers"]) + 90))
             with self.flow_box:
                 self.flow = chart(options, self.frame.is_dark).classes("w-full").style(f"height: {height}px")
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from nicegui import ui
 
 from api.dashboard import figures
-from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, confirmed
+from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, confirmed, keep_fresh
 from api.dashboard.gateway import Gateway
 
 EVERY_SECONDS = 1.5
@@ -65,7 +65,7 @@ def show(api: Gateway) -> None:
     table.on("cancel", cancel)
     text.on_value_change(refresh)
     status.on_value_change(refresh)
-    ui.timer(EVERY_SECONDS, refresh)
+    keep_fresh(refresh, EVERY_SECONDS)
 
 
 def cluster_line(cluster: dict[str, Any]) -> str:

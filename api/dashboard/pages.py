@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from api.dashboard import job_page, jobs_page, submit_page
-from api.dashboard.frame import DARK, KEY, gateway
+from api.dashboard.frame import DARK, KEY, gateway, say_when_away
 from api.dashboard.gateway import AwayError, Forwarded, Gateway, RefusedError
 
 SIGN_IN = "/dashboard/sign-in"  # redirections are not told where the pages are mounted; links are
@@ -18,6 +18,7 @@ SIGN_IN = "/dashboard/sign-in"  # redirections are not told where the pages are 
 
 def register(api: ASGIApp) -> None:
     """Declares all pages. ``api``: the application that answers under /v1."""
+    say_when_away()
 
     @ui.page("/")
     def jobs() -> Response | None:

@@ -21,7 +21,8 @@ from api.pagination import PLAIN_INTEGER, page
 from api.pagination import Query as QueryModel
 from api.responses import nonfinite
 from service import jobs
-from workers.jobfolder import GradientMatrix, Series
+from workers.gradient_files import GradientMatrix
+from workers.metric_series import Series
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["telemetry"])
 
@@ -54,7 +55,7 @@ def read_metrics(
     thinned to ``max_points``; first and last point, peaks and non-finite values stay. A key that has no values yet has no points."""
     keys = _keys(query.keys)
     job = jobs.get_job(services.store, caller, job_id)
-    series = services.folder(job.id).series(keys)
+    series = services.series.read(services.folder(job.id), keys)
     names = keys if keys is not None else sorted(series)
     return _json(page([_series(name, series.get(name), query.max_points) for name in names]))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.e2e.product import Product
+from tests.helpers import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -105,6 +108,52 @@ def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product,
     expect(page.get_by_text("cancelled", exact=True).first).to_be_visible(timeout=20_000)
     assert watched.complaints == []
     assert watched.hosts == {"127.0.0.1"}
+
+
+AWAY = "The service does not answer just now."
+OF_THE_LOST_CONNECTION = re.compile(r"WebSocket connection to .* failed|net::ERR_(CONNECTION|SOCKET|EMPTY)")
+
+
+def test_the_pages_say_when_the_service_is_away_and_go_on_when_it_is_back(browser: Any, product: Product) -> None:
+    """The API's process is killed under two open pages, and its guardian starts another. Would catch a page that stays dead, is empty
+    afterwards, or wants the key again."""
+    job_id = product.http.post("/v1/jobs", json={**LONG_JOB, "name": "unimpressed"}).json()["id"]
+    product.until(job_id, "its training", lambda job: job["progress"])
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    jobs, job = Watched(context.new_page()), Watched(context.new_page())
+    sign_in(jobs.page, product)
+    job.page.goto(f"{product.url}/dashboard/jobs/{job_id}")
+    expect(job.page.get_by_text(re.compile(r"^step \d"))).to_be_visible(timeout=20_000)
+    for watched in (jobs, job):
+        expect(watched.page.get_by_text(AWAY)).to_be_hidden()
+
+    for _ in range(2):  # also when the process that came back is killed
+        api = product.role("api")
+        before = shown_step(jobs.page), shown_step(job.page)
+        api.kill()
+        for watched in (jobs, job):
+            expect(watched.page.get_by_text(AWAY)).to_be_visible(timeout=20_000)
+        for watched, step in zip((jobs, job), before, strict=True):
+            expect(watched.page.get_by_text(AWAY)).to_be_hidden(timeout=60_000)
+            assert wait_for("newer steps", partial(newer_step, watched.page, step), 30) > step
+        assert product.role("api").pid != api.pid
+    assert jobs.page.url == f"{product.url}/dashboard/"
+    assert job.page.url == f"{product.url}/dashboard/jobs/{job_id}"
+    for watched in (jobs, job):
+        assert [each for each in watched.complaints if not OF_THE_LOST_CONNECTION.search(each)] == []
+    product.http.post(f"/v1/jobs/{job_id}/kill")
+    context.close()
+
+
+def newer_step(page: Page, than: int) -> int | None:
+    step = shown_step(page)
+    return step if step > than else None
+
+
+def shown_step(page: Page) -> int:
+    """Steps of the job ``unimpressed`` as the page shows them; -1 while it does not."""
+    found = re.search(r"([\d,]+) / 200,000", page.locator("body").inner_text())
+    return int(found[1].replace(",", "")) if found else -1
 
 
 def test_nothing_is_shown_without_a_key(browser: Any, product: Product) -> None:

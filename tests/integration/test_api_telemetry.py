@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.api_service import Service, error_of, running_service
 from workers.checkpoint_folders import FORMAT, INDEX, STATE, folder_of
-from workers.jobfolder import GradientWriter, append_lines, encode
+from workers.gradient_files import GradientWriter
+from workers.jobfolder import append_lines, encode
 from workers.storage import folder_at, local_path
 
 pytestmark = pytest.mark.integration
@@ -75,6 +77,30 @@ def test_gradients_are_a_matrix_of_layers_and_steps(service: Service, job: str) 
     assert len(part["steps"]) == 4
     assert set(part["steps"]) <= set(range(10, 30))
     assert 29 in part["steps"]  # the largest norm of the last stretch
+
+
+def test_a_long_run_is_answered_with_few_points_for_little_reading(service: Service, job: str) -> None:
+    """Would catch a page of a long job that reads all of it, or is sent all of it, at every refresh."""
+    steps, layers = 20_000, 100
+    spike = 13_579
+    write_metrics(service, job, "train/loss", [99.0 if step == spike else 1.0 for step in range(1, steps + 1)])
+    writer = GradientWriter(service.folder(job).gradients_path, 1)
+    rows = [(step, [100.0 if step == spike else 0.001 * step] * layers) for step in range(1, steps + 1)]
+    for start in range(0, steps, 500):
+        writer.append([f"layer{index}" for index in range(layers)], rows[start : start + 500])
+    urls = (f"/v1/jobs/{job}/metrics?keys=train/loss&max_points=500", f"/v1/jobs/{job}/gradients?max_points=100")
+    assert service.get(urls[0]).status_code == 200  # the first look reads the metrics, once
+    before = psutil.Process().io_counters().read_chars
+    metrics, gradients = (service.get(url) for url in urls)
+    read = psutil.Process().io_counters().read_chars - before
+    assert read < 16 * steps + 100 * 4 * layers + 200_000  # an index, the rows, and what the database reads
+    points = metrics.json()["data"][0]["points"]
+    assert len(points) <= 500
+    assert spike in {point["step"] for point in points}
+    assert len(gradients.json()["steps"]) == 100
+    assert spike in gradients.json()["steps"]
+    assert len(metrics.content) < 500 * 100
+    assert len(gradients.content) < 100 * layers * 12
 
 
 def test_logs_come_in_pages_by_rank_and_attempt(service: Service, job: str) -> None:

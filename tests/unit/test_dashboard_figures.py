@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from api.dashboard import figures, job_files
@@ -65,8 +68,30 @@ def test_the_gradient_flow_has_the_output_on_top() -> None:
     options = figures.gradient_flow(matrix)
     assert options["yAxis"]["data"] == ["first", "last"]
     assert options["xAxis"]["data"] == ["5", "9"]
-    assert options["series"][0]["data"] == [[0, 0, -3.0], [0, 1, 0.0], [1, 1, -12.0]]
+    assert logarithms(options) == [-3.0, 0.0, None, -12.0]
     assert (options["visualMap"]["min"], options["visualMap"]["max"]) == (-12, 0)
+
+
+def logarithms(options: dict[str, Any]) -> list[float | None]:
+    """Of the cells, layer after layer for each step; None: empty."""
+    encoded = options["series"][0][":data"].split('"')[1]
+    cells = np.frombuffer(base64.b64decode(encoded), dtype="<i2").tolist()
+    return [None if cell == figures.EMPTY else cell / 100 for cell in cells]
+
+
+def test_a_flow_without_a_finite_norm_is_empty() -> None:
+    options = figures.gradient_flow({"layers": ["a", "b"], "steps": [1], "norms": [["NaN", "-Infinity"]]})
+    assert logarithms(options) == [None, None]
+    assert options["visualMap"]["max"] > options["visualMap"]["min"]
+
+
+def test_a_flow_of_many_layers_is_sent_in_few_bytes() -> None:
+    layers, steps = 300, figures.flow_points(300)
+    norms = np.random.default_rng(0).lognormal(size=(steps, layers)).astype(np.float32)
+    matrix = {"layers": [f"layer{n}" for n in range(layers)], "steps": list(range(steps)), "norms": norms.tolist()}
+    options = figures.gradient_flow(matrix)
+    assert len(json.dumps(options)) < 4 * layers * steps
+    np.testing.assert_allclose(np.array(logarithms(options), dtype=float), np.log10(norms).ravel(), atol=0.0051)
 
 
 def test_a_flow_of_one_colour_still_has_a_scale() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.jobfolder import GradientWriter, JobFolder, append_lines, encode, read_lines
+from workers.gradient_files import GradientWriter
+from workers.jobfolder import JobFolder, append_lines, encode, read_lines
 
 pytestmark = pytest.mark.unit
 
