@@ -148,6 +148,9 @@ class Supervisor:
             # Into the processes that Ray keeps idle: a job's controller starts in one of them.
             "RAY_preload_python_modules": "workers.controller",
             "RAY_DISABLE_IMPORT_WARNING": "1",
+            # Ray's head keeps 100,000 calls and 100,000 actors that have ended, some gigabytes, for lists at which nobody looks.
+            "RAY_task_events_report_interval_ms": "0",
+            "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
             # Else Ray takes an address of the network in place of 127.0.0.1, and all its parts listen on every interface.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }

@@ -42,7 +42,9 @@ class Stack:
             **os.environ,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # as `chainrule up` has it, and as the peer's loop runs
-            "RAY_preload_python_modules": "workers.controller",  # as `chainrule up` has it
+            "RAY_preload_python_modules": "workers.controller",  # as `chainrule up` has it, and the next two
+            "RAY_task_events_report_interval_ms": "0",
+            "RAY_maximum_gcs_destroyed_actor_cached_count": "1000",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "CHAINRULE_HOME": str(self.home),
             "CHAINRULE_RAY_ADDRESS": f"127.0.0.1:{ray}",

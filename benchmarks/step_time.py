@@ -45,7 +45,7 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
                 "downsample_in_first_stage": False,
             },
         },
-        256,
+        32,
     ),
 }
 

@@ -27,6 +27,7 @@ os.environ.update(
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN_PATH=str(RAY_TOKEN),
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_task_events_report_interval_ms="0",  # as `chainrule up` has it
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",  # else Ray warns at every actor
 )
 atexit.register(shutil.rmtree, RAY_FOLDER, ignore_errors=True)
