@@ -19,6 +19,8 @@ Verdict = Literal["unknown", "healthy", "warning", "critical"]
 MIN_STEPS = 20  # fewer say nothing
 STUCK_SHARE_OF_RUN = 0.3  # patience before a flat loss counts
 STUCK_IMPROVEMENT = 0.07  # of the first loss
+SETTLING_SHARE_OF_RUN = 0.05  # after which the loss must go on falling
+SETTLING_IMPROVEMENT = 0.25  # of the first loss; whoever has gained more was not stuck
 VANISHING_RATIO = 1e-3  # first layers' median norm over the last ones'
 RUNAWAY_FACTOR = 1.5  # of the first loss
 EXPLODING_GROWTH = 100.0  # of the norm over its own early median
@@ -147,8 +149,15 @@ def _vanishing(history: History) -> Finding | None:
 def _stuck(history: History) -> bool:
     if history.steps[-1] < max(MIN_STEPS, history.warmup_steps, STUCK_SHARE_OF_RUN * history.total_steps):
         return False
-    first = float(np.median(history.losses[:3]))
-    return bool((first - float(np.median(history.losses[-MIN_STEPS:]))) < STUCK_IMPROVEMENT * abs(first))
+    first, recent = float(np.median(history.losses[:3])), float(np.median(history.losses[-MIN_STEPS:]))
+    if first - recent < STUCK_IMPROVEMENT * abs(first):
+        return True
+    # The last layer's bias alone learns how frequent the classes are, within the first steps: that is no sign of life of the others.
+    start = int(np.searchsorted(history.steps, SETTLING_SHARE_OF_RUN * history.total_steps))
+    if start + 2 * MIN_STEPS > len(history.losses):
+        return False
+    settled = float(np.median(history.losses[start : start + MIN_STEPS]))
+    return first - recent < SETTLING_IMPROVEMENT * abs(first) and settled - recent < STUCK_IMPROVEMENT * abs(settled)
 
 
 def _healthy_sentence(history: History) -> str:

@@ -68,6 +68,17 @@ def test_the_layer_where_the_gradient_is_lost_is_named() -> None:
     assert finding.layer in ("layer2", "layer3")
 
 
+def test_the_bias_of_the_output_is_no_sign_of_life() -> None:
+    """It learns in a few steps how frequent the classes are, and the loss falls to the logarithm of their number."""
+    losses = flat(400, level=2.303)
+    losses[:15] *= np.linspace(1.25, 1.0, 15)
+    assert codes(verdict(losses, norms(400, layer_ratio=0.2))) == ["vanishing_gradient"]
+    assert codes(verdict(losses, norms(400))) == [], "the gradients are lively"
+    slow = learning(400, first=2.9, last=2.2)  # the same gain, but all along the run
+    assert codes(verdict(np.linspace(2.9, 2.25, 400), norms(400, layer_ratio=0.2))) == []
+    assert codes(verdict(slow, norms(400))) == []
+
+
 def test_no_symptom_no_vanishing() -> None:
     """The traps: a job that learns with tiny first gradients, one still in warm-up, one that has hardly begun."""
     small = norms(layer_ratio=0.2)
