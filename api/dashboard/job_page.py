@@ -205,7 +205,7 @@ class JobPage:
         self.judged = health
         self.findings.clear()
         with self.findings:
-            if health.get("sentence"):
+            if health.get("sentence") and not health.get("findings"):  # else it is what the first finding says
                 ui.label(health["sentence"]).classes("text-body1")
             for each in health.get("findings", []):
                 with ui.card().props("flat bordered").classes("w-full q-pa-sm gap-1"):
