@@ -17,9 +17,7 @@ import pytest
 from service.cluster import Cluster, ClusterUnavailableError, Launch
 from service.fake_cluster import FakeCluster
 from service.ray_driver import RayDriver
-from tests import helpers
 from workers.jobfolder import JobFolder
-from workers.ray_names import CONTROL_LABELS, NOT_CONTROL
 from workers.reports import GroupShape, Observation, ReasonCode, StopMode
 from workers.spec import parse_spec
 
@@ -250,37 +248,3 @@ def test_the_driver_process_dies_with_the_scheduler(ray_cluster: str) -> None:
         scheduler.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
-
-
-def test_a_scheduler_elsewhere_is_a_node_that_takes_no_work(ray_cluster: str, ray_driver: None) -> None:
-    """While it is there, and no longer, however it ends. Would catch a job's controller that lands on it."""
-    import ray
-
-    code = (
-        "import sys, time; from service.ray_driver import RayDriver\n"
-        "driver = RayDriver(sys.argv[1], patience=60, join=True)\n"
-        "print(len(driver.capacity().nodes), flush=True); time.sleep(600)"
-    )
-    scheduler = subprocess.Popen([sys.executable, "-c", code, ray_cluster], stdout=subprocess.PIPE, text=True)
-    with scheduler:
-        assert scheduler.stdout is not None
-        helpers.wait_for("the node", lambda: sum(node["Alive"] for node in ray.nodes()) == 2, 60)
-        assert scheduler.stdout.readline() == "1\n", "jobs may use the other one only"
-        [joined] = [node for node in ray.nodes() if node["Alive"] and CONTROL_LABELS.items() <= node["Labels"].items()]
-        assert not joined["Resources"].get("CPU")
-        where = ray.remote(Somewhere).options(num_cpus=0, label_selector=NOT_CONTROL)
-        places = ray.get([where.remote().node.remote() for _ in range(8)])
-        assert joined["NodeID"] not in places
-        children = psutil.Process(scheduler.pid).children(recursive=True)
-        assert any("raylet" in child.name() for child in children)
-        scheduler.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert alive == []
-    helpers.wait_for("its end in the cluster", lambda: sum(node["Alive"] for node in ray.nodes()) == 1, 60)
-
-
-class Somewhere:
-    def node(self) -> str:
-        import ray
-
-        return str(ray.get_runtime_context().get_node_id())
