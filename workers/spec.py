@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from workers.problems import SpecError, problem_of
 from workers.spec_base import Count, Fraction, MetadataKey, MetadataValue, Model, Name, PositiveInt, not_available
-from workers.task_spec import IdxData, TabularTask, Task, UnavailableTask
+from workers.task_spec import Task, UnavailableTask
 
 
 class Training(Model):
@@ -263,9 +263,8 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
-        task = self.task
-        regression = isinstance(task, TabularTask) and task.objective == "regression"
-        measured = ("eval/loss", "eval/mse", "eval/mae") if regression else ("eval/loss", "eval/accuracy")
+        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
+        measured = tuple(f"eval/{name}" for name in self.task.metrics())
         if self.evaluation.best not in measured:
             raise PydanticCustomError(
                 "unknown_metric",
@@ -278,13 +277,7 @@ class JobSpec(Model):
 def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
     assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
-    data = spec.task.data
-    fields = ("path", "evaluation_path") if not isinstance(data, IdxData) else _IDX_FIELDS
-    found = ((f"task.data.{field}", getattr(data, field, None)) for field in fields)
-    return [(field, value) for field, value in found if value is not None]
-
-
-_IDX_FIELDS = ("train_images", "train_labels", "evaluation_images", "evaluation_labels")
+    return spec.task.paths()
 
 
 def parse_spec(document: object) -> JobSpec:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 # No control characters: a name goes into logs, headers and terminals. (pydantic itself refuses lone surrogates.)
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
@@ -29,6 +37,24 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
 
 
+class TaskModel(Model):
+    """What every kind of task tells about itself without importing what it trains with."""
+
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what its evaluation measures, ``loss`` among them; reported as ``eval/<name>``."""
+        raise NotImplementedError
+
+    def paths(self) -> list[tuple[str, str]]:
+        """Every file or folder that it reads, as (path of the field, value)."""
+        raise NotImplementedError
+
+
+def filled(data: Model, names: tuple[str, ...], prefix: str = "task.data") -> list[tuple[str, str]]:
+    """(path of the field, value) for those of ``names`` that ``data`` has and that are not null."""
+    found = ((f"{prefix}.{name}", getattr(data, name, None)) for name in names)
+    return [(field, value) for field, value in found if value is not None]
+
+
 def not_available(what: str, instead: str) -> PydanticCustomError:
     return PydanticCustomError(
         "not_available", "{what} is not available yet; {instead}", {"what": what, "instead": instead}
@@ -45,6 +71,10 @@ class NotAvailableKind(Model):
     def _refuse(cls, value: Any) -> Any:
         key, allowed = cls._selector()
         raise not_available(f"{key} {value.get(key)!r}" if isinstance(value, Mapping) else key, f"use {allowed}")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"not": {}}  # nothing is valid here; a document must fit just one member of its union
 
     @classmethod
     def _selector(cls) -> tuple[str, str]:

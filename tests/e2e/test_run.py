@@ -56,8 +56,8 @@ def predicts(folder: Path) -> None:
     """The exported model, loaded as MLflow loads it, knows the held-out digits."""
     import mlflow.pyfunc
 
+    from workers.kinds.images import DigitsData
     from workers.sources.arrays import read_digits
-    from workers.task_spec import DigitsData
 
     held_out = read_digits(DigitsData(source="digits")).evaluation
     answers = mlflow.pyfunc.load_model(str(folder)).predict(held_out.pixels)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from workers.kinds.images import DigitsData, FolderData, IdxData, NpzData
+from workers.kinds.tables import BreastCancerData, TableData
 from workers.sources import arrays, folders, tables
 from workers.sources.inspect import inspect_data
 from workers.sources.problems import BadDataError
 from workers.spec import parse_spec
-from workers.task_spec import BreastCancerData, DigitsData, FolderData, IdxData, NpzData, TableData
 
 pytestmark = pytest.mark.unit
 
@@ -201,7 +202,7 @@ def test_table(tmp_path: Path) -> None:
 
 def test_times_in_seconds_stay_apart(tmp_path: Path) -> None:
     """Would catch a cast to float32 before standardising, which leaves two of these values."""
-    from workers.task_spec import TabularTask
+    from workers.kinds.tables import TabularTask
     from workers.tasks.tabular import Tabular
 
     path = tmp_path / "times.csv"

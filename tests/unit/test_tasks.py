@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from workers.export import export_model, load_model
+from workers.kinds.images import TransformersArchitecture, TransformersImageModel
 from workers.models.pretrained import transformers_classifier
 from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, parse_spec
-from workers.task_spec import TransformersArchitecture, TransformersImageModel
 from workers.tasks import build_task
 from workers.weights import full_state_dict
 
@@ -127,8 +127,9 @@ def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spe
     export_model(tmp_path / "model", full_state_dict(network), task, spec)
     export_model(tmp_path / "model", full_state_dict(network), task, spec)  # again, over the first
 
+    from workers.kinds.images import DigitsData
+    from workers.kinds.tables import BreastCancerData
     from workers.sources import arrays, tables
-    from workers.task_spec import BreastCancerData, DigitsData
 
     raw: Any
     if task_spec is DIGITS:

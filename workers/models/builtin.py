@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from workers.task_spec import CnnModel, MlpModel
+from workers.kinds.images import CnnModel
+from workers.kinds.networks import MlpModel
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.kinds.images import TransformersImageModel
 from workers.sources.problems import BadDataError
-from workers.task_spec import TransformersImageModel
 
 GIVEN = frozenset({"num_labels", "num_channels", "dtype", "return_dict", "id2label", "label2id"})
 SMALL_IMAGE = 64  # pixels; the library's defaults are made for 224 and would shrink these to nothing

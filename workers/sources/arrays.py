@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.kinds.images import DigitsData, IdxData, NpzData
 from workers.sources.problems import BadDataError
-from workers.task_spec import DigitsData, IdxData, NpzData
 
 MAX_CLASSES = 1_000_000
 SPLIT_SEED = 20150601  # of the held-out samples: the same for every job, so that results can be compared

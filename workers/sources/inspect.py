@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+
 from workers.problems import Problem
 from workers.sources.problems import BadDataError
 from workers.spec import JobSpec
-from workers.task_spec import (
-    BreastCancerData,
-    DigitsData,
-    FolderData,
-    IdxData,
-    ImageClassificationTask,
-    NpzData,
-    TableData,
-    TabularTask,
-)
 
-MAX_HEADERS = 2000  # image files that are looked into; the worker checks each one when it reads it
+# kind -> a function that takes the task, gives the number of its training samples and raises BadDataError for what cannot be used.
+LOOKS: Mapping[str, str] = {
+    "image_classification": "workers.sources.images:training_samples",
+    "tabular": "workers.sources.tables:training_samples",
+}
 
 
 def inspect_data(spec: JobSpec) -> list[Problem]:
     """What is wrong with the data of ``spec``, as far as can be seen quickly. Empty: nothing found."""
+    module, _, look = LOOKS[spec.task.kind].partition(":")
     try:
-        samples = _training_samples(spec)
+        samples: int = getattr(importlib.import_module(module), look)(spec.task)
     except BadDataError as error:
         return [Problem(error.field, error.message)]
     batch_size = spec.training.batch_size
@@ -33,33 +31,3 @@ def inspect_data(spec: JobSpec) -> list[Problem]:
             )
         ]
     return []
-
-
-def _training_samples(spec: JobSpec) -> int:
-    task = spec.task
-    if isinstance(task, ImageClassificationTask):
-        return _training_images(task)
-    assert isinstance(task, TabularTask)
-    from workers.sources import tables
-
-    if isinstance(task.data, BreastCancerData):
-        return 455
-    assert isinstance(task.data, TableData)
-    return len(tables.read_table(task.data, task.objective).train.targets)
-
-
-def _training_images(task: ImageClassificationTask) -> int:
-    from workers.sources import arrays, folders
-
-    data = task.data
-    if isinstance(data, DigitsData):
-        return 1437
-    if isinstance(data, NpzData):
-        return len(arrays.read_npz(data).train.labels)
-    if isinstance(data, IdxData):
-        return len(arrays.read_idx(data).train.labels)
-    assert isinstance(data, FolderData)
-    images = folders.read_folder(data)
-    for path in (*images.train.paths, *images.evaluation.paths)[:MAX_HEADERS]:
-        folders.check_header(path)
-    return len(images.train.paths)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.kinds.tables import BreastCancerData, TableData, TabularTask
 from workers.sources.arrays import SPLIT_SEED, builtin_rows, stratified_holdout
 from workers.sources.problems import BadDataError
-from workers.task_spec import BreastCancerData, TableData
 
 if TYPE_CHECKING:
     import pandas
@@ -39,6 +39,13 @@ class Tables:
     evaluation: Rows
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...]  # empty for regression
+
+
+def training_samples(task: TabularTask) -> int:
+    """How many rows there are to train on. Raises BadDataError for what cannot be used."""
+    if isinstance(task.data, BreastCancerData):
+        return 455
+    return len(read_table(task.data, task.objective).train.targets)
 
 
 def read_breast_cancer(_: BreastCancerData) -> Tables:

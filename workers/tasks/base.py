@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from workers.sources.problems import BadDataError
 
-__all__ = ["BadDataError", "Batch", "Dataset", "Datasets", "ModelFacts", "Task"]
+__all__ = ["BadDataError", "Batch", "Dataset", "Datasets", "Illustrated", "ModelFacts", "Task"]
 
 Batch = Mapping[str, Tensor]  # every tensor has the samples of the batch in its first dimension
 
@@ -74,3 +75,16 @@ class Task(Protocol):
         ...
 
     def facts(self) -> ModelFacts: ...
+
+
+class Illustrated(Protocol):
+    """A task that can show what its model does now: pictures, texts, structures. Optional, besides Task."""
+
+    def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
+        """File name (no folders; its ending says what it is: .txt, .json, .csv, .png, .pdb) -> content.
+
+        Called after an evaluation with the model in evaluation mode and without gradients: on every rank where a forward pass
+        communicates (FSDP), else on rank 0 only. The caller puts the state of the random generators back. What it raises is
+        told as an event and does not stop the run.
+        """
+        ...

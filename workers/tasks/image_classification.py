@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.kinds.images import CnnModel, DigitsData, FolderData, ImageClassificationTask, NpzData
+from workers.kinds.networks import MlpModel
 from workers.models import builtin
 from workers.sources import arrays, folders
 from workers.sources.problems import BadDataError
-from workers.task_spec import CnnModel, DigitsData, FolderData, ImageClassificationTask, MlpModel, NpzData
 from workers.tasks.base import Batch, Datasets, ModelFacts
 
 IN_MEMORY_BYTES = 256 << 20  # sets whose floats are smaller are converted once, not batch by batch

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.kinds.tables import BreastCancerData, TabularTask
 from workers.models import builtin
 from workers.sources import tables
 from workers.sources.problems import BadDataError
-from workers.task_spec import BreastCancerData, TabularTask
 from workers.tasks.base import Batch, Datasets, ModelFacts
 
 
