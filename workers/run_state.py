@@ -20,6 +20,7 @@ from workers.checkpoint_folders import Retention, newest_generation
 from workers.checkpoint_saver import Saver
 from workers.gradients import GradientDigest, GradientMonitor
 from workers.handover import BufferKeeper, hand_over
+from workers.illustration import Illustrator
 from workers.membership import Link, Membership, MisplacedError, Position, Stage, Work
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
@@ -40,6 +41,9 @@ class RunContext:
     link: Link
     checkpoints: str  # folder or URL, shared by all ranks
     model_folder: Path  # rank 0 exports the finished model here
+    artifacts_folder: Path | None = (
+        None  # rank 0 keeps here what the task shows after evaluations; None: it is not asked
+    )
 
 
 class RunState:
@@ -64,6 +68,14 @@ class RunState:
         self.rank, self.world_size = 0, 1
         self.group = ProcessGroup(context.device)
         self.score = Score(spec.evaluation)
+        self.illustrator = Illustrator(
+            task,
+            context.artifacts_folder,
+            context.device,
+            bf16=self.bf16,
+            compiled=spec.training.compile,
+            tell=self.tell,
+        )
         self.gradient_digest, self.sample_digest = GradientDigest(), hashlib.sha256()
         self.samples_seen = 0  # by this process
         self.accumulate = spec.training.accumulate  # grows when memory runs out

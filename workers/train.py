@@ -254,7 +254,19 @@ class Run(RunState):
         self.recorder.scalars(self.step, self.score.metrics)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.tell("evaluation", f"Step {self.step}: {shown}.", {"step": self.step, "metrics": self.score.metrics})
+        self.illustrate()
         return self.score.without_gain(self.step)
+
+    def illustrate(self) -> None:
+        """What the task shows of the model, into the job's artifacts."""
+        self.link.at(Work.EVALUATE, self.step)
+        self.illustrator.illustrate(
+            parallel.plain(self.model),
+            self.step,
+            rank=self.rank,
+            world_size=self.world_size,
+            control=self.group.control,
+        )
 
     def save_when_due(self, *, last: bool) -> Outcome | None:
         """Begins a checkpoint; the last one is complete when this returns. Raises CheckpointError when that one cannot be written."""

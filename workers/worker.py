@@ -196,6 +196,7 @@ class TrainWorker:
             link=self._link,
             checkpoints=assignment.checkpoints,
             model_folder=self._folder.model_path,
+            artifacts_folder=self._folder.artifacts_path,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome
