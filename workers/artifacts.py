@@ -107,9 +107,10 @@ def of_step(folder: Path, step: int) -> list[Artifact]:
     return sorted(found, key=lambda artifact: artifact.name)
 
 
-def every(folder: Path, *, newest_first: bool = False) -> Iterator[Artifact]:
-    """All of them, step by step; within a step by name (backwards when the newest come first)."""
-    for step in sorted(steps(folder), reverse=newest_first):
+def every(folder: Path, *, newest_first: bool = False, step: int | None = None) -> Iterator[Artifact]:
+    """All of them (those of one ``step`` only, when given), step by step; within a step by name. With the newest first both are backwards."""
+    chosen = sorted(steps(folder), reverse=newest_first) if step is None else [step]
+    for step in chosen:
         yield from sorted(of_step(folder, step), key=lambda artifact: artifact.name, reverse=newest_first)
 
 
