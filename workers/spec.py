@@ -15,7 +15,15 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from workers.problems import SpecError, problem_of
@@ -256,7 +264,38 @@ class JobSpec(Model):
     metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
+    def _parts_of_this_kind(self) -> Self:
+        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
+        unused = self.task.unused()
+        given = [part for part in unused if part in self.model_fields_set]
+        if given:
+            raise PydanticCustomError(
+                "unused_part",
+                "{shown} means nothing for a task of kind {kind}, whose own code decides that; leave it out",
+                {"parts": given, "shown": " and ".join(given), "kind": self.task.kind},
+            )
+        if "training" in unused and (self.workers.min is not None or self.workers.strategy != "ddp"):
+            raise PydanticCustomError(
+                "script_workers",
+                "workers of a {kind} have a fixed count and no strategy: its own code decides how they train together",
+                {"kind": self.task.kind},
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What means nothing for this kind is not shown, and a document that was written can be read again."""
+        assert not isinstance(self.task, UnavailableTask)
+        document: dict[str, Any] = write(self)
+        for part in self.task.unused():
+            document.pop(part, None)
+        return document
+
+    @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:
+        assert not isinstance(self.task, UnavailableTask)
+        if "training" in self.task.unused():
+            return self
         needed = self.workers.most * self.training.accumulate
         if self.training.batch_size < needed:
             raise PydanticCustomError(

@@ -8,10 +8,13 @@ from pydantic import Tag
 
 from workers.kinds.images import ImageClassificationTask
 from workers.kinds.proteins import ProteinStructureTask
+from workers.kinds.scripts import ScriptTask
 from workers.kinds.tables import TabularTask
 from workers.spec_base import NotAvailableKind, chosen_by
 
-KINDS_LATER = ("language_model", "custom", "script")
+KINDS = ("image_classification", "protein_structure", "tabular", "script")
+KINDS_LATER = ("language_model", "custom")
+ALLOWED = ", ".join(KINDS[:-1]) + f" or {KINDS[-1]}"
 
 
 class UnavailableTask(NotAvailableKind):
@@ -19,13 +22,14 @@ class UnavailableTask(NotAvailableKind):
 
     @classmethod
     def _selector(cls) -> tuple[str, str]:
-        return "kind", "image_classification, protein_structure or tabular"
+        return "kind", ALLOWED
 
 
 Task = Annotated[
     Annotated[ImageClassificationTask, Tag("image_classification")]
     | Annotated[ProteinStructureTask, Tag("protein_structure")]
     | Annotated[TabularTask, Tag("tabular")]
+    | Annotated[ScriptTask, Tag("script")]
     | Annotated[UnavailableTask, Tag("later")],
-    chosen_by("kind", "image_classification, protein_structure or tabular", later=KINDS_LATER),
+    chosen_by("kind", ALLOWED, later=KINDS_LATER),
 ]

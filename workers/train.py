@@ -38,10 +38,14 @@ COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank wait
 def train(spec: JobSpec, context: RunContext) -> Outcome:
     """Trains the job from its newest complete checkpoint, or from its start, to its end.
 
-    Raises BadDataError for data that cannot be used, CheckpointError when none can be written, DismissedError, and whatever a model raises.
+    Raises BadDataError for data that cannot be used, CheckpointError when none can be written, DismissedError, ScriptFailedError, and whatever a
+    model raises.
     """
-    from workers.tasks import build_task
+    from workers.tasks import build_task, runner_of
 
+    runner = runner_of(spec.task)
+    if runner is not None:
+        return runner(spec, context)
     return run(build_task(spec.task, spec.training.seed), spec, context)
 
 

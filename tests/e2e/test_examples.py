@@ -43,6 +43,7 @@ RUNS: Mapping[str, Example] = {
     "breast-cancer.yaml": Example(),
     "digits.yaml": Example(steps=46),
     "fashion-mnist.yaml": Example(steps=12, shared={"fashion-mnist.npz": "fashion-mnist/fashion-mnist-12k-2k.npz"}),
+    "proteins.yaml": Example(steps=2, shared={name: name for name in ("proteins/train", "proteins/train.csv")}),
     "resnet-images.yaml": Example(steps=3, make=pictures),
 }
 
