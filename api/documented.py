@@ -81,13 +81,12 @@ def with_stream(responses: Responses, example: str) -> Responses:
 
 
 def files() -> Responses:
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    return {
-        200: {
-            "description": "The file's bytes; ranges are supported, but not for checkpoints in an object store.",
-            "content": binary,
-        }
-    }
+    return binary("The file's bytes; ranges are supported, but not for checkpoints in an object store.")
+
+
+def binary(description: str) -> Responses:
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"description": description, "content": content}}
 
 
 def _error(status: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def train(spec: JobSpec, context: RunContext) -> Outcome:
     """
     from workers.tasks import build_task
 
-    return run(build_task(spec.task, spec.training.seed), spec, context)
+    return run(build_task(spec.task, spec.training.seed, context.code), spec, context)
 
 
 def run(task: Task, spec: JobSpec, context: RunContext) -> Outcome:

@@ -33,6 +33,7 @@ class Assignment:
     checkpoints: str
     train: str = "workers.train:train"
     devices: Sequence[str] | None = None  # ids of the accelerators that it may see; None: it was told nothing
+    bundle: str | None = None  # file with the job's code
 
 
 @dataclass(frozen=True)
@@ -186,16 +187,20 @@ class TrainWorker:
 
     def _trained(self) -> Outcome:
         from workers.process_group import choose_device
+        from workers.spec import code_of
         from workers.train import RunContext
+        from workers.user_code import provide
 
         assignment = self._assignment
         assert assignment is not None
+        code = code_of(self._spec)
         context = RunContext(
             device=choose_device(0, self._spec.workers.gpus),
             reporter=self._outbox,
             link=self._link,
             checkpoints=assignment.checkpoints,
             model_folder=self._folder.model_path,
+            code=provide(code, assignment.bundle, self._folder.code_path) if code is not None else None,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome
@@ -221,12 +226,14 @@ def describe(error: BaseException) -> Failure:
     import torch
 
     from workers.checkpoints import CheckpointError
-    from workers.tasks.base import BadDataError
+    from workers.sources.problems import BadCodeError, BadDataError
 
     text = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     code = ReasonCode.USER_ERROR
-    if isinstance(error, BadDataError):
+    if isinstance(error, BadCodeError):
+        code, said = ReasonCode.BAD_CODE, str(error)
+    elif isinstance(error, BadDataError):
         code, said = ReasonCode.BAD_DATA, str(error)
     elif isinstance(error, MemoryError | torch.OutOfMemoryError):
         code = ReasonCode.OUT_OF_MEMORY
