@@ -25,7 +25,20 @@ from api.middleware import (
 )
 from api.monitoring import Monitoring
 from api.recorded_series import RecordedSeries
-from api.routes import attempts, checkpoints, cluster, docs, events, files, health, jobs, logs, schema, telemetry
+from api.routes import (
+    artifacts,
+    attempts,
+    checkpoints,
+    cluster,
+    docs,
+    events,
+    files,
+    health,
+    jobs,
+    logs,
+    schema,
+    telemetry,
+)
 from api.streams import StreamLimits, Streams
 from api.uploads import FORM_BYTES
 from service.database import Store, open_store
@@ -36,7 +49,20 @@ from service.settings import Settings
 
 ROUTERS = tuple(
     module.router
-    for module in (jobs, attempts, events, logs, telemetry, checkpoints, files, cluster, schema, health, docs)
+    for module in (
+        jobs,
+        attempts,
+        events,
+        logs,
+        telemetry,
+        checkpoints,
+        artifacts,
+        files,
+        cluster,
+        schema,
+        health,
+        docs,
+    )
 )
 ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
 CONCURRENT_ADMISSIONS = 8

@@ -80,12 +80,15 @@ def with_stream(responses: Responses, example: str) -> Responses:
     return responses
 
 
-def files() -> Responses:
-    return binary("The file's bytes; ranges are supported, but not for checkpoints in an object store.")
+def files(*kinds: str) -> Responses:
+    """``kinds``: media types that files have besides the one of no type."""
+    return binary("The file's bytes; ranges are supported, but not for checkpoints in an object store.", *kinds)
 
 
-def binary(description: str) -> Responses:
-    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+def binary(description: str, *kinds: str) -> Responses:
+    content = {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("application/octet-stream", *kinds)
+    }
     return {200: {"description": description, "content": content}}
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, FACTS, CODE, FORMAT = "model.safetensors", "model.json", "code", 1
 NO_CODE = ("__pycache__", "*.pyc", ".git", ".venv", "venv", "outputs", "node_modules")
-REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "mlflow")
+REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "biotite", "mlflow")
 
 
 def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: JobSpec) -> None:

@@ -31,6 +31,10 @@ class Training(Model):
     accumulate: Annotated[int, Field(ge=1, le=65536)] = Field(
         1, description="microbatches into which each worker splits its share of the batch, to save memory"
     )
+    microbatch: Literal["auto"] | None = Field(
+        None,
+        description="auto: when memory runs out, the microbatches of all workers are halved (accumulate is doubled) and the step is done again",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
     compile: bool = Field(

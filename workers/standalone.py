@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         link=Alone(rank, world_size),
         checkpoints=folder.checkpoints_root,
         model_folder=folder.model_path,
+        artifacts_folder=folder.artifacts_path,
     )
     try:
         if (code := code_of(spec)) is not None:

@@ -8,11 +8,12 @@ from pydantic import Tag
 
 from workers.kinds.custom import CustomTask
 from workers.kinds.images import ImageClassificationTask
+from workers.kinds.proteins import ProteinStructureTask
 from workers.kinds.tables import TabularTask
 from workers.spec_base import NotAvailableKind, chosen_by
 
-KINDS = "image_classification, tabular or custom"
-KINDS_LATER = ("language_model", "protein_structure", "script")
+KINDS = "image_classification, protein_structure, tabular or custom"
+KINDS_LATER = ("language_model", "script")
 
 
 class UnavailableTask(NotAvailableKind):
@@ -25,6 +26,7 @@ class UnavailableTask(NotAvailableKind):
 
 Task = Annotated[
     Annotated[ImageClassificationTask, Tag("image_classification")]
+    | Annotated[ProteinStructureTask, Tag("protein_structure")]
     | Annotated[TabularTask, Tag("tabular")]
     | Annotated[CustomTask, Tag("custom")]
     | Annotated[UnavailableTask, Tag("later")],

@@ -14,6 +14,7 @@ from workers.spec import JobSpec, code_of
 # samples, as far as that can be known, and raises BadDataError for what cannot be used.
 LOOKS: Mapping[str, str] = {
     "image_classification": "workers.sources.images:training_samples",
+    "protein_structure": "workers.sources.chains:training_samples",
     "tabular": "workers.sources.tables:training_samples",
     "custom": "workers.sources.code:look_at_factory",
 }
