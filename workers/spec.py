@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from workers.kinds.code import Code
 from workers.problems import SpecError, problem_of
 from workers.spec_base import Count, Fraction, MetadataKey, MetadataValue, Model, Name, PositiveInt, not_available
 from workers.task_spec import Task, UnavailableTask
@@ -323,6 +324,12 @@ def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
     assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
     return spec.task.paths()
+
+
+def code_of(spec: JobSpec) -> Code | None:
+    """Code of the user's own that the job runs, for kinds that have any."""
+    code = getattr(spec.task, "code", None)
+    return code if isinstance(code, Code) else None
 
 
 def read_from(folder: str, document: dict[str, Any], spec: JobSpec) -> dict[str, Any]:

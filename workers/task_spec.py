@@ -6,14 +6,15 @@ from typing import Annotated
 
 from pydantic import Tag
 
+from workers.kinds.custom import CustomTask
 from workers.kinds.images import ImageClassificationTask
 from workers.kinds.proteins import ProteinStructureTask
 from workers.kinds.scripts import ScriptTask
 from workers.kinds.tables import TabularTask
 from workers.spec_base import NotAvailableKind, chosen_by
 
-KINDS = ("image_classification", "protein_structure", "tabular", "script")
-KINDS_LATER = ("language_model", "custom")
+KINDS = ("image_classification", "protein_structure", "tabular", "custom", "script")
+KINDS_LATER = ("language_model",)
 ALLOWED = ", ".join(KINDS[:-1]) + f" or {KINDS[-1]}"
 
 
@@ -30,6 +31,7 @@ Task = Annotated[
     | Annotated[ProteinStructureTask, Tag("protein_structure")]
     | Annotated[TabularTask, Tag("tabular")]
     | Annotated[ScriptTask, Tag("script")]
+    | Annotated[CustomTask, Tag("custom")]
     | Annotated[UnavailableTask, Tag("later")],
     chosen_by("kind", ALLOWED, later=KINDS_LATER),
 ]
