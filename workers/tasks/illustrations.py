@@ -89,7 +89,9 @@ def displayed(pixels: Tensor, facts: ModelFacts) -> NDArray[Any]:
     preprocessing: Any = facts.preprocessing
     values = pixels.permute(0, 2, 3, 1).numpy() * preprocessing["deviation"] + preprocessing["mean"]
     clipped: NDArray[Any] = np.clip(values, 0, 1)
-    return clipped[..., 0] if clipped.shape[-1] == 1 else clipped
+    if facts.input_shape[0] == 1:  # though a network for colours may be given three
+        return clipped[..., 0]
+    return clipped
 
 
 def shortened(name: str) -> str:
