@@ -9,7 +9,9 @@ does not exist yet is refused with a message that says so; it is never accepted 
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -27,6 +29,10 @@ class Training(Model):
     batch_size: PositiveInt = Field(128, description="samples of one optimizer step, over all workers together")
     accumulate: Annotated[int, Field(ge=1, le=65536)] = Field(
         1, description="microbatches into which each worker splits its share of the batch, to save memory"
+    )
+    microbatch: Literal["auto"] | None = Field(
+        None,
+        description="auto: when memory runs out, the microbatches of all workers are halved (accumulate is doubled) and the step is done again",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
@@ -278,6 +284,18 @@ def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
     assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
     return spec.task.paths()
+
+
+def read_from(folder: str, document: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
+    """A copy of ``document``, whose job is ``spec``, with its relative paths taken from ``folder``; ``~`` is the user's home."""
+    moved = copy.deepcopy(document)
+    for field, value in data_paths(spec):
+        *parents, last = (int(part) if part.isdigit() else part for part in field.split("."))
+        target: Any = moved
+        for part in parents:
+            target = target[part]
+        target[last] = os.path.join(folder, os.path.expanduser(value))
+    return moved
 
 
 def parse_spec(document: object) -> JobSpec:

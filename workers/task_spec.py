@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Tag
 
 from workers.kinds.images import ImageClassificationTask
+from workers.kinds.proteins import ProteinStructureTask
 from workers.kinds.tables import TabularTask
 from workers.spec_base import NotAvailableKind, chosen_by
 
-KINDS_LATER = ("language_model", "protein_structure", "custom", "script")
+KINDS_LATER = ("language_model", "custom", "script")
 
 
 class UnavailableTask(NotAvailableKind):
@@ -18,12 +19,13 @@ class UnavailableTask(NotAvailableKind):
 
     @classmethod
     def _selector(cls) -> tuple[str, str]:
-        return "kind", "image_classification or tabular"
+        return "kind", "image_classification, protein_structure or tabular"
 
 
 Task = Annotated[
     Annotated[ImageClassificationTask, Tag("image_classification")]
+    | Annotated[ProteinStructureTask, Tag("protein_structure")]
     | Annotated[TabularTask, Tag("tabular")]
     | Annotated[UnavailableTask, Tag("later")],
-    chosen_by("kind", "image_classification or tabular", later=KINDS_LATER),
+    chosen_by("kind", "image_classification, protein_structure or tabular", later=KINDS_LATER),
 ]

@@ -196,6 +196,7 @@ class TrainWorker:
             link=self._link,
             checkpoints=assignment.checkpoints,
             model_folder=self._folder.model_path,
+            artifacts_folder=self._folder.artifacts_path,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome
@@ -218,17 +219,17 @@ class TrainWorker:
 
 def describe(error: BaseException) -> Failure:
     """Whose matter an exception is, in a sentence, with its traceback."""
-    import torch
-
     from workers.checkpoints import CheckpointError
+    from workers.memory import is_out_of_memory
     from workers.tasks.base import BadDataError
 
     text = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = "; ".join([said, *getattr(error, "__notes__", [])])
     code = ReasonCode.USER_ERROR
     if isinstance(error, BadDataError):
         code, said = ReasonCode.BAD_DATA, str(error)
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+    elif is_out_of_memory(error):
         code = ReasonCode.OUT_OF_MEMORY
     elif isinstance(error, CheckpointError):
         code, said = ReasonCode.CHECKPOINT_FAILED, str(error)

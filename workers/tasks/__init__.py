@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 FACTORIES: Mapping[str, str] = {
     "image_classification": "workers.tasks.image_classification:ImageClassification",
+    "protein_structure": "workers.tasks.protein_structure:ProteinStructure",
     "tabular": "workers.tasks.tabular:Tabular",
 }
 

@@ -101,8 +101,9 @@ class Illustrated(Protocol):
     def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
         """File name (no folders; its ending says what it is: .txt, .json, .csv, .png, .pdb) -> content.
 
-        Called after an evaluation with the model in evaluation mode and without gradients: on every rank where a forward pass
-        communicates (FSDP), else on rank 0 only. The caller puts the state of the random generators back. What it raises is
-        told as an event and does not stop the run.
+        Called after an evaluation with the model in evaluation mode, without gradients, under the evaluation's autocast: on every
+        rank where a forward pass communicates (FSDP), else on rank 0 only while the others wait, for a minute at most: it should take
+        seconds. The caller puts the state of the random generators back. What it raises is told as an event and does not stop the
+        run. What can be kept: ``workers.artifacts.check``.
         """
         ...
