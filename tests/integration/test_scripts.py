@@ -106,6 +106,7 @@ def test_kill_leaves_nothing(groups: Any) -> None:
     group = groups(script("moods.py", "stop", count=1))
     group.until("its word", lambda _: group.folder.log_path(1, 0).exists() and "child" in log(group, 0))
     child = int(re.search(r"child (\d+)", log(group, 0))[1])  # type: ignore[index]
+    group.until("the event", lambda _: group.events("script.started"))
     (started,) = group.events("script.started")
     launcher.stop(group.name, StopMode.KILL)
     assert group.finished(10).outcome.code is ReasonCode.KILLED
