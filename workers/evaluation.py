@@ -11,7 +11,7 @@ from torch import nn
 
 from workers import parallel, sharding
 from workers.batches import Indices, share, to_device
-from workers.tasks.base import Dataset, Task
+from workers.tasks.base import Dataset, Deriving, Task
 
 
 def evaluate(
@@ -45,7 +45,8 @@ def evaluate(
         sharding.free(model)
     if world_size > 1:
         sums = _reduced(sums, device)
-    return {name: float(pair[0] / pair[1]) for name, pair in sums.items()}
+    means = {name: float(pair[0] / pair[1]) for name, pair in sums.items()}
+    return means | dict(task.derived(means)) if isinstance(task, Deriving) else means
 
 
 def _parts(samples: int, batch_size: int, rank: int, world_size: int, lockstep: bool) -> Iterator[tuple[Indices, bool]]:

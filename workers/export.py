@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from workers.spec import JobSpec
 from workers.task_spec import Task as TaskSpec
 from workers.tasks import FACTORIES
-from workers.tasks.base import ModelFacts, Task
+from workers.tasks.base import ModelFacts, Task, Writing
 
 if TYPE_CHECKING:
     import pandas
@@ -48,7 +48,10 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_without_repetition(weights), str(partial / WEIGHTS))
+    if isinstance(task, Writing):
+        task.write_model(partial, weights)
+    else:
+        save_file(_without_repetition(weights), str(partial / WEIGHTS))
     document = {
         "format": FORMAT,
         "name": spec.name,
@@ -108,8 +111,11 @@ class Predictor:
         known = document["facts"]
         self._facts = ModelFacts(tuple(known["input_shape"]), tuple(known["class_names"]), known["preprocessing"])
         self._module = importlib.import_module(FACTORIES[self._task_spec.kind].partition(":")[0])
-        self._model: nn.Module = self._module.build_model(self._task_spec, self._facts)
-        load_weights(self._model, str(root / WEIGHTS))
+        if hasattr(self._module, "open_model"):
+            self._model: nn.Module = self._module.open_model(root, self._task_spec, self._facts)
+        else:
+            self._model = self._module.build_model(self._task_spec, self._facts)
+            load_weights(self._model, str(root / WEIGHTS))
         self._model.eval()
 
     def predict(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:

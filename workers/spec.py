@@ -62,7 +62,9 @@ OptimizerName = Literal[
 class Optimizer(Model):
     name: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(ge=0, le=1e6)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.0, description="of parameters with two or more dimensions: weights, not biases and gains of norms"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="sgd and rmsprop")
     nesterov: bool | None = Field(None, description="sgd with momentum")
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = Field(

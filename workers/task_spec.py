@@ -7,10 +7,12 @@ from typing import Annotated
 from pydantic import Tag
 
 from workers.kinds.images import ImageClassificationTask
+from workers.kinds.language import LanguageModelTask
 from workers.kinds.tables import TabularTask
 from workers.spec_base import NotAvailableKind, chosen_by
 
-KINDS_LATER = ("language_model", "protein_structure", "custom", "script")
+KINDS = "image_classification, language_model or tabular"
+KINDS_LATER = ("protein_structure", "custom", "script")
 
 
 class UnavailableTask(NotAvailableKind):
@@ -18,12 +20,13 @@ class UnavailableTask(NotAvailableKind):
 
     @classmethod
     def _selector(cls) -> tuple[str, str]:
-        return "kind", "image_classification or tabular"
+        return "kind", KINDS
 
 
 Task = Annotated[
     Annotated[ImageClassificationTask, Tag("image_classification")]
+    | Annotated[LanguageModelTask, Tag("language_model")]
     | Annotated[TabularTask, Tag("tabular")]
     | Annotated[UnavailableTask, Tag("later")],
-    chosen_by("kind", "image_classification or tabular", later=KINDS_LATER),
+    chosen_by("kind", KINDS, later=KINDS_LATER),
 ]

@@ -61,7 +61,7 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
     "change",
     [
         {"task": {"kind": "script", "anything": 1}},
-        {"task": {"kind": "language_model"}},
+        {"task": {"kind": "protein_structure"}},
         {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
         {"training": {"precision": "fp16"}},
         {"health": {"mode": "repair"}},

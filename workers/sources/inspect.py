@@ -12,6 +12,7 @@ from workers.spec import JobSpec
 # kind -> a function that takes the task, gives the number of its training samples and raises BadDataError for what cannot be used.
 LOOKS: Mapping[str, str] = {
     "image_classification": "workers.sources.images:training_samples",
+    "language_model": "workers.sources.language:training_samples",
     "tabular": "workers.sources.tables:training_samples",
 }
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 FACTORIES: Mapping[str, str] = {
     "image_classification": "workers.tasks.image_classification:ImageClassification",
+    "language_model": "workers.tasks.language_model:LanguageModelling",
     "tabular": "workers.tasks.tabular:Tabular",
 }
 
