@@ -25,7 +25,7 @@ from api.middleware import (
 )
 from api.monitoring import Monitoring
 from api.recorded_series import RecordedSeries
-from api.routes import attempts, checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
+from api.routes import artifacts, attempts, checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
 from api.streams import StreamLimits, Streams
 from service.database import Store, open_store
 from service.errors import ServiceError
@@ -34,7 +34,8 @@ from service.keys import ensure_admin_key
 from service.settings import Settings
 
 ROUTERS = tuple(
-    module.router for module in (jobs, attempts, events, logs, telemetry, checkpoints, cluster, schema, health, docs)
+    module.router
+    for module in (jobs, attempts, events, logs, telemetry, checkpoints, artifacts, cluster, schema, health, docs)
 )
 ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
 CONCURRENT_ADMISSIONS = 8

@@ -80,8 +80,9 @@ def with_stream(responses: Responses, example: str) -> Responses:
     return responses
 
 
-def files() -> Responses:
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+def files(*kinds: str) -> Responses:
+    """``kinds``: media types that files have besides the one of no type."""
+    binary = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("application/octet-stream", *kinds)}
     return {
         200: {
             "description": "The file's bytes; ranges are supported, but not for checkpoints in an object store.",

@@ -254,6 +254,18 @@ MODEL_FILE: dict[str, Any] = {
     "bytes": 148120,
 }
 
+ARTIFACT: dict[str, Any] = {
+    "id": "step-0000000100/samples.txt",
+    "object": "artifact",
+    "job_id": JOB_ID,
+    "path": "step-0000000100/samples.txt",
+    "step": 100,
+    "name": "samples.txt",
+    "bytes": 1482,
+    "media_type": "text/plain; charset=utf-8",
+    "created_at": "2026-11-23T19:00:07.000Z",
+}
+
 _AMOUNT = {"cpus": 2.0, "gpus": 0.0, "memory": 8589934592}
 
 _NODE: dict[str, Any] = {

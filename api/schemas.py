@@ -261,6 +261,20 @@ class ModelFile(Wire):
     bytes: int
 
 
+class Artifact(Wire):
+    """A file in which a task showed what its model did."""
+
+    id: str = Field(examples=["step-0000000100/samples.txt"])
+    object: Literal["artifact"] = "artifact"
+    job_id: str
+    path: str = Field(description="as in .../artifacts/files/{path}", examples=["step-0000000100/samples.txt"])
+    step: int = Field(description="optimizer steps done when the model did this")
+    name: str = Field(examples=["samples.txt"])
+    bytes: int
+    media_type: str = Field(examples=["text/plain; charset=utf-8", "image/png"])
+    created_at: datetime
+
+
 class Amount(Wire):
     cpus: float
     gpus: float

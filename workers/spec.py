@@ -9,11 +9,21 @@ does not exist yet is refused with a message that says so; it is never accepted 
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from workers.problems import SpecError, problem_of
@@ -27,6 +37,10 @@ class Training(Model):
     batch_size: PositiveInt = Field(128, description="samples of one optimizer step, over all workers together")
     accumulate: Annotated[int, Field(ge=1, le=65536)] = Field(
         1, description="microbatches into which each worker splits its share of the batch, to save memory"
+    )
+    microbatch: Literal["auto"] | None = Field(
+        None,
+        description="auto: when memory runs out, the microbatches of all workers are halved (accumulate is doubled) and the step is done again",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
@@ -252,7 +266,38 @@ class JobSpec(Model):
     metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
+    def _parts_of_this_kind(self) -> Self:
+        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
+        unused = self.task.unused()
+        given = [part for part in unused if part in self.model_fields_set]
+        if given:
+            raise PydanticCustomError(
+                "unused_part",
+                "{shown} means nothing for a task of kind {kind}, whose own code decides that; leave it out",
+                {"parts": given, "shown": " and ".join(given), "kind": self.task.kind},
+            )
+        if "training" in unused and (self.workers.min is not None or self.workers.strategy != "ddp"):
+            raise PydanticCustomError(
+                "script_workers",
+                "workers of a {kind} have a fixed count and no strategy: its own code decides how they train together",
+                {"kind": self.task.kind},
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What means nothing for this kind is not shown, and a document that was written can be read again."""
+        assert not isinstance(self.task, UnavailableTask)
+        document: dict[str, Any] = write(self)
+        for part in self.task.unused():
+            document.pop(part, None)
+        return document
+
+    @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:
+        assert not isinstance(self.task, UnavailableTask)
+        if "training" in self.task.unused():
+            return self
         needed = self.workers.most * self.training.accumulate
         if self.training.batch_size < needed:
             raise PydanticCustomError(
@@ -280,6 +325,18 @@ def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
     assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
     return spec.task.paths()
+
+
+def read_from(folder: str, document: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
+    """A copy of ``document``, whose job is ``spec``, with its relative paths taken from ``folder``; ``~`` is the user's home."""
+    moved = copy.deepcopy(document)
+    for field, value in data_paths(spec):
+        *parents, last = (int(part) if part.isdigit() else part for part in field.split("."))
+        target: Any = moved
+        for part in parents:
+            target = target[part]
+        target[last] = os.path.join(folder, os.path.expanduser(value))
+    return moved
 
 
 def parse_spec(document: object) -> JobSpec:

@@ -17,7 +17,7 @@ from workers.membership import Alone
 from workers.problems import SpecError
 from workers.reports import Level, Progress, ReasonCode
 from workers.sources.problems import BadDataError
-from workers.spec import JobSpec, parse_spec
+from workers.spec import JobSpec, parse_spec, read_from
 from workers.train import RunContext, train
 
 
@@ -81,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        spec = parse_spec(read_job_file(given.job))
+        document = read_job_file(given.job)
+        spec = parse_spec(document)
+        assert isinstance(document, dict)
+        spec = parse_spec(read_from(str(given.job.resolve().parent), document, spec))
     except (JobFileError, SpecError) as error:
         for problem in getattr(error, "problems", [error]):
             print(f"error: {problem}", file=sys.stderr)
@@ -94,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         link=Alone(rank, world_size),
         checkpoints=folder.checkpoints_root,
         model_folder=folder.model_path,
+        artifacts_folder=folder.artifacts_path,
     )
     try:
         outcome = train(spec, context)

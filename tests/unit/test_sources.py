@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.kinds.images import DigitsData, FolderData, IdxData, NpzData
+from workers.kinds.image_data import DigitsData, FolderData, IdxData, NpzData
 from workers.kinds.tables import BreastCancerData, TableData
 from workers.sources import arrays, folders, tables
 from workers.sources.inspect import inspect_data

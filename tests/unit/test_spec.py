@@ -60,8 +60,8 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"task": {"kind": "script", "anything": 1}},
-        {"task": {"kind": "protein_structure"}},
+        {"task": {"kind": "script", "code": {"path": "/code", "requirements": ["numpy"]}, "entry": "train.py"}},
+        {"task": {"kind": "custom"}},
         {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
         {"training": {"precision": "fp16"}},
         {"health": {"mode": "repair"}},

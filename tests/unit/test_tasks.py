@@ -127,7 +127,7 @@ def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spe
     export_model(tmp_path / "model", full_state_dict(network), task, spec)
     export_model(tmp_path / "model", full_state_dict(network), task, spec)  # again, over the first
 
-    from workers.kinds.images import DigitsData
+    from workers.kinds.image_data import DigitsData
     from workers.kinds.tables import BreastCancerData
     from workers.sources import arrays, tables
 

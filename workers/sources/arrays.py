@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.kinds.images import DigitsData, IdxData, NpzData
+from workers.kinds.image_data import DigitsData, IdxData, NpzData
 from workers.sources.problems import BadDataError
 
 MAX_CLASSES = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.kinds.images import FolderData
+from workers.kinds.image_data import FolderData
 from workers.sources.arrays import stratified_holdout
 from workers.sources.problems import BadDataError
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workers.kinds.images import DigitsData, FolderData, IdxData, ImageClassificationTask, NpzData
+from workers.kinds.image_data import DigitsData, FolderData, IdxData, NpzData
+from workers.kinds.images import ImageClassificationTask
 from workers.sources import arrays, folders
 
 MAX_HEADERS = 2000  # image files that are looked into; the worker checks each one when it reads it

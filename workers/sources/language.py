@@ -11,7 +11,7 @@ MAX_DOCUMENTS = 10_000
 MAX_TOKENS = 1 << 24
 
 
-def training_samples(task: LanguageModelTask) -> int:
+def training_samples(task: LanguageModelTask) -> int | None:
     """How many blocks there are to train on, at most: a token has at least one byte. Raises BadDataError for what cannot be used."""
     data, block = task.data, task.block_size
     if isinstance(data, TokenData):
@@ -22,7 +22,7 @@ def training_samples(task: LanguageModelTask) -> int:
         for field, path in data_files(data):
             for _ in documents.documents_of(field, path, data.source, MAX_DOCUMENTS):
                 pass
-        return 2**31 - 1  # packed; how many documents share a block, only their tokens tell
+        return None  # how many documents share a block, only their tokens tell
     return _text_samples(task, data)
 
 

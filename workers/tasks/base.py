@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from workers.sources.problems import BadDataError
 
-__all__ = ["BadDataError", "Batch", "Dataset", "Datasets", "Deriving", "Illustrated", "ModelFacts", "Task", "Writing"]
+__all__ = [
+    "BadDataError",
+    "Batch",
+    "Dataset",
+    "Datasets",
+    "Deriving",
+    "Illustrated",
+    "Measured",
+    "ModelFacts",
+    "Task",
+    "Writing",
+]
 
 Batch = Mapping[str, Tensor]  # every tensor has the samples of the batch in its first dimension
 
@@ -96,14 +107,32 @@ class Writing(Protocol):
         ...
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """A task with metrics that are no sums over samples, such as the area under a curve. Optional, besides Task."""
+
+    def answers(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """What the model says of each sample, and what is true of it: tensors (B, ...), always with the same names and shapes."""
+        ...
+
+    def sums(self, answers: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """What ``Task.evaluate`` gives, of answers: called in its place, so that the model runs once."""
+        ...
+
+    def measure(self, answers: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """More metrics, of the answers of the whole set in its order, each sample once, on the CPU. Called on rank 0 only."""
+        ...
+
+
 class Illustrated(Protocol):
     """A task that can show what its model does now: pictures, texts, structures. Optional, besides Task."""
 
     def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
         """File name (no folders; its ending says what it is: .txt, .json, .csv, .png, .pdb) -> content.
 
-        Called after an evaluation with the model in evaluation mode and without gradients: on every rank where a forward pass
-        communicates (FSDP), else on rank 0 only. The caller puts the state of the random generators back. What it raises is
-        told as an event and does not stop the run.
+        Called after an evaluation with the model in evaluation mode, without gradients, under the evaluation's autocast: on every
+        rank where a forward pass communicates (FSDP), else on rank 0 only while the others wait, for a minute at most: it should take
+        seconds. The caller puts the state of the random generators back. What it raises is told as an event and does not stop the
+        run. What can be kept: ``workers.artifacts.check``.
         """
         ...

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from workers.kinds.images import CnnModel, DigitsData, FolderData, ImageClassificationTask, NpzData
+from workers.kinds.image_data import DigitsData, FolderData, NpzData
+from workers.kinds.images import CnnModel, ImageClassificationTask
 from workers.kinds.networks import MlpModel
 from workers.models import builtin
 from workers.sources import arrays, folders
 from workers.sources.problems import BadDataError
-from workers.tasks.base import Batch, Datasets, ModelFacts
+from workers.tasks import classification, illustrations
+from workers.tasks.augmentation import AugmentedImages, augmented, changes
+from workers.tasks.base import Batch, Dataset, Datasets, ModelFacts
 
 IN_MEMORY_BYTES = 256 << 20  # sets whose floats are smaller are converted once, not batch by batch
 STATISTICS_ROWS = 4096
@@ -27,11 +29,23 @@ class ImageClassification:
     def __init__(self, spec: ImageClassificationTask, *, seed: int) -> None:
         self._spec = spec
         self._facts: ModelFacts | None = None
+        self._weights: Tensor | None = None  # of the classes
+        self._evaluation: Dataset | None = None
+        self._seen: Mapping[str, Tensor] | None = None  # answers of the newest evaluation
 
     def datasets(self) -> Datasets:
+        train, self._evaluation = self._images()
+        self._weights = classification.weights_of(
+            self._spec.class_weights, train.labels.numpy(), len(self.facts().class_names)
+        )
+        augmentation = self._spec.augmentation
+        varied = AugmentedImages(train, augmentation) if changes(augmentation) else train
+        return Datasets(varied, self._evaluation)
+
+    def _images(self) -> tuple[LabelledImages, LabelledImages]:
         data = self._spec.data
         if isinstance(data, FolderData):
-            return self._folder_datasets(data)
+            return self._of_folder(data)
         if isinstance(data, DigitsData):
             images = arrays.read_digits(data)
         elif isinstance(data, NpzData):
@@ -40,40 +54,55 @@ class ImageClassification:
             images = arrays.read_idx(data)  # type: ignore[arg-type]  # the union has no other member left
         mean, deviation = channel_statistics(images.train.pixels, images.scale)
         self._facts = _facts(images.train.pixels.shape[1:], images.class_names, mean, deviation, images.scale)
-        return Datasets(ArrayImages(images.train, self._facts), ArrayImages(images.evaluation, self._facts))
+        return ArrayImages(images.train, self._facts), ArrayImages(images.evaluation, self._facts)
 
-    def _folder_datasets(self, data: FolderData) -> Datasets:
+    def _of_folder(self, data: FolderData) -> tuple[LabelledImages, LabelledImages]:
         images = folders.read_folder(data)
         sample = images.train.paths[:: -(-len(images.train.paths) // STATISTICS_FILES)]
         pixels = np.stack([folders.decode(path, data.image_size, data.channels) for path in sample])
         mean, deviation = channel_statistics(pixels, 255.0)
         self._facts = _facts(pixels.shape[1:], images.class_names, mean, deviation, 255.0)
-        return Datasets(FileImages(images.train, data, self._facts), FileImages(images.evaluation, data, self._facts))
+        return FileImages(images.train, data, self._facts), FileImages(images.evaluation, data, self._facts)
 
     def model(self) -> nn.Module:
         return build_model(self._spec, self.facts())
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(batch["pixels"])
-        labels = batch["labels"]
-        return functional.cross_entropy(logits.float(), labels, reduction="sum"), _count(labels)
+        pixels, own = augmented(self._spec.augmentation, batch) if "draws" in batch else (batch["pixels"], None)
+        logits = model(pixels).float()
+        losses, counts = self._losses(logits, batch["labels"])
+        if own is not None:  # an image of two has two labels
+            other_losses, other_counts = self._losses(logits, batch["other_labels"])
+            losses = own * losses + (1 - own) * other_losses
+            counts = own * counts + (1 - own) * other_counts
+        return losses.sum(), counts.sum()
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self._weights.to(logits.device) if self._weights is not None else None
+        return classification.weighted_loss(logits, labels, weights, self._spec.label_smoothing)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
-        logits = model(batch["pixels"]).float()
-        labels = batch["labels"]
-        count = _count(labels)
-        return {
-            "loss": (functional.cross_entropy(logits, labels, reduction="sum"), count),
-            "accuracy": ((logits.argmax(1) == labels).sum(), count),
-        }
+        return self.sums(self.answers(model, batch))
+
+    def answers(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return classification.answers(model(batch["pixels"]), batch["labels"])
+
+    def sums(self, answers: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        return classification.sums(answers)
+
+    def measure(self, answers: Mapping[str, Tensor]) -> Mapping[str, float]:
+        self._seen = answers
+        return classification.measure(answers)
+
+    def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
+        """From the answers of the newest evaluation, so that the model need not run again. Nothing before the first one."""
+        if self._seen is None or self._evaluation is None:
+            return {}
+        return illustrations.classification_pictures(self._seen, self._evaluation, self.facts())
 
     def facts(self) -> ModelFacts:
         assert self._facts is not None, "datasets() comes first"
         return self._facts
-
-
-def _count(labels: Tensor) -> Tensor:
-    return torch.tensor(len(labels), device=labels.device)
 
 
 def _facts(
@@ -104,17 +133,21 @@ def standardised(pixels: NDArray[Any], facts: ModelFacts) -> Tensor:
     return values.sub_(mean).div_(deviation).permute(0, 3, 1, 2).contiguous()
 
 
+class LabelledImages(Dataset, Protocol):
+    labels: Tensor  # (N,) of all samples
+
+
 class ArrayImages:
     """Images in memory."""
 
     def __init__(self, images: arrays.Images, facts: ModelFacts) -> None:
         self._pixels, self._facts = images.pixels, facts
-        self._labels = torch.from_numpy(images.labels)
+        self.labels = torch.from_numpy(images.labels)
         small = images.pixels.size * 4 <= IN_MEMORY_BYTES
         self._converted = standardised(images.pixels, facts) if small else None
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
         rows = torch.as_tensor(indices, dtype=torch.int64)
@@ -123,7 +156,7 @@ class ArrayImages:
             if self._converted is not None
             else standardised(self._pixels[list(indices)], self._facts)
         )
-        return {"pixels": pixels, "labels": self._labels[rows]}
+        return {"pixels": pixels, "labels": self.labels[rows]}
 
 
 class FileImages:
@@ -131,6 +164,7 @@ class FileImages:
 
     def __init__(self, files: folders.ImageFiles, data: FolderData, facts: ModelFacts) -> None:
         self._files, self._data, self._facts = files, data, facts
+        self.labels = torch.from_numpy(files.labels)
 
     def __len__(self) -> int:
         return len(self._files.paths)
@@ -140,7 +174,7 @@ class FileImages:
         pixels = np.stack([folders.decode(self._files.paths[index], size, channels) for index in indices])
         return {
             "pixels": standardised(pixels, self._facts),
-            "labels": torch.from_numpy(self._files.labels[list(indices)]),
+            "labels": self.labels[list(indices)],
         }
 
 
