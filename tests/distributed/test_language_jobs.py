@@ -15,6 +15,7 @@ from tests.distributed.toys import Memory
 from workers.export import _load_pyfunc
 from workers.membership import Alone, MeetingPoint
 from workers.reports import Outcome, ReasonCode
+from workers.sources.problems import BadDataError
 from workers.spec import parse_spec
 from workers.train import RunContext, train
 
@@ -127,6 +128,32 @@ def test_a_first_job_and_adapters_on_it(tmp_path: Path) -> None:
         torch.testing.assert_close(also(tokens).logits, expected)
         assert not torch.allclose(base(tokens).logits, expected, atol=1e-3), "the adapters do something"
     assert len(_load_pyfunc(str(second / "model")).predict(np.array(["the", "a"]))) == 2
+
+
+def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
+    data, model = text(tmp_path), tmp_path / "first" / "model"
+    run_job(0, 1, job(data, GPT, task={"tokenizer": {"kind": "char"}}, training={"steps": 1}), tmp_path / "first")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tokenizer.json").write_text("{")
+    for changes, says in (
+        ({"task": {"block_size": 17}}, "task.block_size: 17 is longer than the checkpoint's 16"),
+        (
+            {"task": {"tokenizer": {"kind": "file", "path": str(tmp_path / "other")}}},
+            "task.tokenizer.path: there is no tokenizer at",
+        ),
+        (
+            {"task": {"samples": {"prompts": ["the", "Öl"]}}},
+            r"task.samples.prompts\[1\]: 'Ö' occurs nowhere in the data",
+        ),
+        ({"task": {"model": {"checkpoint": str(tmp_path / "none")}}}, "task.model.checkpoint: there is no"),
+        ({"task": {"model": {"checkpoint": str(tmp_path)}}}, "task.model.checkpoint: there is no"),
+        (
+            {"task": {"model": {"checkpoint": str(model), "lora": {"target_modules": ["nothing"]}}}},
+            "task.model.lora.target_modules: .*nothing",
+        ),
+    ):
+        with pytest.raises(BadDataError, match=f"^{says}"):
+            run_job(0, 1, job(data, {"checkpoint": str(model)}, **changes), tmp_path / "second")
 
 
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:

@@ -118,6 +118,10 @@ def load_model(spec: CheckpointModel, vocabulary_size: int, block_size: int) -> 
     local = not spec.checkpoint.startswith(HUB)
     if local and not os.path.isdir(spec.checkpoint):
         raise BadDataError("task.model.checkpoint", f"there is no folder {spec.checkpoint}")
+    if local and os.path.exists(os.path.join(spec.checkpoint, "adapter_config.json")):
+        raise BadDataError(
+            "task.model.checkpoint", f"{spec.checkpoint} holds adapters only; name the model that they belong to"
+        )
     try:
         network = AutoModelForCausalLM.from_pretrained(
             spec.checkpoint.removeprefix(HUB),

@@ -73,6 +73,9 @@ class LanguageModelling:
         texts = [[piece for segments in part for piece, _ in segments] for part in parts]
         self._tokenizer = given or vocabulary.build_tokenizer(self._spec.tokenizer, *texts)
         train, evaluation = (PackedDocuments(tokenize(part, self._tokenizer), self._spec.block_size) for part in parts)
+        for field, part in (("path", train), ("evaluation_path" if data.evaluation_path else "holdout", evaluation)):
+            if len(part) == 0:
+                raise BadDataError(f"task.data.{field}", "no document has a token that another one comes before")
         return Datasets(train, evaluation)
 
     def _loaded_tokenizer(self) -> Any:
