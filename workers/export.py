@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas
 
 WEIGHTS, FACTS, FORMAT = "model.safetensors", "model.json", 1
-REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "biotite", "mlflow")
+REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "peft", "biotite", "mlflow")
 
 
 def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: JobSpec) -> None:

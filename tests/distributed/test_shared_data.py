@@ -96,4 +96,4 @@ def test_a_language_model_learns(shared_data: Path, tmp_path: Path) -> None:
         model_folder=tmp_path / "model",
     )
     outcome = train(spec, context)
-    assert outcome.detail["metrics"]["eval/loss"] < 2.7
+    assert outcome.detail["metrics"]["eval/loss"] < 2.9
