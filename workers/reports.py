@@ -24,6 +24,7 @@ class ReasonCode(StrEnum):
     )
     DEADLINE_EXCEEDED = "deadline_exceeded"
     BAD_DATA = "bad_data"
+    BAD_CODE = "bad_code"  # the user's own code cannot be used: it is not there, does not import, or gives no task
     USER_ERROR = "user_error"  # an exception in the model, the loss or the data
     OUT_OF_MEMORY = "out_of_memory"
     NONFINITE = "nonfinite"  # the loss is NaN or infinite, and stays so
@@ -53,6 +54,7 @@ REASONS: Mapping[ReasonCode, ReasonKind] = {
     ReasonCode.STORAGE_FULL: ReasonKind("paused", "platform", False),
     ReasonCode.DEADLINE_EXCEEDED: ReasonKind("failed", "user", False),
     ReasonCode.BAD_DATA: ReasonKind("failed", "user", False),
+    ReasonCode.BAD_CODE: ReasonKind("failed", "user", False),
     ReasonCode.USER_ERROR: ReasonKind("failed", "user", False),
     ReasonCode.OUT_OF_MEMORY: ReasonKind("failed", "user", True),
     ReasonCode.NONFINITE: ReasonKind("failed", "numerics", False),

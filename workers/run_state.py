@@ -28,6 +28,7 @@ from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
 from workers.tasks.base import Task
+from workers.user_code import UserCode
 
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
 
@@ -41,6 +42,7 @@ class RunContext:
     link: Link
     checkpoints: str  # folder or URL, shared by all ranks
     model_folder: Path  # rank 0 exports the finished model here
+    code: UserCode | None = None  # the user's own, for kinds that have any
     artifacts_folder: Path | None = (
         None  # rank 0 keeps here what the task shows after evaluations; None: it is not asked
     )

@@ -26,9 +26,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from workers.kinds.code import Code
 from workers.problems import SpecError, problem_of
 from workers.spec_base import Count, Fraction, MetadataKey, MetadataValue, Model, Name, PositiveInt, not_available
-from workers.task_spec import Task, UnavailableTask
+from workers.task_spec import Task
 
 
 class Training(Model):
@@ -267,7 +268,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _parts_of_this_kind(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
         unused = self.task.unused()
         given = [part for part in unused if part in self.model_fields_set]
         if given:
@@ -287,7 +287,6 @@ class JobSpec(Model):
     @model_serializer(mode="wrap")
     def _without_unused_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What means nothing for this kind is not shown, and a document that was written can be read again."""
-        assert not isinstance(self.task, UnavailableTask)
         document: dict[str, Any] = write(self)
         for part in self.task.unused():
             document.pop(part, None)
@@ -295,7 +294,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)
         if "training" in self.task.unused():
             return self
         needed = self.workers.most * self.training.accumulate
@@ -310,7 +308,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
         measured = tuple(f"eval/{name}" for name in self.task.metrics())
         if self.evaluation.best not in measured:
             raise PydanticCustomError(
@@ -323,8 +320,13 @@ class JobSpec(Model):
 
 def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
-    assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
     return spec.task.paths()
+
+
+def code_of(spec: JobSpec) -> Code | None:
+    """Code of the user's own that the job runs, for kinds that have any."""
+    code = getattr(spec.task, "code", None)
+    return code if isinstance(code, Code) else None
 
 
 def read_from(folder: str, document: dict[str, Any], spec: JobSpec) -> dict[str, Any]:

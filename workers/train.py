@@ -46,7 +46,7 @@ def train(spec: JobSpec, context: RunContext) -> Outcome:
     runner = runner_of(spec.task)
     if runner is not None:
         return runner(spec, context)
-    return run(build_task(spec.task, spec.training.seed), spec, context)
+    return run(build_task(spec.task, spec.training.seed, context.code), spec, context)
 
 
 def run(task: Task, spec: JobSpec, context: RunContext) -> Outcome:
