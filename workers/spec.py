@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 from workers.kinds.code import Code
 from workers.problems import SpecError, problem_of
 from workers.spec_base import Count, Fraction, MetadataKey, MetadataValue, Model, Name, PositiveInt, not_available
-from workers.task_spec import Task, UnavailableTask
+from workers.task_spec import Task
 
 
 class Training(Model):
@@ -77,7 +77,9 @@ OptimizerName = Literal[
 class Optimizer(Model):
     name: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(ge=0, le=1e6)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.0, description="of parameters with two or more dimensions: weights, not biases and gains of norms"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="sgd and rmsprop")
     nesterov: bool | None = Field(None, description="sgd with momentum")
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = Field(
@@ -266,7 +268,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _parts_of_this_kind(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
         unused = self.task.unused()
         given = [part for part in unused if part in self.model_fields_set]
         if given:
@@ -286,7 +287,6 @@ class JobSpec(Model):
     @model_serializer(mode="wrap")
     def _without_unused_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What means nothing for this kind is not shown, and a document that was written can be read again."""
-        assert not isinstance(self.task, UnavailableTask)
         document: dict[str, Any] = write(self)
         for part in self.task.unused():
             document.pop(part, None)
@@ -294,7 +294,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)
         if "training" in self.task.unused():
             return self
         needed = self.workers.most * self.training.accumulate
@@ -309,7 +308,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
         measured = tuple(f"eval/{name}" for name in self.task.metrics())
         if self.evaluation.best not in measured:
             raise PydanticCustomError(
@@ -322,7 +320,6 @@ class JobSpec(Model):
 
 def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
-    assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
     return spec.task.paths()
 
 

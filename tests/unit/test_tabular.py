@@ -136,7 +136,8 @@ def test_regression_is_measured_as_torchmetrics_does(tmp_path: Path) -> None:
     batch = evaluation.batch(range(len(evaluation)), seed=0)
     with torch.no_grad():
         answers, outputs = task.answers(network, batch), network(batch["features"]).squeeze(1)
-    unit, mean = (task.facts().preprocessing[key] for key in ("target_deviation", "target_mean"))
+    known: Any = task.facts().preprocessing
+    unit, mean = known["target_deviation"], known["target_mean"]
     predicted, truth = outputs * unit + mean, batch["targets"] * unit + mean
     sums = {name: (total / count).item() for name, (total, count) in task.sums(answers).items()}
     assert sums["mse"] == pytest.approx(mean_squared_error(predicted, truth).item(), rel=1e-4)

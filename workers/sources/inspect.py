@@ -14,6 +14,7 @@ from workers.spec import JobSpec, code_of
 # (None: nobody knows) and raises BadDataError for what cannot be used.
 LOOKS: Mapping[str, str] = {
     "image_classification": "workers.sources.images:training_samples",
+    "language_model": "workers.sources.language:training_samples",
     "protein_structure": "workers.sources.chains:training_samples",
     "script": "workers.sources.scripts:training_samples",
     "tabular": "workers.sources.tables:training_samples",

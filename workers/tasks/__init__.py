@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FACTORIES: Mapping[str, str] = {
     "image_classification": "workers.tasks.image_classification:ImageClassification",
+    "language_model": "workers.tasks.language_model:LanguageModelling",
     "protein_structure": "workers.tasks.protein_structure:ProteinStructure",
     "tabular": "workers.tasks.tabular:Tabular",
     "custom": "workers.tasks.custom:Custom",
