@@ -278,6 +278,7 @@ def test_a_custom_job_survives_the_way_through_the_service(tmp_path: Path) -> No
     document = {"name": "own", "evaluation": {"best": "eval/f1", "mode": "max"},
                 "task": {"kind": "custom", "code": {"path": "/a"}, "factory": "a:b", "metrics": ["f1"]}}  # fmt: skip
     job = parse_spec(document)
+    assert isinstance(job.task, CustomTask)
     assert job.task.metrics() == ("loss", "f1")
     assert parse_spec(job.model_dump(mode="json")) == job
     assert type(job).model_validate_json(job.model_dump_json()) == job
