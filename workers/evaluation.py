@@ -12,7 +12,7 @@ from torch import nn
 from workers import parallel, sharding
 from workers.answers import measured
 from workers.batches import Indices, share, to_device
-from workers.tasks.base import Dataset, Measured, Task
+from workers.tasks.base import Dataset, Deriving, Measured, Task
 
 
 def evaluate(
@@ -55,7 +55,7 @@ def evaluate(
     values = {name: float(pair[0] / pair[1]) for name, pair in sums.items()}
     if isinstance(task, Measured):
         values |= measured(task, kept, samples=len(dataset), rank=rank, world_size=world_size)
-    return values
+    return values | dict(task.derived(values)) if isinstance(task, Deriving) else values
 
 
 def _parts(samples: int, batch_size: int, rank: int, world_size: int, lockstep: bool) -> Iterator[tuple[Indices, bool]]:

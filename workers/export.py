@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from workers.spec import JobSpec, code_of
 from workers.task_spec import Task as TaskSpec
 from workers.tasks import FACTORIES
-from workers.tasks.base import ModelFacts, Task
+from workers.tasks.base import ModelFacts, Task, Writing
 
 if TYPE_CHECKING:
     import pandas
 
 WEIGHTS, FACTS, CODE, FORMAT = "model.safetensors", "model.json", "code", 1
 NO_CODE = ("__pycache__", "*.pyc", ".git", ".venv", "venv", "outputs", "node_modules")
-REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "biotite", "mlflow")
+REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "peft", "biotite", "mlflow")
 
 
 def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: JobSpec) -> None:
@@ -50,7 +50,10 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_without_repetition(weights), str(partial / WEIGHTS))
+    if isinstance(task, Writing):
+        task.write_model(partial, weights)
+    else:
+        save_file(_without_repetition(weights), str(partial / WEIGHTS))
     document = {
         "format": FORMAT,
         "name": spec.name,
@@ -122,8 +125,11 @@ class Predictor:
         self._module: Any = importlib.import_module(FACTORIES[self._task_spec.kind].partition(":")[0])
         if hasattr(self._module, "Exported"):  # what builds the model lies in the folder too
             self._module = self._module.Exported(self._task_spec, root)
-        self._model: nn.Module = self._module.build_model(self._task_spec, self._facts)
-        load_weights(self._model, str(root / WEIGHTS))
+        if hasattr(self._module, "open_model"):
+            self._model: nn.Module = self._module.open_model(root, self._task_spec, self._facts)
+        else:
+            self._model = self._module.build_model(self._task_spec, self._facts)
+            load_weights(self._model, str(root / WEIGHTS))
         self._model.eval()
 
     def predict(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -169,6 +169,13 @@ class TrainWorker:
             parts.append(f"thread {names.get(ident, ident)}\n{lines}")
         return "\n".join(sorted(parts, key=lambda part: not part.startswith("thread train")))
 
+    def script_stack(self) -> str:
+        """What every Python thread of the script is doing."""
+        from workers.stacks import read_stack
+
+        pid = self._link.script_pid
+        return "no script runs" if pid is None else read_stack(pid)
+
     # --- the thread that trains ---------------------------------------------------------------------------------------
 
     def _train(self) -> None:
@@ -180,8 +187,10 @@ class TrainWorker:
         except DismissedError:
             self._link.now("dismissed")
         except BaseException as error:  # sys.exit in a user's code too: the worker itself must live to tell
-            traceback.print_exc()
-            self._link.now("failed", failure=describe(error))
+            failure = describe(error)
+            if not failure.at:  # a script has printed its own
+                traceback.print_exc()
+            self._link.now("failed", failure=failure)
         finally:
             self._ended.set()
 
@@ -226,7 +235,11 @@ def describe(error: BaseException) -> Failure:
     """Whose matter an exception is, in a sentence, with its traceback."""
     from workers.checkpoints import CheckpointError
     from workers.memory import is_out_of_memory
+    from workers.scripts.ending import ScriptFailedError
     from workers.sources.problems import BadCodeError, BadDataError
+
+    if isinstance(error, ScriptFailedError):
+        return Failure(error.code, str(error), error.tail, error.at)
 
     text = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -10,11 +10,13 @@ from workers.problems import Problem
 from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, code_of
 
-# kind -> a function that takes the task (for kinds with code of the user's own also the uploaded bundle), gives the number of its training
-# samples, as far as that can be known, and raises BadDataError for what cannot be used.
+# kind -> a function that takes the task (for kinds with code of the user's own also the uploaded bundle), gives the number of its training samples
+# (None: nobody knows) and raises BadDataError for what cannot be used.
 LOOKS: Mapping[str, str] = {
     "image_classification": "workers.sources.images:training_samples",
+    "language_model": "workers.sources.language:training_samples",
     "protein_structure": "workers.sources.chains:training_samples",
+    "script": "workers.sources.scripts:training_samples",
     "tabular": "workers.sources.tables:training_samples",
     "custom": "workers.sources.code:look_at_factory",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,18 @@ from torch import Tensor, nn
 
 from workers.sources.problems import BadDataError
 
-__all__ = ["BadDataError", "Batch", "Dataset", "Datasets", "Illustrated", "Measured", "ModelFacts", "Task"]
+__all__ = [
+    "BadDataError",
+    "Batch",
+    "Dataset",
+    "Datasets",
+    "Deriving",
+    "Illustrated",
+    "Measured",
+    "ModelFacts",
+    "Task",
+    "Writing",
+]
 
 Batch = Mapping[str, Tensor]  # every tensor has the samples of the batch in its first dimension
 
@@ -38,6 +50,7 @@ class Dataset(Protocol):
 class Datasets:
     train: Dataset
     evaluation: Dataset | None
+    test: Dataset | None = None  # evaluated once, when the model is finished; reported as test/<metric>
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,24 @@ class Task(Protocol):
         ...
 
     def facts(self) -> ModelFacts: ...
+
+
+@runtime_checkable
+class Deriving(Protocol):
+    """A task with metrics that are functions of the other ones. Optional, besides Task."""
+
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Metric name -> value, from the metrics over the whole data set; the same on every rank."""
+        ...
+
+
+@runtime_checkable
+class Writing(Protocol):
+    """A task whose model is written as its library writes it. Optional, besides Task; its module then has ``open_model(folder, spec, facts)``."""
+
+    def write_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Weights (all of them, by name) and whatever else belongs to the model, into the folder that exists already."""
+        ...
 
 
 @runtime_checkable
