@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -48,5 +49,7 @@ class NoisyDigits:
 
     def batch(self, indices: Sequence[int], *, seed: int) -> dict[str, Tensor]:
         clean = self.images[torch.as_tensor(indices)]
-        noise = [torch.randn(64, generator=torch.Generator().manual_seed(seed * 1_000_003 + int(i))) for i in indices]
-        return {"noisy": clean + self.noise * torch.stack(noise), "clean": clean}
+        noise = np.stack(
+            [np.random.default_rng((seed, int(index))).standard_normal(64, np.float32) for index in indices]
+        )
+        return {"noisy": clean + self.noise * torch.from_numpy(noise), "clean": clean}
