@@ -86,7 +86,7 @@ def test_any_number_of_workers_gives_the_same_curve(
         document = job(data, GPT, **{**parts, "workers": {**parts.get("workers", {}), "count": count}})
         runs[count] = processes.run(count, tmp_path / str(count), run_job, document, tmp_path / str(count))
     alone, first = runs[1][0][1], runs[2][0][1]
-    assert len(alone.series("train/loss")) == 6
+    assert len(alone.series("train/loss")) == len(alone.series("train/tokens_per_second")) == 6
     for key in ("train/loss", "gradient/norm", "eval/loss", "eval/accuracy"):
         np.testing.assert_allclose(first.series(key), alone.series(key), rtol=1e-4, err_msg=key)
     assert alone.series("eval/perplexity") == pytest.approx(np.exp(alone.series("eval/loss")))

@@ -33,6 +33,8 @@ from workers.tasks.base import Batch, Datasets, ModelFacts
 
 
 class LanguageModelling:
+    terms = "tokens"  # what its loss counts: reported as train/tokens_per_second
+
     def __init__(self, spec: LanguageModelTask, *, seed: int) -> None:
         self._spec = spec
         self._tokenizer: Any = None
