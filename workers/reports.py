@@ -121,12 +121,14 @@ class Reporter(Protocol):
 
 
 def mark_of(step: int, values: Mapping[str, float | str]) -> int | None:
-    """Place of a row of metrics in the order in which a run measures: a step's own, then its evaluation's. None: it has none (system metrics,
-    and what a script says of itself)."""
+    """Place of a row of metrics in the order in which a run measures: a step's own, its evaluation's, the finished model's test's.
+
+    None: it has none (system metrics, and what a script says of itself).
+    """
     first = next(iter(values), "")
     if first.startswith(("system/", "script/")):
         return None
-    return 2 * step + first.startswith("eval/")
+    return 3 * step + first.startswith("eval/") + 2 * first.startswith("test/")
 
 
 class StopMode(StrEnum):

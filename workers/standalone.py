@@ -110,7 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if rank == 0:
         metrics = ", ".join(
-            f"{key} {value:.4g}" for key, value in outcome.detail["metrics"].items() if key.startswith("eval/")
+            f"{key} {value:.4g}"
+            for key, value in outcome.detail["metrics"].items()
+            if key.startswith(("eval/", "test/"))
         )
         print(f"{outcome.code}: {outcome.message}. {metrics}. Everything is in {folder.path}.")
     return 0 if outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED) else 1

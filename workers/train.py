@@ -26,7 +26,7 @@ from workers.recording import NONFINITE_LIMIT, HostValues
 from workers.reports import Outcome, ReasonCode, StopMode
 from workers.run_state import RunContext, RunState
 from workers.spec import JobSpec
-from workers.tasks.base import Task
+from workers.tasks.base import Dataset, Task
 from workers.weights import finite, full_state_dict, parameters_sha256
 
 __all__ = ["Run", "RunContext", "run", "train"]
@@ -243,16 +243,7 @@ class Run(RunState):
         if self.datasets.evaluation is None or not (self.step % every == 0 or self.step == self.plan.steps):
             return None
         self.link.at(Work.EVALUATE, self.step)
-        values = evaluate(
-            self.task,
-            parallel.plain(self.model),
-            self.datasets.evaluation,
-            batch_size=self.spec.evaluation.batch_size or self.spec.training.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.context.device,
-            bf16=self.bf16,
-        )
+        values = self.evaluated(self.datasets.evaluation)
         self.score.take({f"eval/{name}": value for name, value in values.items()})
         self.recorder.flush()
         self.recorder.scalars(self.step, self.score.metrics)
@@ -260,6 +251,30 @@ class Run(RunState):
         self.tell("evaluation", f"Step {self.step}: {shown}.", {"step": self.step, "metrics": self.score.metrics})
         self.illustrate()
         return self.score.without_gain(self.step)
+
+    def evaluated(self, dataset: Dataset) -> dict[str, float]:
+        return evaluate(
+            self.task,
+            parallel.plain(self.model),
+            dataset,
+            batch_size=self.spec.evaluation.batch_size or self.spec.training.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.context.device,
+            bf16=self.bf16,
+        )
+
+    def test(self) -> dict[str, float]:
+        """The finished model on samples that decided nothing: neither when to stop nor which checkpoint is best."""
+        if self.datasets.test is None:
+            return {}
+        self.link.at(Work.EVALUATE, self.step)
+        values = self.evaluated(self.datasets.test)
+        metrics = {f"test/{name}": value for name, value in values.items()}
+        self.recorder.scalars(self.step, metrics)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.tell("test", f"On the test samples: {shown}.", {"step": self.step, "metrics": metrics})
+        return metrics
 
     def illustrate(self) -> None:
         """What the task shows of the model, into the job's artifacts."""
@@ -368,10 +383,11 @@ class Run(RunState):
             asked_at = time.perf_counter()
 
     def finish(self, outcome: Outcome) -> Outcome:
-        self.link.at(Work.FINISH, self.step)
-        seconds = time.monotonic() - self.started_at
         finished = outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED)
         self.recorder.flush()
+        tested = self.test() if finished else {}
+        self.link.at(Work.FINISH, self.step)
+        seconds = time.monotonic() - self.started_at
         judgement = self.recorder.judge(final=True)
         model = parallel.plain(self.model)
         if finished:
@@ -384,7 +400,7 @@ class Run(RunState):
             "steps": self.step,
             "epochs": self.step / self.plan.steps_per_epoch,
             "seconds": seconds,
-            "metrics": {**self.recorder.latest, **self.score.metrics},
+            "metrics": {**self.recorder.latest, **self.score.metrics, **tested},
             "health": judgement.as_dict(),
             "model": str(self.context.model_folder) if finished else None,
             "samples_seen": self.samples_seen,

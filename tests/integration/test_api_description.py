@@ -124,8 +124,7 @@ def test_the_job_schema_is_valid_and_strict(service: Service) -> None:
     for wrong in (
         DIGITS | {"is_admin": True},
         {"name": "x"},
-        # refused by the service: not in the schema either
-        {"name": "x", "task": {"kind": "image_classification", "data": {"source": "huggingface", "path": "x"}}},
+        {"name": "x", "task": {"kind": "image_classification", "data": {"source": "webdataset", "path": "x"}}},
         DIGITS | {"workers": {"count": 0}},
     ):
         assert not validator.is_valid(wrong), wrong

@@ -50,6 +50,30 @@ def test_a_bare_loop_is_watched(groups: Any) -> None:
     assert re.search(r"^20\S+Z step 30 loss \d", log(group, 0), re.MULTILINE), "lines with their time"
 
 
+def test_a_lightning_script_is_watched(groups: Any) -> None:
+    """Lightning calls its optimizers with a closure, in which the backward pass is."""
+    group = groups(script("lightning_fit.py", "30", "0.05"))
+    seen = group.finished()
+    assert seen.outcome.code is ReasonCode.COMPLETED, seen.outcome
+    assert list(group.folder.series()["train/loss"].steps) == list(range(1, 31))
+    assert group.folder.gradient_matrix().layers == ("network.0", "network.2", "network.4")
+    assert seen.health["verdict"] == "healthy", seen.health
+
+
+def test_a_hugging_face_trainer_is_watched_and_says_how_far_it_is(groups: Any) -> None:
+    group = groups(script("hugging_face_trainer.py", "24", "1e-3"))
+    seen = group.finished()
+    assert seen.outcome.code is ReasonCode.COMPLETED, seen.outcome
+    series = group.folder.series()
+    assert list(series["train/loss"].steps) == list(range(1, 25)), "optimizer steps, not microbatches"
+    assert "transformer.h.1.attn.c_proj" in group.folder.gradient_matrix().layers
+    assert seen.health["verdict"] == "healthy", seen.health
+    assert (seen.progress.step, seen.progress.steps, seen.progress.eta_seconds) == (24, 24, 0.0), (
+        "as it posted at its end"
+    )
+    assert 1.0 < series["script/train_loss"].values[-1] < 4.0
+
+
 def test_an_exploding_one_is_found_out(groups: Any) -> None:
     group = groups(script("bare_loop.py", "--lr", "3.0", "--steps", "60"))
     seen = group.finished()
@@ -106,6 +130,7 @@ def test_kill_leaves_nothing(groups: Any) -> None:
     group = groups(script("moods.py", "stop", count=1))
     group.until("its word", lambda _: group.folder.log_path(1, 0).exists() and "child" in log(group, 0))
     child = int(re.search(r"child (\d+)", log(group, 0))[1])  # type: ignore[index]
+    group.until("its start", lambda seen: any(event.type == "script.started" for event in seen.events))
     (started,) = group.events("script.started")
     launcher.stop(group.name, StopMode.KILL)
     assert group.finished(10).outcome.code is ReasonCode.KILLED

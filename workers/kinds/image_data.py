@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.spec_base import ColumnName, Model, NotAvailableKind, PathText, chosen_by
+from workers.kinds.hub import FolderOrRepository
+from workers.spec_base import ColumnName, Model, PathText, chosen_by
 
 
 class DigitsData(Model):
@@ -46,6 +47,14 @@ class NpzData(LabelledImages):
     train_labels: ColumnName = "y_train"
     evaluation_images: ColumnName | None = Field("x_test", description="null: hold out a part of the training images")
     evaluation_labels: ColumnName | None = "y_test"
+    test_images: ColumnName | None = Field(None, description="evaluated once, when the model is finished")
+    test_labels: ColumnName | None = None
+
+    @model_validator(mode="after")
+    def _both_test_arrays_or_none(self) -> Self:
+        if (self.test_images is None) != (self.test_labels is None):
+            raise PydanticCustomError("pair", "test_images and test_labels must both be given, or both be null")
+        return self
 
 
 class IdxData(LabelledImages):
@@ -71,21 +80,48 @@ class FolderData(Model):
     channels: Literal[1, 3] = 3
 
 
-class UnavailableImageData(NotAvailableKind):
-    source: str
+class EncodedData(Model):
+    """What sources of encoded images (PNG, JPEG, ...) in a column share."""
 
-    @classmethod
-    def _selector(cls) -> tuple[str, str]:
-        return "source", "digits, npz, idx or folder"
+    image_column: ColumnName = "image"
+    label_column: ColumnName = "label"
+    holdout: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share held out when there is nothing to evaluate on"
+    )
+    image_size: Annotated[int, Field(ge=4, le=4096)] = Field(
+        64, description="images are resized to this height and width, in pixels"
+    )
+    channels: Literal[1, 3] = 3
 
 
-IMAGE_SOURCES_LATER = ("huggingface", "parquet")
+class ParquetData(EncodedData):
+    """Files with a column of images, as bytes or as Hugging Face writes them (struct of bytes and path), and one of labels."""
+
+    source: Literal["parquet"]
+    path: PathText = Field(description="a file, or a folder of *.parquet")
+    evaluation_path: PathText | None = None
+    test_path: PathText | None = Field(None, description="evaluated once, when the model is finished")
+
+
+class HuggingFaceData(EncodedData):
+    """A data set of the datasets library: a folder that save_to_disk wrote or that load_dataset reads, or a repository of the hub."""
+
+    source: Literal["huggingface"]
+    path: FolderOrRepository
+    name: ColumnName | None = Field(None, description="the configuration, where the data set has several")
+    train_split: ColumnName = "train"
+    evaluation_split: ColumnName | None = Field(None, description="null: hold out a part of the training images")
+    test_split: ColumnName | None = Field(None, description="evaluated once, when the model is finished")
+
+
+SOURCES = "digits, npz, idx, folder, parquet or huggingface"
 
 ImageData = Annotated[
     Annotated[DigitsData, Tag("digits")]
     | Annotated[NpzData, Tag("npz")]
     | Annotated[IdxData, Tag("idx")]
     | Annotated[FolderData, Tag("folder")]
-    | Annotated[UnavailableImageData, Tag("later")],
-    chosen_by("source", "digits, npz, idx or folder", later=IMAGE_SOURCES_LATER),
+    | Annotated[ParquetData, Tag("parquet")]
+    | Annotated[HuggingFaceData, Tag("huggingface")],
+    chosen_by("source", SOURCES),
 ]

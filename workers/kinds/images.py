@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, JsonValue, Tag, field_validator
+from pydantic import Field, JsonValue, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from workers.kinds.classes import CLASSIFICATION_METRICS, ClassWeights
-from workers.kinds.image_data import IdxData, ImageData
+from workers.kinds.hub import FolderOrRepository, is_folder
+from workers.kinds.image_data import HuggingFaceData, IdxData, ImageData
 from workers.kinds.networks import MlpModel
-from workers.spec_base import Activation, Model, TaskModel, Width, chosen_by, filled, not_available
+from workers.spec_base import Activation, Model, TaskModel, Width, chosen_by, filled
 
 
 class CnnModel(Model):
@@ -29,21 +31,25 @@ TransformersArchitecture = Literal[
 
 
 class TransformersImageModel(Model):
-    """An image classifier of the transformers library, built from its configuration with random weights."""
+    """An image classifier of the transformers library, from its configuration with random weights, or from a checkpoint."""
 
     architecture: TransformersArchitecture
     config: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="overrides of the architecture's configuration, for example {hidden_sizes: [32, 64], depths: [1, 1]}",
     )
-    checkpoint: None = Field(None, description="fine-tuning from a checkpoint is not available yet")
+    checkpoint: FolderOrRepository | None = Field(
+        None, description="begin with these weights: a folder that save_pretrained wrote, or a repository of the hub"
+    )
+    freeze_backbone: bool = Field(False, description="with a checkpoint: train the classifier on top alone")
 
-    @field_validator("checkpoint", mode="before")
-    @classmethod
-    def _no_checkpoint(cls, value: Any) -> Any:
-        if value is not None:
-            raise not_available("fine-tuning from a checkpoint", "leave the field out")
-        return value
+    @model_validator(mode="after")
+    def _checkpoint_fits(self) -> Self:
+        if self.checkpoint is not None and self.config:
+            raise PydanticCustomError("checkpoint_config", "config does not go with checkpoint, which has its own")
+        if self.freeze_backbone and self.checkpoint is None:
+            raise PydanticCustomError("checkpoint_config", "freeze_backbone needs a checkpoint")
+        return self
 
 
 ImageModel = Annotated[
@@ -92,8 +98,11 @@ class ImageClassificationTask(TaskModel):
         return ("loss", *CLASSIFICATION_METRICS)
 
     def paths(self) -> list[tuple[str, str]]:
-        names = _IDX_PATHS if isinstance(self.data, IdxData) else ("path", "evaluation_path")
-        return filled(self.data, names)
+        data, checkpoint = self.data, getattr(self.model, "checkpoint", None)
+        names = _IDX_PATHS if isinstance(data, IdxData) else ("path", "evaluation_path", "test_path")
+        remote = isinstance(data, HuggingFaceData) and not is_folder(data.path)
+        folder = [("task.model.checkpoint", checkpoint)] if checkpoint is not None and is_folder(checkpoint) else []
+        return ([] if remote else filled(data, names)) + folder
 
 
 _IDX_PATHS = ("train_images", "train_labels", "evaluation_images", "evaluation_labels")

@@ -54,8 +54,11 @@ class Observations:
 
     def finish(self, seconds: float = 5.0) -> None:
         """After the script's end: what was sent is taken."""
-        with contextlib.suppress(OSError):  # wakes the thread when nobody has connected
-            socket.socket(socket.AF_UNIX).connect(self.address)
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX) as nobody,
+        ):  # wakes the thread when none has connected
+            nobody.connect(self.address)
         self._thread.join(seconds)
         if self._thread.is_alive():  # something else that the script has left holds the connection open
             return

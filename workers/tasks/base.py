@@ -50,6 +50,7 @@ class Dataset(Protocol):
 class Datasets:
     train: Dataset
     evaluation: Dataset | None
+    test: Dataset | None = None  # evaluated once, when the model is finished; reported as test/<metric>
 
 
 @dataclass(frozen=True)

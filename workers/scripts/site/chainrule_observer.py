@@ -70,7 +70,7 @@ class Observer:
         before, after = self._guarded(self._before), self._guarded(self._after)
         module.register_optimizer_step_pre_hook(before)
         module.register_optimizer_step_post_hook(after)
-        atexit.register(self._guarded(self._end))
+        atexit.register(self.end)
         if self._measures:
             self._watch_losses()
 
@@ -131,6 +131,10 @@ class Observer:
 
         called._torchdynamo_disable = True  # type: ignore[attr-defined]
         return called
+
+    def end(self) -> None:
+        """When the script ends: what has not been sent yet is."""
+        self._guarded(self._end)()
 
     # --- at each step -------------------------------------------------------------------------------------------------
 
@@ -241,6 +245,9 @@ class Observer:
             self._send(keep=0)
             cost = self._spent / max(time.perf_counter() - self._began, 1e-9)
             self._tell({"type": "end", "step": self._first_step + self._rounds, "overhead": cost})
+        if self._socket is not None:
+            self._socket.close()
+        self._off = True
 
     def _tell(self, header: dict[str, Any], payload: bytes = b"") -> None:
         if self._socket is None:
