@@ -130,6 +130,20 @@ def test_a_first_job_and_adapters_on_it(tmp_path: Path) -> None:
     assert len(_load_pyfunc(str(second / "model")).predict(np.array(["the", "a"]))) == 2
 
 
+def test_adapters_on_sharded_weights(processes: Processes, tmp_path: Path) -> None:
+    """Most parameters are frozen there; the samples are drawn by all ranks together."""
+    run_job(0, 1, job(text(tmp_path), GPT, training={"steps": 1}), tmp_path / "first")
+    lora = {"checkpoint": str(tmp_path / "first" / "model"), "lora": {"rank": 2}}
+    samples = {"prompts": ["1 cats"], "max_new_tokens": 20}
+    curves = {}
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        document = job(chats(tmp_path), lora, workers={"count": count, "strategy": "fsdp"}, task={"samples": samples})
+        curves[count] = processes.run(count, tmp_path / str(count), run_job, document, tmp_path / str(count))[0][1]
+    for key in ("train/loss", "gradient/norm", "eval/loss"):
+        np.testing.assert_allclose(curves[2].series(key), curves[1].series(key), rtol=1e-4, err_msg=key)
+
+
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     data, model = text(tmp_path), tmp_path / "first" / "model"
     run_job(0, 1, job(data, GPT, task={"tokenizer": {"kind": "char"}}, training={"steps": 1}), tmp_path / "first")

@@ -122,11 +122,14 @@ def test_bad_documents(tmp_path: Path, row: object, says: str) -> None:
     assert says.replace("{file}", str(path)) in problem
 
 
-def test_documents_that_are_none(tmp_path: Path) -> None:
+def test_documents_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path)
     assert "has no documents" in look({"source": "jsonl", "path": str(path)})[0]
     path.write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
     assert "byte 0xff at offset 25" in look({"source": "jsonl", "path": str(path)})[0]
+    monkeypatch.setattr("workers.sources.text.MAX_LINE", 20)
+    path.write_text(json.dumps({"text": "x" * 20}))
+    assert "line 1 of" in look({"source": "jsonl", "path": str(path)})[0]
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
     assert "cannot be read as parquet" in look({"source": "parquet", "path": str(tmp_path / "x.parquet")})[0]
     with pytest.raises(BadDataError, match="at least 2 are needed"):
