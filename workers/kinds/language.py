@@ -147,11 +147,12 @@ class CheckpointModel(Model):
 
 def _by_checkpoint(value: object) -> str:
     given = "checkpoint" in value if isinstance(value, Mapping) else isinstance(value, CheckpointModel)
-    return "checkpoint" if given else "new"
+    return "from_checkpoint" if given else "from_config"  # no names of fields: problems are found by their path
 
 
 CausalModel = Annotated[
-    Annotated[CheckpointModel, Tag("checkpoint")] | Annotated[NewModel, Tag("new")], Discriminator(_by_checkpoint)
+    Annotated[CheckpointModel, Tag("from_checkpoint")] | Annotated[NewModel, Tag("from_config")],
+    Discriminator(_by_checkpoint),
 ]
 
 
