@@ -154,6 +154,23 @@ class Client:
     def model_files(self, job_id: str) -> Document:
         return self._request("GET", f"{_job(job_id)}/model")
 
+    def artifacts(
+        self,
+        job_id: str,
+        *,
+        step: int | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        order: str = "asc",
+    ) -> Document:
+        """One page of the files in which the job's task showed what its model did; with ``step`` only those after that one."""
+        query = {"step": step, "after": after, "limit": limit, "order": order}
+        return self._request("GET", f"{_job(job_id)}/artifacts", params=query)
+
+    def download_artifact(self, job_id: str, path: str) -> bytes:
+        """``path`` as listed. At most 32 MiB."""
+        return self._answer("GET", f"{_job(job_id)}/artifacts/files/{quote(path)}").content
+
     def logs(self, job_id: str, *, rank: int | None = None, after: str | None = None, limit: int = 1000) -> Document:
         return self._request("GET", f"{_job(job_id)}/logs", params={"rank": rank, "after": after, "limit": limit})
 
@@ -182,6 +199,9 @@ class Client:
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
     def _request(self, method: str, path: str, **settings: Any) -> Document:
+        return self._document(self._answer(method, path, **settings))
+
+    def _answer(self, method: str, path: str, **settings: Any) -> httpx.Response:
         """Every request of this client may be sent twice: reading, saying how something should be, and creating a job under a key."""
         if "params" in settings:
             settings["params"] = {key: value for key, value in settings["params"].items() if value is not None}
@@ -194,7 +214,7 @@ class Client:
                     raise NoServiceError(f"{self.url} does not answer: {error}") from error
             else:
                 if answer.is_success:
-                    return self._document(answer)
+                    return answer
                 if answer.status_code not in BUSY or attempt == RETRIES:
                     raise self._refusal(answer)
                 pause = max(pause, _retry_after(answer))

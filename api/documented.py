@@ -80,14 +80,16 @@ def with_stream(responses: Responses, example: str) -> Responses:
     return responses
 
 
-def files() -> Responses:
-    binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    return {
-        200: {
-            "description": "The file's bytes; ranges are supported, but not for checkpoints in an object store.",
-            "content": binary,
-        }
+def files(*kinds: str) -> Responses:
+    """``kinds``: media types that files have besides the one of no type."""
+    return binary("The file's bytes; ranges are supported, but not for checkpoints in an object store.", *kinds)
+
+
+def binary(description: str, *kinds: str) -> Responses:
+    content = {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("application/octet-stream", *kinds)
     }
+    return {200: {"description": description, "content": content}}
 
 
 def _error(status: int) -> dict[str, Any]:

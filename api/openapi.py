@@ -39,7 +39,7 @@ TAGS = [
     {"name": "jobs", "description": "Submit, look at, cancel and kill training jobs."},
     {"name": "events and logs", "description": "What happened and what workers printed, as pages or live."},
     {"name": "telemetry", "description": "Metric series and gradient norms."},
-    {"name": "files", "description": "Checkpoints and the finished model."},
+    {"name": "files", "description": "Checkpoints, the finished model, and what it showed on the way."},
     {"name": "service", "description": "The cluster, the schema of a job, probes."},
 ]
 

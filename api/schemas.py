@@ -254,11 +254,51 @@ class Checkpoint(Wire):
     files: list[StoredFile]
 
 
+class File(Wire):
+    """An uploaded file, in the shape that OpenAI's clients know."""
+
+    id: str = Field(examples=["file-5f0c2a9be61d4873a0c4d7e2"])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int = Field(description="in seconds since 1970, as OpenAI's clients expect it")
+    filename: str = Field(examples=["my-task.zip"])
+    purpose: str = Field(examples=["bundle"])
+    status: Literal["processed"] = "processed"
+    sha256: str
+
+    @classmethod
+    def of(cls, file: values.StoredFile) -> Self:
+        return cls(
+            id=file.id, bytes=file.bytes, created_at=int(file.created_at.timestamp()), filename=file.filename,
+            purpose=file.purpose, sha256=file.sha256,
+        )  # fmt: skip
+
+
+class DeletedFile(Wire):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool
+
+
 class ModelFile(Wire):
     id: str
     object: Literal["model.file"] = "model.file"
     path: str = Field(examples=["model.safetensors"])
     bytes: int
+
+
+class Artifact(Wire):
+    """A file in which a task showed what its model did."""
+
+    id: str = Field(examples=["step-0000000100/samples.txt"])
+    object: Literal["artifact"] = "artifact"
+    job_id: str
+    path: str = Field(description="as in .../artifacts/files/{path}", examples=["step-0000000100/samples.txt"])
+    step: int = Field(description="optimizer steps done when the model did this")
+    name: str = Field(examples=["samples.txt"])
+    bytes: int
+    media_type: str = Field(examples=["text/plain; charset=utf-8", "image/png"])
+    created_at: datetime
 
 
 class Amount(Wire):

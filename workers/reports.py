@@ -24,6 +24,7 @@ class ReasonCode(StrEnum):
     )
     DEADLINE_EXCEEDED = "deadline_exceeded"
     BAD_DATA = "bad_data"
+    BAD_CODE = "bad_code"  # the user's own code cannot be used: it is not there, does not import, or gives no task
     USER_ERROR = "user_error"  # an exception in the model, the loss or the data
     OUT_OF_MEMORY = "out_of_memory"
     NONFINITE = "nonfinite"  # the loss is NaN or infinite, and stays so
@@ -53,6 +54,7 @@ REASONS: Mapping[ReasonCode, ReasonKind] = {
     ReasonCode.STORAGE_FULL: ReasonKind("paused", "platform", False),
     ReasonCode.DEADLINE_EXCEEDED: ReasonKind("failed", "user", False),
     ReasonCode.BAD_DATA: ReasonKind("failed", "user", False),
+    ReasonCode.BAD_CODE: ReasonKind("failed", "user", False),
     ReasonCode.USER_ERROR: ReasonKind("failed", "user", False),
     ReasonCode.OUT_OF_MEMORY: ReasonKind("failed", "user", True),
     ReasonCode.NONFINITE: ReasonKind("failed", "numerics", False),
@@ -119,12 +121,14 @@ class Reporter(Protocol):
 
 
 def mark_of(step: int, values: Mapping[str, float | str]) -> int | None:
-    """Place of a row of metrics in the order in which a run measures: a step's own, then its evaluation's. None: it has none (system metrics,
-    and what a script says of itself)."""
+    """Place of a row of metrics in the order in which a run measures: a step's own, its evaluation's, the finished model's test's.
+
+    None: it has none (system metrics, and what a script says of itself).
+    """
     first = next(iter(values), "")
     if first.startswith(("system/", "script/")):
         return None
-    return 2 * step + first.startswith("eval/")
+    return 3 * step + first.startswith("eval/") + 2 * first.startswith("test/")
 
 
 class StopMode(StrEnum):

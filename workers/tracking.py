@@ -1,6 +1,7 @@
 """Telling MLflow. A thread of the controller follows the job's metrics file and sends each point once, with its original time.
 
-The file is the spool: while MLflow is away the cursor waits, training and the job's own record go on.
+The file is the spool: while MLflow is away the cursor waits, training and the job's own record go on. So it is with artifacts, of whose steps it
+remembers the last one that is all there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers import artifacts
 from workers.checkpoint_folders import MANIFEST
 from workers.gradient_files import GradientReader
 from workers.jobfolder import JobFolder, decode
@@ -79,6 +81,7 @@ class Shipper:
             try:
                 run_id = self._ensure_run()
                 self._send_points(run_id)
+                self._send_artifacts(run_id)
                 if end is not None:
                     self._close(run_id, end[0], end[1])
                     end[2]()
@@ -187,6 +190,26 @@ class Shipper:
                         rows, points = [], 0
                 if rows:
                     yield path.name, stream.tell() - len(line), rows
+
+    # --- artifacts ----------------------------------------------------------------------------------------------------
+
+    def _send_artifacts(self, run_id: str) -> None:
+        """Each file once. Those of a step that is done again are the same; the first ones stay."""
+        assert self._client is not None
+        sent = self._state.setdefault(
+            "artifacts", {"through": -1, "names": []}
+        )  # all of these steps, and these of the next
+        for step in artifacts.steps(self._folder.artifacts_path):
+            if step <= sent["through"]:
+                continue
+            for artifact in artifacts.of_step(self._folder.artifacts_path, step):
+                if artifact.name not in sent["names"]:
+                    path = self._folder.artifacts_path / artifact.path
+                    self._client.log_artifact(run_id, str(path), f"artifacts/{artifacts.folder_name(step)}")
+                    sent["names"].append(artifact.name)
+                    self._save()
+            sent.update(through=step, names=[])
+            self._save()
 
     def _save(self) -> None:
         self._folder.write_document(STATE, self._state)

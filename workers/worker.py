@@ -33,6 +33,7 @@ class Assignment:
     checkpoints: str
     train: str = "workers.train:train"
     devices: Sequence[str] | None = None  # ids of the accelerators that it may see; None: it was told nothing
+    bundle: str | None = None  # file with the job's code
 
 
 @dataclass(frozen=True)
@@ -195,16 +196,21 @@ class TrainWorker:
 
     def _trained(self) -> Outcome:
         from workers.process_group import choose_device
+        from workers.spec import code_of
         from workers.train import RunContext
+        from workers.user_code import provide
 
         assignment = self._assignment
         assert assignment is not None
+        code = code_of(self._spec)
         context = RunContext(
             device=choose_device(0, self._spec.workers.gpus),
             reporter=self._outbox,
             link=self._link,
             checkpoints=assignment.checkpoints,
             model_folder=self._folder.model_path,
+            code=provide(code, assignment.bundle, self._folder.code_path) if code is not None else None,
+            artifacts_folder=self._folder.artifacts_path,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome
@@ -227,21 +233,23 @@ class TrainWorker:
 
 def describe(error: BaseException) -> Failure:
     """Whose matter an exception is, in a sentence, with its traceback."""
-    import torch
-
     from workers.checkpoints import CheckpointError
+    from workers.memory import is_out_of_memory
     from workers.scripts.ending import ScriptFailedError
-    from workers.tasks.base import BadDataError
+    from workers.sources.problems import BadCodeError, BadDataError
 
     if isinstance(error, ScriptFailedError):
         return Failure(error.code, str(error), error.tail, error.at)
 
     text = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = "; ".join([said, *getattr(error, "__notes__", [])])
     code = ReasonCode.USER_ERROR
-    if isinstance(error, BadDataError):
+    if isinstance(error, BadCodeError):
+        code, said = ReasonCode.BAD_CODE, str(error)
+    elif isinstance(error, BadDataError):
         code, said = ReasonCode.BAD_DATA, str(error)
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+    elif is_out_of_memory(error):
         code = ReasonCode.OUT_OF_MEMORY
     elif isinstance(error, CheckpointError):
         code, said = ReasonCode.CHECKPOINT_FAILED, str(error)

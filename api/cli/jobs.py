@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +26,7 @@ from api.cli.follow import AT_WORK, show_to_the_end, summary
 from api.client import Document
 from workers.jobfile import JobFileError, read_job_file
 from workers.problems import SpecError
-from workers.spec import data_paths, parse_spec
+from workers.spec import parse_spec, read_from
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
 
@@ -45,13 +44,7 @@ def read_job(path: Path) -> dict[str, Any]:
         problems = f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}"
         raise fail(f"{path} has {problems}", USAGE) from error
     assert isinstance(document, dict)
-    for field, value in data_paths(spec):
-        parts = field.split(".")
-        target = document
-        for part in parts[:-1]:
-            target = target[part]
-        target[parts[-1]] = str(path.resolve().parent / os.path.expanduser(value))
-    return document
+    return read_from(str(path.resolve().parent), document, spec)
 
 
 def submit(

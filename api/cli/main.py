@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import attempts, changes, cluster, doctor, jobs, local
+from api.cli import artifacts, attempts, changes, cluster, doctor, jobs, local
 
 app = typer.Typer(
     name="chainrule",
@@ -22,6 +22,7 @@ for command in (
     jobs.logs,
     jobs.events,
     jobs.metrics,
+    artifacts.artifacts,
     attempts.attempts,
     attempts.workers,
     changes.pause,

@@ -38,22 +38,35 @@ class Gateway:
         """Raises RefusedError, AwayError."""
         return await self._ask("GET", path, params={name: value for name, value in query.items() if value is not None})
 
+    async def text(self, path: str) -> str:
+        """A file, which is UTF-8 or nearly so. Raises RefusedError, AwayError."""
+        answer = await self._answer("GET", path)
+        return answer.content.decode("utf-8", errors="replace")
+
     async def post(self, path: str, content: str = "", media_type: str = "application/json") -> Document:
         headers = {"content-type": media_type} if content else {}
         return await self._ask("POST", path, content=content.encode(), headers=headers)
 
     async def _ask(self, method: str, path: str, **settings: Any) -> Document:
+        answer = await self._answer(method, path, **settings)
+        return dict(_document(answer))
+
+    async def _answer(self, method: str, path: str, **settings: Any) -> httpx.Response:
         try:
             answer = await self._http.request(method, path, **settings)
         except httpx.HTTPError as error:
             raise AwayError(str(error)) from error
-        document: Any = answer.json() if "json" in answer.headers.get("content-type", "") else {}
         if answer.is_success:
-            return dict(document)
+            return answer
+        document = _document(answer)
         told: Mapping[str, Any] = document.get("error") or {"message": f"HTTP status {answer.status_code}"}
         if answer.status_code >= 500:
             raise AwayError(told["message"])
         raise RefusedError(answer.status_code, told["message"], told.get("problems") or [])
+
+
+def _document(answer: httpx.Response) -> Any:
+    return answer.json() if "json" in answer.headers.get("content-type", "") else {}
 
 
 class Forwarded(Response):

@@ -13,6 +13,7 @@ from nicegui import ui
 from api.dashboard import figures
 from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, chart, confirmed, keep_fresh
 from api.dashboard.gateway import Gateway
+from api.dashboard.samples import Samples
 
 EVERY_SECONDS = 1.5
 POINTS = 500  # of a curve
@@ -49,6 +50,7 @@ class JobPage:
     def __init__(self, api: Gateway, frame: Frame, job_id: str) -> None:
         self.api, self.frame, self.path = api, frame, f"/v1/jobs/{quote(job_id, safe='')}"
         self.job_id = job_id
+        self.samples = Samples(api, frame, self.path, job_id)
         self.ended: str | None = None  # tab that was filled after the job had ended: nothing changes in it any more
         self.refreshing = asyncio.Lock()
         self.event_position: str | None = None
@@ -73,7 +75,7 @@ class JobPage:
         self.reason = ui.label().classes("text-body1")
         self.bar = ui.linear_progress(0, show_value=False).props("rounded instant-feedback")
         with ui.tabs().classes("w-full").props("align=left dense") as tabs:
-            names = ("Curves", "Gradient flow", "Events", "Logs", "Checkpoints", "Workers", "Job file")
+            names = ("Curves", "Gradient flow", "Events", "Logs", "Samples", "Checkpoints", "Workers", "Job file")
             for name in names:
                 ui.tab(name)
         self.tabs = tabs
@@ -89,6 +91,7 @@ class JobPage:
             self.build_flow,
             self.build_events,
             self.build_logs,
+            self.samples.build,
             self.build_checkpoints,
             self.build_workers,
             self.build_spec,
@@ -114,6 +117,7 @@ class JobPage:
             "Gradient flow": self.fill_flow,
             "Events": self.fill_events,
             "Logs": self.fill_logs,
+            "Samples": self.samples.fill,
             "Checkpoints": self.fill_checkpoints,
             "Workers": self.fill_workers,
             "Job file": self.fill_spec,

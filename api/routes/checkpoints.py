@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi import Path as PathParameter
-from starlette.responses import FileResponse, Response, StreamingResponse
-from upath import UPath
+from starlette.responses import FileResponse, Response
 
 from api import examples, schemas
 from api.auth import Member, Viewer
 from api.dependencies import JobId, Provided
 from api.documented import files, of_job, success
+from api.downloads import local_file, stored_file
 from api.pagination import page
 from api.responses import json_response
 from service import jobs
@@ -54,8 +53,8 @@ def download_checkpoint_file(
         if _id(checkpoint) == checkpoint_id:
             names = [file.path for file in checkpoint.files]
             if storage.is_local(checkpoint.folder):
-                return _download(storage.local_path(checkpoint.folder), path, names)
-            return _stream(checkpoint.folder, path, names)
+                return local_file(storage.local_path(checkpoint.folder), path, names)
+            return stored_file(checkpoint.folder, path, names)
     raise NotFound("There is no such checkpoint; it may have been replaced by a newer one.", param="checkpoint_id")
 
 
@@ -82,7 +81,7 @@ def download_model_file(caller: Member, services: Provided, job_id: JobId, path:
     """The bytes of one file of the finished model."""
     job = jobs.get_job(services.store, caller, job_id)
     folder = services.folder(job.id)
-    return _download(folder.model_path, path, [listed for listed, _ in folder.model_files()])
+    return local_file(folder.model_path, path, [listed for listed, _ in folder.model_files()])
 
 
 def _id(checkpoint: Manifest) -> str:
@@ -104,27 +103,3 @@ def _checkpoint(job_id: str, checkpoint: Manifest) -> dict[str, object]:
             ],
         )
     )
-
-
-def _download(folder: Path, path: str, listed: list[str]) -> Response:
-    """``path`` must be listed word for word, and lie inside ``folder`` after every link is followed: a listing comes from
-    a file that a worker wrote."""
-    if path in listed:
-        root = folder.resolve()
-        target = (root / path).resolve()
-        if target.is_relative_to(root) and target.is_file():
-            return FileResponse(target, filename=target.name, media_type="application/octet-stream")
-    raise NotFound("There is no such file here.", param="path")
-
-
-def _stream(folder: UPath, path: str, names: list[str]) -> Response:
-    """From an object store. That listed names lie in ``folder`` is seen to when a manifest is read."""
-    file = folder / path
-    try:
-        if path not in names:
-            raise FileNotFoundError
-        size = file.stat().st_size
-    except FileNotFoundError:
-        raise NotFound("There is no such file here.", param="path") from None
-    headers = {"Content-Length": str(size), "Content-Disposition": f'attachment; filename="{path}"'}
-    return StreamingResponse(storage.chunks(file), media_type="application/octet-stream", headers=headers)

@@ -19,7 +19,7 @@ from api.documented import of_job, protected, success
 from api.errors import ApiError
 from api.pagination import JobsQuery, page
 from api.responses import json_response
-from service import admission, jobs
+from service import admission, files, jobs
 from service.errors import InvalidRequest
 from service.values import Caller, Job
 
@@ -71,7 +71,9 @@ def _create(services: Services, caller: Caller, body: bytes, kind: str, idempote
         document,
         idempotency_key=idempotency_key,
         digest=digest(document),
-        admit=lambda spec: admission.check(spec, services.settings, capacity),
+        admit=lambda spec: admission.check(
+            spec, services.settings, capacity, files.bundle_of(services.store, caller, services.files, spec)
+        ),
     )
 
 

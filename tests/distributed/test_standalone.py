@@ -55,6 +55,13 @@ def test_alone_and_under_torchrun_it_trains_the_same(tmp_path: Path) -> None:
     assert written >= {"metrics", "gradients", "events", "checkpoints", "model"}
 
 
+def test_relative_paths_are_those_of_the_job_file(tmp_path: Path) -> None:
+    job = JOB.replace("{source: digits}", "{source: npz, path: data/none.npz}")
+    run = start(PYTHON, tmp_path, job)
+    assert run.returncode == 2
+    assert str(tmp_path / "data/none.npz") in run.stderr
+
+
 def test_what_is_wrong_is_said_in_a_line_each(tmp_path: Path) -> None:
     bad = start(PYTHON, tmp_path, JOB.replace("epochs: 2", "epochs: 0").replace("name: adamw", "name: adamm"))
     assert bad.returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -12,10 +13,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.e2e.product import Product
 from tests.helpers import wait_for
+from workers import artifacts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -37,6 +40,15 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     running.wait_until_ready()
     yield running
     running.end()
+
+
+def _picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = _picture()
 
 
 class Watched:
@@ -99,6 +111,22 @@ def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product,
     download.value.save_as(tmp_path / "model.safetensors")
     stored = product.home / "storage" / "jobs" / submitted / "model" / "model.safetensors"
     assert (tmp_path / "model.safetensors").read_bytes() == stored.read_bytes()
+
+    kept = product.home / "storage" / "jobs" / submitted / "artifacts"
+    artifacts.write(kept, 40, {"samples.txt": b"To be, or not to be", "grid.png": PICTURE, "chain.pdb": b"ATOM"})
+    artifacts.write(kept, 20, {"samples.txt": b"o bt e,on r"})
+    page.get_by_role("tab", name="Samples").click()
+    expect(page.get_by_text("To be, or not to be")).to_be_visible(timeout=20_000)
+    picture = page.get_by_alt_text("grid.png")
+    wait_for("the picture", lambda: picture.evaluate("each => each.complete && each.naturalWidth") == 2, 20)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="chain.pdb").click()
+    download.value.save_as(tmp_path / "chain.pdb")
+    assert (tmp_path / "chain.pdb").read_bytes() == b"ATOM"
+    page.get_by_role("combobox", name="after step").click()
+    page.get_by_role("option", name="20").click()
+    expect(page.get_by_text("o bt e,on r")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("To be, or not to be")).to_be_hidden(timeout=20_000)
 
     page.get_by_role("link", name="Jobs").click()
     page.get_by_role("button", name="cancel long").click()

@@ -312,6 +312,10 @@ QUERIES = [
     "jobs/{id}/metrics?keys=%00", "jobs/{id}/metrics?keys=,", "jobs/{id}/metrics?keys=" + ",".join(map(str, range(101))),
     "jobs/{id}/gradients?first_step=5&last_step=4", "jobs/{id}/gradients?max_points=1", "jobs/{id}/gradients?first_step=-1",
     "jobs/{id}/gradients?last_step=99999999999999999999",
+    "jobs/{id}/artifacts?step=-1", "jobs/{id}/artifacts?step=1.5", "jobs/{id}/artifacts?step=99999999999",
+    "jobs/{id}/artifacts?limit=0", "jobs/{id}/artifacts?limit=1001", "jobs/{id}/artifacts?order=newest",
+    "jobs/{id}/artifacts?after=", "jobs/{id}/artifacts?after=../x", "jobs/{id}/artifacts?after=step-3/a.txt",
+    "jobs/{id}/artifacts?name=x",
     "jobs/{id}/workers?attempt=0", "jobs/{id}/workers?attempt=1.0", "jobs/{id}/workers?attempt=99999999999999999999",
     "jobs/{id}/workers?state=dead", "jobs/{id}/workers?state=", "jobs/{id}/workers?rank=1",
 ]  # fmt: skip

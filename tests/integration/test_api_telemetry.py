@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.values import Role
 from tests.integration.api_service import Service, error_of, running_service
+from workers import artifacts
 from workers.checkpoint_folders import FORMAT, INDEX, STATE, folder_of
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import append_lines, encode
@@ -212,3 +214,81 @@ def test_the_finished_model(service: Service, job: str) -> None:
     assert service.get(f"/v1/jobs/{job}/model/files/data/model.safetensors").content == b"weights"
     answer = service.get(f"/v1/jobs/{job}/model/files/../job.json")
     assert answer.status_code == 404
+
+
+def write_artifacts(service: Service, job: str) -> None:
+    folder = service.folder(job).artifacts_path
+    artifacts.write(folder, 20, {"samples.txt": "Æ 1".encode(), "grid.png": b"\x89PNG"})
+    artifacts.write(folder, 3, {"chain.pdb": b"ATOM", "page.html": b"<script>alert(1)</script>"})
+
+
+def test_artifacts_are_listed_by_step(service: Service, job: str) -> None:
+    url = f"/v1/jobs/{job}/artifacts"
+    assert service.get(url).json()["data"] == []
+    write_artifacts(service, job)
+    (service.folder(job).artifacts_path / ".step-0000000030.partial").mkdir()  # being written: not there yet
+    listed = service.get(url).json()["data"]
+    first, second = "step-0000000003", "step-0000000020"
+    assert [each["id"] for each in listed] == [
+        f"{first}/chain.pdb", f"{first}/page.html", f"{second}/grid.png", f"{second}/samples.txt"
+    ]  # fmt: skip
+    assert {key: listed[3][key] for key in ("object", "job_id", "step", "name", "bytes", "media_type")} == {
+        "object": "artifact", "job_id": job, "step": 20, "name": "samples.txt", "bytes": 4,
+        "media_type": "text/plain; charset=utf-8",
+    }  # fmt: skip
+    assert [each["step"] for each in service.get(f"{url}?step=20").json()["data"]] == [20, 20]
+    assert service.get(f"{url}?step=4").json()["data"] == []
+    for order, expected in (("asc", listed), ("desc", listed[::-1])):
+        found, page = [], service.get(f"{url}?limit=3&order={order}").json()
+        assert page["has_more"]
+        found += page["data"]
+        page = service.get(url, params={"limit": "3", "order": order, "after": page["last_id"]}).json()
+        assert not page["has_more"]
+        assert found + page["data"] == expected
+
+
+AS_WHAT = [
+    ("step-0000000020/samples.txt", "Æ 1".encode(), "text/plain; charset=utf-8"),
+    ("step-0000000020/grid.png", b"\x89PNG", "image/png"),
+    ("step-0000000003/chain.pdb", b"ATOM", "chemical/x-pdb"),
+    ("step-0000000003/page.html", b"<script>alert(1)</script>", "application/octet-stream"),
+]
+
+
+def test_an_artifact_is_downloaded_as_what_it_is(service: Service, job: str) -> None:
+    """And never as a page of this site: what a user's code wrote must not run where the viewer's key is."""
+    write_artifacts(service, job)
+    for path, content, kind in AS_WHAT:
+        answer = service.get(f"/v1/jobs/{job}/artifacts/files/{path}", headers=service.key_of(Role.VIEWER))
+        assert (answer.status_code, answer.content) == (200, content)
+        assert answer.headers["content-type"] == kind
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-disposition"] == f'attachment; filename="{path.rpartition("/")[2]}"'
+        assert "sandbox" in answer.headers["content-security-policy"]
+        stranger = service.get(
+            f"/v1/jobs/{job}/artifacts/files/{path}", headers=service.key_of(Role.ADMIN, "elsewhere")
+        )
+        assert stranger.status_code == 404
+
+
+NO_ARTIFACTS = [
+    "step-0000000003/../../job.json", "../job.json", "step-0000000003/..%2f..%2fjob.json", "step-0000000003", "", ".",
+    "step-0000000003/", "step-0000000003/link.txt", "step-0000000003/none.txt", "step-0000000003/chain.pdb/",
+    "step-0000000003/CHAIN.pdb", "step-3/chain.pdb", "step-0000000003%2fchain.pdb%00", "step-0000000003//chain.pdb",
+    "step-0000000004/chain.pdb", ".step-0000000030.partial/half.txt", "/etc/passwd", "step-0000000003/%2e%2e/%2e%2e/job.json",
+]  # fmt: skip
+
+
+def test_only_artifacts_are_given(service: Service, job: str, tmp_path: Path) -> None:
+    write_artifacts(service, job)
+    folder = service.folder(job).artifacts_path
+    (tmp_path / "secret").write_text("secret")
+    (folder / "step-0000000003" / "link.txt").symlink_to(tmp_path / "secret")
+    (folder / ".step-0000000030.partial").mkdir()
+    (folder / ".step-0000000030.partial" / "half.txt").write_text("ha")
+    service.folder(job).write_document("job.json", {"name": "x"})
+    assert service.get(f"/v1/jobs/{job}/artifacts/files/step-0000000003/chain.pdb").content == b"ATOM"
+    for path in NO_ARTIFACTS:
+        answer = service.get(f"/v1/jobs/{job}/artifacts/files/{path}")
+        assert answer.status_code == 404, path
+        error_of(answer)

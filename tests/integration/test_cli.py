@@ -19,6 +19,7 @@ from api.cli.main import app
 from service.keys import create_key
 from service.values import Role
 from tests.integration.api_service import DIGITS, Service, running_service, served, wait_for
+from workers import artifacts
 
 pytestmark = pytest.mark.integration
 
@@ -63,6 +64,7 @@ def finished(service: Service) -> str:
         ["metrics", "JOB"],
         ["attempts", "JOB"],
         ["workers", "JOB"],
+        ["artifacts", "JOB"],
         ["cluster"],
         ["cancel", "JOB"],
         ["kill", "JOB"],
@@ -378,3 +380,36 @@ def test_doctor_sees_a_secret_that_others_can_read(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert not checks["admin.key"]["ok"]
     assert checks["torch"]["ok"]
+
+
+def test_artifacts_are_listed_and_downloaded(service: Service, tmp_path: Path) -> None:
+    job_id = service.submit()
+    folder = service.folder(job_id).artifacts_path
+    artifacts.write(folder, 10, {"samples.txt": b"one"})
+    artifacts.write(folder, 20, {"samples.txt": b"two", "grid.png": bytes(range(256))})
+    listed = chainrule("artifacts", job_id)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "file", "step-0000000010/samples.txt", "step-0000000020/grid.png", "step-0000000020/samples.txt"
+    ]  # fmt: skip
+    (row,) = map(json.loads, chainrule("artifacts", job_id, "--step", "10", "--json").stdout.splitlines())
+    assert (row["path"], row["bytes"]) == ("step-0000000010/samples.txt", 3)
+    out = tmp_path / "a folder"
+    result = chainrule("artifacts", job_id, "--download", str(out))
+    assert (result.exit_code, result.stdout) == (0, f"3 files in {out}\n")
+    for path in ("step-0000000010/samples.txt", "step-0000000020/samples.txt", "step-0000000020/grid.png"):
+        assert (out / path).read_bytes() == (folder / path).read_bytes()
+    (tmp_path / "in the way").write_text("")
+    refused = chainrule("artifacts", job_id, "--download", str(tmp_path / "in the way"))
+    assert refused.exit_code == 1
+    assert "cannot be written" in refused.stderr
+
+
+def test_a_service_cannot_choose_where_a_file_lands(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = {"data": [{"path": "../../evil.txt"}], "has_more": False}
+    monkeypatch.setattr(api.client.Client, "artifacts", lambda *_, **__: page)
+    result = chainrule("artifacts", "job-1", "--download", str(tmp_path / "a" / "b"))
+    assert result.exit_code == 1
+    assert "no artifact's" in result.stderr
+    assert list(tmp_path.rglob("evil.txt")) == []

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import MlflowServer
 from tests.helpers import wait_for
-from workers import launcher
+from workers import artifacts, launcher
 from workers.jobfolder import JobFolder, append_lines
 from workers.placing import Attempt
 from workers.reports import GroupShape, Outcome, ReasonCode
@@ -88,7 +88,7 @@ def test_a_job_is_on_its_run(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     assert list(table.columns) == ["step", "linear1", "output"]
     assert len(table) == 45
 
-    from workers.kinds.images import DigitsData
+    from workers.kinds.image_data import DigitsData
     from workers.sources.arrays import read_digits
 
     held_out = read_digits(DigitsData(source="digits")).evaluation
@@ -141,12 +141,15 @@ def test_nothing_is_lost_while_the_server_is_away(server_to_stop: MlflowServer, 
     shipper = Shipper(attempt, spec, folder)
     shipper.start()
     rows(folder, range(1, 501), started_at)
+    artifacts.write(folder.artifacts_path, 100, {"samples.txt": b"one"})
     server_to_stop.start()
     wait_for(
         "the first points",
         lambda: (folder.read_document("mlflow.json") or {}).get("steps", {}).get("train/loss") == 500,
     )
+    wait_for("the first artifact", lambda: sent_through(folder) == 100)
     server_to_stop.stop()
+    artifacts.write(folder.artifacts_path, 600, {"samples.txt": b"two", "grid.png": b"2"})
     rows(folder, range(501, 901), started_at)
     rows(folder, range(701, 1001), started_at)  # steps that a recovered group has done again
     tracked: list[bool] = []
@@ -161,3 +164,58 @@ def test_nothing_is_lost_while_the_server_is_away(server_to_stop: MlflowServer, 
     assert [(point.step, point.timestamp) for point in history] == [
         (step, int((started_at + step) * 1000)) for step in range(1, 1001)
     ]
+    assert artifacts_of(server_to_stop, run.info.run_id) == {
+        "artifacts/step-0000000100/samples.txt": 3,
+        "artifacts/step-0000000600/samples.txt": 3,
+        "artifacts/step-0000000600/grid.png": 1,
+    }
+
+
+def sent_through(folder: JobFolder) -> int:
+    return int((folder.read_document("mlflow.json") or {}).get("artifacts", {}).get("through", -1))
+
+
+def artifacts_of(server: MlflowServer, run_id: str) -> dict[str, int]:
+    """Path -> bytes of what the tasks's artifacts are on the run."""
+    found = {}
+    for step in client(server).list_artifacts(run_id, "artifacts"):
+        found.update({file.path: file.file_size for file in client(server).list_artifacts(run_id, step.path)})
+    return found
+
+
+def test_each_artifact_is_sent_once(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a controller that was started again in the middle of a step's files, and when a step is done again."""
+    from mlflow import MlflowClient
+
+    folder = JobFolder(tmp_path / "storage", "job-artifacts")
+    attempt = Attempt(
+        "job-artifacts.1", "job-artifacts", 1, parse_spec(SPEC).model_dump_json(), GroupShape(1), str(folder.path),
+        mlflow_server.url, "tracking-tests",
+    )  # fmt: skip
+    folder.create(attempt.spec_json)
+    sent: list[str] = []
+    log_artifact = MlflowClient.log_artifact
+
+    def counting(self: Any, run_id: str, path: str, target: str | None = None) -> None:
+        if len(sent) == 2 and "b.txt" not in sent[-1]:
+            sent.append("the second file fails")
+            raise ConnectionError("away for a moment")
+        log_artifact(self, run_id, path, target)
+        sent.append(f"{target}/{Path(path).name}")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", counting)
+    artifacts.write(folder.artifacts_path, 1, {"a.txt": b"1"})
+    artifacts.write(folder.artifacts_path, 2, {"a.txt": b"1", "b.txt": b"1"})
+    first = Shipper(attempt, parse_spec(SPEC), folder)
+    with pytest.raises(ConnectionError):
+        first._send_artifacts(first._ensure_run())
+    artifacts.write(folder.artifacts_path, 1, {"a.txt": b"1"})  # done again
+    second = Shipper(attempt, parse_spec(SPEC), folder)
+    run_id = second._ensure_run()
+    for _ in range(2):
+        second._send_artifacts(run_id)
+    names = ["artifacts/step-0000000001/a.txt", "artifacts/step-0000000002/a.txt", "artifacts/step-0000000002/b.txt"]
+    assert [each for each in sent if each.startswith("artifacts/")] == names
+    assert sorted(artifacts_of(mlflow_server, run_id)) == names

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from workers.problems import SpecError
 from workers.sources.inspect import inspect_data
-from workers.spec import JobSpec, SpecError, parse_spec
+from workers.spec import JobSpec, parse_spec
 
 pytestmark = pytest.mark.unit
 

@@ -61,8 +61,6 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
     "change",
     [
         {"task": {"kind": "script", "code": {"path": "/code", "requirements": ["numpy"]}, "entry": "train.py"}},
-        {"task": {"kind": "language_model"}},
-        {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
         {"training": {"precision": "fp16"}},
         {"health": {"mode": "repair"}},
         {"health": {"preflight": True}},
