@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import optimizer as optimizers
 
 from benchmarks.measure import record
 from workers.outbox import Outbox
@@ -58,7 +59,7 @@ def steps(size: str, address: str, budget: float, rounds: int, each: int) -> dic
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     # Half of the time it is switched off, which it does not know.
     observer = Observer(address, Part, measures=True, budget=budget / 2)
-    observer.optimizers(torch.optim.optimizer)
+    observer.optimizers(optimizers)
 
     def step() -> float:
         began = time.perf_counter()

@@ -98,7 +98,9 @@ def test_a_hang_is_ended_with_stacks(groups: Any) -> None:
     assert end.outcome.code is ReasonCode.HUNG, end.outcome
     (hung,) = group.events("script.hung")
     assert "moods.py" in hung.data["stacks"]["1"]
-    assert re.search(r"rank 1 after step 0 in <module> \(moods\.py:\d+\)", end.outcome.message), end.outcome.message
+    assert re.search(r"rank 1 after step 0 in <module> \((work/)?moods\.py:\d+\)", end.outcome.message), (
+        end.outcome.message
+    )
 
 
 def test_a_lost_worker_starts_the_scripts_again(groups: Any) -> None:
