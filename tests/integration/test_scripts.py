@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers import wait_for
-from workers import launcher
+from workers import artifacts, launcher
 from workers.reports import ReasonCode, StopMode
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
@@ -46,7 +46,9 @@ def test_a_bare_loop_is_watched(groups: Any) -> None:
     np.testing.assert_allclose(total, series["gradient/norm"].values, rtol=1e-5)
     assert seen.health["verdict"] == "healthy", seen.health
     assert (seen.progress.step, seen.progress.steps) == (40, 40)
-    assert (group.folder.path / "outputs" / "weights.pt").stat().st_size > 1000
+    (kept,) = artifacts.every(group.folder.artifacts_path)
+    assert (kept.step, kept.name) == (40, "weights.pt")
+    assert kept.bytes == (group.folder.path / "outputs" / "weights.pt").stat().st_size > 1000
     assert re.search(r"^20\S+Z step 30 loss \d", log(group, 0), re.MULTILINE), "lines with their time"
 
 
