@@ -83,7 +83,7 @@ class JobWorker(Wire):
 
 class Progress(Wire):
     step: int = Field(description="optimizer steps done")
-    steps: int = Field(description="optimizer steps of the whole run")
+    steps: int = Field(description="optimizer steps of the whole run; 0: only the script knows")
     epoch: float
     eta_seconds: float | None
     samples_per_second: float | None

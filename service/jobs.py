@@ -109,13 +109,15 @@ def kill_job(store: Store, caller: Caller, job_id: str) -> Job:
 
 def pause_job(store: Store, caller: Caller, job_id: str) -> Job:
     """The job finishes its step, writes a checkpoint and frees everything; one that waits in the queue just leaves it. A
-    paused job stays as it is. Raises Conflict when the job has ended or is being cancelled."""
+    paused job stays as it is. Raises Conflict when the job has ended or is being cancelled, and for a running script that would
+    begin anew."""
     require(caller, Role.MEMBER)
     with store.write() as session:
         row = _own(locked_job(session, job_id), caller, job_id)
         _refuse_if_over(row, "paused")
         if row.status == Status.PAUSED or row.desired == Desired.PAUSE:
             return job_value(row)
+        _refuse_if_lost_by_a_pause(row)
         now = database_now(session)
         row.desired, row.desired_at, row.intent_at = Desired.PAUSE, now, now
         append_event(session, row, now, "info", "job.pause_requested", "pause was requested", {})
@@ -163,6 +165,8 @@ def update_job(
         row = _own(locked_job(session, job_id), caller, job_id)
         if priority is not None or workers is not None:
             _refuse_if_over(row, "changed, but for its metadata")
+        if workers is not None:
+            _refuse_if_a_script_runs(row)
         spec = _changed(row.spec, priority, metadata, workers)
         document = spec.model_dump(mode="json")
         fields = [key for key in ("priority", "metadata", "workers") if document[key] != row.spec[key]]
@@ -263,6 +267,20 @@ def _want(store: Store, caller: Caller, job_id: str, desired: Desired) -> Job:
             if Status(row.status) in (Status.STARTING, Status.RUNNING, Status.RECOVERING, Status.PAUSING):
                 transition(session, row, Status.CANCELLING, now, f"{desired} is under way")
         return job_value(row)
+
+
+def _refuse_if_lost_by_a_pause(row: JobRow) -> None:
+    task = row.spec["task"]
+    if task["kind"] == "script" and not task["resumable"] and row.status != Status.QUEUED:
+        raise Conflict(
+            f"job {row.id} is a script, which would begin anew after a pause; cancel it, or, if it goes on from what it has written into its "
+            "output folder, say task.resumable: true in its job"
+        )
+
+
+def _refuse_if_a_script_runs(row: JobRow) -> None:
+    if row.spec["task"]["kind"] == "script" and row.status not in (Status.QUEUED, Status.PAUSED):
+        raise Conflict(f"job {row.id} is a script, whose number of workers is fixed while it runs")
 
 
 def _refuse_if_over(row: JobRow, what: str) -> None:

@@ -46,7 +46,7 @@ class FolderReporter:
             return
         self._printed_at = time.monotonic()
         print(
-            f"step {progress.step}/{progress.steps}  loss {self._loss:.4g}  "
+            f"step {progress.step}/{progress.steps or '?'}  loss {self._loss:.4g}  "
             f"{progress.samples_per_second or 0:.0f} samples/s  {progress.eta_seconds or 0:.0f} s left",
             flush=True,
         )

@@ -104,9 +104,9 @@ class _Bar:
             return
         self._progress.update(
             self._task,
-            description=f"{job['status']} {progress['step']}/{progress['steps']}",
+            description=f"{job['status']} {progress['step']}/{progress['steps'] or '?'}",
             completed=progress["step"],
-            total=progress["steps"],
+            total=progress["steps"] or None,
             figures=figures(job),
         )
 
@@ -128,7 +128,7 @@ class _Lines:
             say(f"{job['id']} is {job['status']}{waiting}", "", self._console)
         if progress and time.monotonic() - self._shown_at > LINE_SECONDS:
             self._shown_at = time.monotonic()
-            say(f"step {progress['step']}/{progress['steps']}  {figures(job)}", "", self._console)
+            say(f"step {progress['step']}/{progress['steps'] or '?'}  {figures(job)}", "", self._console)
 
 
 def summary(client: Client, job: Document) -> None:
@@ -142,7 +142,9 @@ def summary(client: Client, job: Document) -> None:
     if metrics:
         rows.append(("evaluation", ", ".join(f"{key[5:]} {number(value)}" for key, value in sorted(metrics.items()))))
     if job["progress"]:
-        rows.append(("training", f"step {job['progress']['step']} of {job['progress']['steps']}, {figures(job)}"))
+        rows.append(
+            ("training", f"step {job['progress']['step']} of {job['progress']['steps'] or '?'}, {figures(job)}")
+        )
     if job["started_at"] and job["finished_at"]:
         rows.append(("took", f"{_seconds(job):.1f} s from start to end"))
     if job["recoveries"]:

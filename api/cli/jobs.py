@@ -76,7 +76,7 @@ def _cells(job: Document) -> tuple[object, ...]:
         job["id"],
         job["name"],
         job["status"],
-        f"{progress['step']}/{progress['steps']}" if progress else "",
+        f"{progress['step']}/{progress['steps'] or '?'}" if progress else "",
         number(job["latest"].get("train/loss", "")),
         duration(progress["eta_seconds"]) if progress.get("eta_seconds") and job["status"] in AT_WORK else "",
         job["health"].get("verdict", ""),

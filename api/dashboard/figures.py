@@ -79,7 +79,10 @@ def moment(text: str | None) -> str:
 
 def progress(job: Mapping[str, Any]) -> str:
     done = job["progress"]
-    return "-" if not done else f"{done['step']:,} / {done['steps']:,}"
+    if not done:
+        return "-"
+    of = f"{done['steps']:,}" if done["steps"] else "?"  # which only a script knows
+    return f"{done['step']:,} / {of}"
 
 
 def job_row(job: Mapping[str, Any]) -> Document:

@@ -65,6 +65,7 @@ RUNS: Mapping[str, Example] = {
     "lora.yaml": Example(steps=4, make=first_job),
     "proteins.yaml": Example(steps=2, shared={name: name for name in ("proteins/train", "proteins/train.csv")}),
     "resnet-images.yaml": Example(steps=3, make=pictures),
+    "script/job.yaml": Example(),
     "tinyshakespeare.yaml": Example(steps=4, shared={"input.txt": "tinyshakespeare/input.txt"}),
 }
 
@@ -109,7 +110,7 @@ def test_it_succeeds(product: Product, tmp_path: Path, name: str, request: pytes
     assert answer.status_code == 201, answer.text
     job = product.until(answer.json()["id"], name, lambda job: job["finished_at"] is not None, 240)
     assert job["status"] == "succeeded", job["reason"]
-    assert "eval/loss" in job["latest"]
+    assert ("train/loss" if document["task"]["kind"] == "script" else "eval/loss") in job["latest"]
 
 
 def test_what_init_makes_trains_as_it_stands(product: Product, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.helpers import wait_for
-from workers import launcher
+from workers import artifacts, launcher
 from workers.reports import ReasonCode, StopMode
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
@@ -46,7 +46,9 @@ def test_a_bare_loop_is_watched(groups: Any) -> None:
     np.testing.assert_allclose(total, series["gradient/norm"].values, rtol=1e-5)
     assert seen.health["verdict"] == "healthy", seen.health
     assert (seen.progress.step, seen.progress.steps) == (40, 40)
-    assert (group.folder.path / "outputs" / "weights.pt").stat().st_size > 1000
+    (kept,) = artifacts.every(group.folder.artifacts_path)
+    assert (kept.step, kept.name) == (40, "weights.pt")
+    assert kept.bytes == (group.folder.path / "outputs" / "weights.pt").stat().st_size > 1000
     assert re.search(r"^20\S+Z step 30 loss \d", log(group, 0), re.MULTILINE), "lines with their time"
 
 
@@ -98,7 +100,9 @@ def test_a_hang_is_ended_with_stacks(groups: Any) -> None:
     assert end.outcome.code is ReasonCode.HUNG, end.outcome
     (hung,) = group.events("script.hung")
     assert "moods.py" in hung.data["stacks"]["1"]
-    assert re.search(r"rank 1 after step 0 in <module> \(moods\.py:\d+\)", end.outcome.message), end.outcome.message
+    assert re.search(r"rank 1 after step 0 in <module> \((work/)?moods\.py:\d+\)", end.outcome.message), (
+        end.outcome.message
+    )
 
 
 def test_a_lost_worker_starts_the_scripts_again(groups: Any) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -189,7 +190,7 @@ def many(model):
         optimizer.step()
 
 
-def run(case):
+def run(case: str) -> dict[str, Any]:
     torch.manual_seed(0)
     losses.clear()
     norms.clear()

@@ -71,12 +71,17 @@ def test_a_job_that_was_written_can_be_read_again() -> None:
 @pytest.mark.parametrize(
     ("files", "changes", "path", "said"),
     [
-        ({}, {}, "task.entry", "there is no file train.py in"),
-        ({"train.py": "x = 1\nif x\n"}, {}, "task.entry", "train.py, line 2: expected ':'"),
-        ({"train.py": "a\0b"}, {}, "task.entry", "null bytes"),
-        ({"train.py": "", "outputs": ""}, {}, "task.output", "outputs is a file in"),
-        ({"train.py": ""}, {"entry": None, "module": "package"}, "task.module", "there is no file package.py in"),
-        ({"package/a.py": ""}, {"entry": None, "module": "package"}, "task.module", "no file package/__main__.py in"),
+        ({}, {}, "task.entry", "the code has no train.py"),
+        ({"train.py": "x = 1\nif x\n"}, {}, "task.entry", "train.py line 2: expected ':'"),
+        ({"train.py": "a\0b"}, {}, "task.entry", "train.py: source code string cannot contain null bytes"),
+        ({"train.py": "", "outputs": ""}, {}, "task.output", "outputs is a file of the code"),
+        ({"train.py": ""}, {"entry": None, "module": "package"}, "task.module", "the code has no package.py"),
+        (
+            {"package/a.py": ""},
+            {"entry": None, "module": "package"},
+            "task.module",
+            "the code has no package.py; at its top are 'package/'",
+        ),
     ],
     ids=str,
 )

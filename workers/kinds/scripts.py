@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.spec_base import PRINTABLE, Model, PathText, PositiveInt, TaskModel, not_available
+from workers.kinds.code import Code
+from workers.spec_base import PRINTABLE, PositiveInt, TaskModel
 
 Argument = Annotated[str, StringConstraints(max_length=4096, pattern=PRINTABLE)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
@@ -28,23 +29,11 @@ RESERVED = frozenset(
 RESERVED_PREFIXES = ("TORCHELASTIC_", "CHAINRULE_", "KUBEFLOW_TRAINER_")
 
 
-class ScriptCode(Model):
-    path: PathText = Field(description="folder with the script and what it imports, on the machines of the workers")
-    requirements: None = Field(None, description="packages that are to be installed first are not available yet")
-
-    @field_validator("requirements", mode="before")
-    @classmethod
-    def _none_yet(cls, value: Any) -> Any:
-        if value is not None:
-            raise not_available("requirements of a script", "use what the workers' environment has")
-        return value
-
-
 class ScriptTask(TaskModel):
     """A script that any launcher like torchrun could start. Every worker runs it as a process of its own."""
 
     kind: Literal["script"]
-    code: ScriptCode
+    code: Code
     entry: RelativePath | None = Field(None, description="the script, relative to the code: train.py; or give module")
     module: ModuleName | None = Field(None, description="or a module that is run like python -m: package.train")
     arguments: Annotated[list[Argument | int | float], Field(max_length=1000)] = Field([])
@@ -99,4 +88,4 @@ class ScriptTask(TaskModel):
         return ("loss",)
 
     def paths(self) -> list[tuple[str, str]]:
-        return [("task.code.path", self.code.path)]
+        return self.code.paths()

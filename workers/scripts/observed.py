@@ -27,6 +27,7 @@ class Observed:
         self._started_at: float | None = None  # of the first step that is known
         self._first_step = 0
         self._posted: Status | None = None
+        self._posted_steps = 0  # of the whole run, as it was posted; not every post says it
         self.overhead: float | None = None
         self._observations = (
             Observations(self._take_layers, self._take_rows, self._take_end) if spec.task.observe else None
@@ -100,6 +101,7 @@ class Observed:
         if status.metrics:
             named = {f"script/{name}": value for name, value in status.metrics.items()}
             step = int(status.metrics.get("current_step", self.step))
+            self._posted_steps = int(status.metrics.get("total_steps", self._posted_steps))
             self._context.reporter.metrics(step, named, status.at)
         self._tell_progress()
 
@@ -109,7 +111,7 @@ class Observed:
         left: float | None = None
         if posted is not None:
             step = max(step, int(posted.metrics.get("current_step", 0)))
-            steps = steps or int(posted.metrics.get("total_steps", 0))
+            steps = steps or self._posted_steps
             left = None if posted.left_seconds is None else max(0.0, posted.left_seconds - (time.time() - posted.at))
         elif steps and self._started_at is not None and step > self._first_step:
             left = max(0, steps - step) * (time.time() - self._started_at) / (step - self._first_step)

@@ -20,6 +20,7 @@ TAIL_LINES = 200
 LONGEST_LINE = 16 << 10
 BAR_SECONDS = 5.0  # a line that is written over again and again, as progress bars are, is shown so often
 DRAIN_SECONDS = 2.0
+CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,15 @@ class ScriptProcess:
             os.close(self._control)
             self._control = -1
             self._guard.wait()
+            self._wait_for_the_guard()
             os.close(self._status)
+
+    def _wait_for_the_guard(self) -> None:
+        """Until it has closed its end, which is when nothing of the script is left."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while select.select([self._status], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not os.read(self._status, 4096):
+                return
 
     def _order(self, order: bytes) -> None:
         if self._control >= 0:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from workers.artifacts import ArtifactError
 from workers.kinds.scripts import ScriptTask
 from workers.membership import Membership, Work
 from workers.process_group import broken_by_peer
@@ -16,12 +17,14 @@ from workers.run_state import RunContext
 from workers.scripts import surroundings
 from workers.scripts.ending import ScriptFailedError, failure_of, lost_a_peer, oom_kills
 from workers.scripts.observed import Observed
+from workers.scripts.outputs import Outputs
 from workers.scripts.process import End, ScriptProcess
 from workers.scripts.surroundings import CutError, Meeting, Seat
 from workers.spec import JobSpec
 
 LOOK_SECONDS = 0.1
 JUDGE_SECONDS = 5.0
+KEEP_SECONDS = 30.0
 # For which a script's failure may be the consequence of another worker's loss, of which the controller hears first.
 OWN_FAULT_SECONDS, PEER_FAULT_SECONDS = 1.0, 6.0
 
@@ -34,8 +37,11 @@ def run_script(spec: JobSpec, context: RunContext) -> Outcome:
 class ScriptRun:
     def __init__(self, spec: JobSpec, context: RunContext) -> None:
         assert isinstance(spec.task, ScriptTask)
+        assert context.code is not None
+        self.code = context.code
         self.spec, self.task, self.context, self.link = spec, spec.task, context, context.link
-        self.job_folder = context.model_folder.parent
+        self.job_folder = context.model_folder.parent.absolute()
+        self.outputs = Outputs(self.job_folder / "outputs", context.artifacts_folder or self.job_folder / "artifacts")
         self.rank = 0
         self.cut = False
 
@@ -83,12 +89,12 @@ class ScriptRun:
         """The folder in which the script runs, and its variables. Rank 0 lays the folder out, the others wait for it."""
         variables = surroundings.clean(os.environ)
         if membership.store is None and membership.world_size > 1:  # under torchrun, which has said everything
-            folder = surroundings.lay_out(self.task, self.job_folder, f"work-{self.rank}")
+            folder = surroundings.lay_out(self.task, self.code.folder, self.job_folder, f"work-{self.rank}")
         else:
             meeting = Meeting(membership, lambda: self.cut)
             self.meeting = meeting  # others meet there as long as this lives
             if self.rank == 0:
-                meeting.say("folder", str(surroundings.lay_out(self.task, self.job_folder)))
+                meeting.say("folder", str(surroundings.lay_out(self.task, self.code.folder, self.job_folder)))
             folder = Path(meeting.hear("folder"))
             seats = meeting.seats(Seat.here(self.spec.workers.gpus))
             variables |= surroundings.launch_variables(
@@ -103,9 +109,8 @@ class ScriptRun:
             **membership.environment,
             **self.task.environment,
         }
-        variables["PYTHONPATH"] = surroundings.python_path(
-            folder if self.task.module else None, variables.get("PYTHONPATH")
-        )
+        # A file's own folder Python finds itself; of a module that is run by its name, it is where it runs.
+        variables["PYTHONPATH"] = surroundings.python_path(self.code.search[1:], variables.get("PYTHONPATH"))
         return folder, variables
 
     def announce(self, membership: Membership, script: ScriptProcess, folder: Path) -> None:
@@ -120,7 +125,8 @@ class ScriptRun:
     def follow(self, script: ScriptProcess, observed: Observed) -> End:
         """Until the script has ended. Raises CutError when the group is let go; the script is killed then."""
         stop_at: float | None = None
-        judged_at, alive = time.monotonic(), (0.0, -1)
+        judged_at = kept_at = time.monotonic()
+        alive = (0.0, -1)
         while True:
             end = script.wait(LOOK_SECONDS)
             if end is not None:
@@ -143,11 +149,15 @@ class ScriptRun:
             if now - judged_at > JUDGE_SECONDS:
                 observed.judge()
                 judged_at = now
+            if now - kept_at > KEEP_SECONDS:
+                self.keep(observed.step, last=False)
+                kept_at = now
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def concluded(self, end: End, script: ScriptProcess, observed: Observed, world_size: int, killed: int) -> Outcome:
         self.link.at(Work.FINISH, observed.step)
+        self.keep(observed.step, last=True)
         mode = self.link.stop_requested()
         if mode is not None:
             return self.outcome(*stopped(mode, end), observed, end)
@@ -159,6 +169,21 @@ class ScriptRun:
             self.wait_for_the_guilty(failure, list(script.errors.tail))
         observed.judge(final=True)
         raise failure
+
+    def keep(self, step: int, *, last: bool) -> None:
+        """What does not work here is told; it is no fault of the script."""
+        if self.rank != 0:
+            return
+        try:
+            kept = self.outputs.keep_all(step) if last else self.outputs.keep_new(step)
+        except (OSError, ArtifactError) as error:
+            said = f"What the script has written could not be kept: {error}"
+            self.tell("script.outputs_failed", said, {"step": step}, level="warning")
+            return
+        if kept.left_out and last:
+            files = ", ".join(kept.left_out[:5]) + (" and others" if len(kept.left_out) > 5 else "")
+            said = f"{len(kept.names)} files of the script are artifacts. Too large, or too many: {files}; they are in {self.outputs.folder}."
+            self.tell("script.outputs", said, {"step": step, "left_out": list(kept.left_out)})
 
     def wait_for_the_guilty(self, failure: ScriptFailedError, errors: list[str]) -> None:
         """A script whose peer is gone fails too, often first. Raises CutError when a worker was lost, which is nobody's fault here."""

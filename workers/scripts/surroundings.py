@@ -112,14 +112,14 @@ def command(task: ScriptTask, python: str, folder: Path) -> list[str]:
     return [python, *start, *map(str, task.arguments)]
 
 
-def python_path(folder: Path | None, before: str | None) -> str:
-    """``folder``: that of a module which is run by its name; a file's own folder Python finds itself."""
-    return os.pathsep.join([str(SITE), *([str(folder)] if folder else []), *([before] if before else [])])
+def python_path(folders: Sequence[Path], before: str | None) -> str:
+    """``folders``: of modules of the code's, besides where it runs."""
+    return os.pathsep.join([str(SITE), *map(str, folders), *([before] if before else [])])
 
 
-def lay_out(task: ScriptTask, job_folder: Path, name: str = "work") -> Path:
+def lay_out(task: ScriptTask, code: Path, job_folder: Path, name: str = "work") -> Path:
     """The folder in which the script runs: the code's entries as links, and its output folder, which is the job's own and keeps what is in it."""
-    folder, code, outputs = job_folder / name, Path(task.code.path), job_folder / "outputs"
+    folder, outputs = job_folder / name, job_folder / "outputs"
     outputs.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(
         folder, ignore_errors=True

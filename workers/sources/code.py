@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -55,7 +56,7 @@ def find_module(code: Code, bundle: Path | None, module: str) -> tuple[str, ast.
     tops = [PurePosixPath(top) for top in ("", *code.python_path)]
     inner = PurePosixPath(*module.split("."))
     wanted = [str(top / path) for top in tops for path in (inner.with_suffix(".py"), inner / "__init__.py")]
-    files = _files(code, bundle, wanted)
+    files = files_of(code, bundle, wanted)
     path = next((path for path in wanted if path in files), None)
     if path is None and code.requirements:
         return None
@@ -66,10 +67,10 @@ def find_module(code: Code, bundle: Path | None, module: str) -> tuple[str, ast.
             "task.factory",
             f"the code has no {wanted[0]}; at its top are {', '.join(map(shorten, there[:SHOWN]))}{more}",
         )
-    return path, _parsed(path, files[path]())
+    return path, parsed(path, files[path]())
 
 
-def _files(code: Code, bundle: Path | None, wanted: Collection[str]) -> Mapping[str, Callable[[], bytes]]:
+def files_of(code: Code, bundle: Path | None, wanted: Collection[str]) -> Mapping[str, Callable[[], bytes]]:
     """Names of files, with what reads them; of a folder, those at its top and those that are wanted."""
     if code.path is not None:
         folder = Path(code.path)
@@ -99,15 +100,18 @@ def _beginning(path: Path) -> bytes:
         raise BadCodeError("task.code.path", f"{path} cannot be read: {error.strerror}") from None
 
 
-def _parsed(path: str, source: bytes) -> ast.Module:
+def parsed(path: str, source: bytes, field: str = "task.factory") -> ast.Module:
+    """Raises BadCodeError of ``field`` that names the line."""
     if len(source) > MAX_SOURCE_BYTES:
-        raise BadCodeError("task.factory", f"{path} has more than {MAX_SOURCE_BYTES >> 20} MiB")
+        raise BadCodeError(field, f"{path} has more than {MAX_SOURCE_BYTES >> 20} MiB")
     try:
-        return ast.parse(source, filename=path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the compiler thinks of its style is its own matter
+            return ast.parse(source, filename=path)
     except SyntaxError as error:
-        raise BadCodeError("task.factory", f"{path} line {error.lineno}: {error.msg}") from None
+        raise BadCodeError(field, f"{path}{f' line {error.lineno}' if error.lineno else ''}: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes, nesting beyond the parser
-        raise BadCodeError("task.factory", f"{path} is no Python: {error}") from None
+        raise BadCodeError(field, f"{path} is no Python: {error}") from None
 
 
 def _parameters(tree: ast.Module, name: str, path: str) -> Parameters | None:

@@ -16,7 +16,7 @@ LOOKS: Mapping[str, str] = {
     "image_classification": "workers.sources.images:training_samples",
     "language_model": "workers.sources.language:training_samples",
     "protein_structure": "workers.sources.chains:training_samples",
-    "script": "workers.sources.scripts:training_samples",
+    "script": "workers.sources.scripts:look_at_script",
     "tabular": "workers.sources.tables:training_samples",
     "custom": "workers.sources.code:look_at_factory",
 }

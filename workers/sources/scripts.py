@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import stat
-import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from workers.kinds.scripts import ScriptTask
-from workers.sources.problems import BadDataError
-
-LARGEST_SCRIPT = 4 << 20  # bytes
-
-
-def training_samples(task: ScriptTask) -> None:
-    """None: what a script trains on, it knows alone. Raises BadDataError that names the line of a syntax error."""
-    folder = Path(task.code.path)
-    if not folder.is_dir():
-        raise BadDataError("task.code.path", f"{folder} is no folder")
-    field, name, path = _start(task, folder)
-    if not path.is_file():
-        raise BadDataError(field, f"there is no file {name} in {folder}")
-    if path.stat().st_size > LARGEST_SCRIPT or not stat.S_ISREG(path.stat().st_mode):
-        raise BadDataError(field, f"{name} is no Python file of at most {LARGEST_SCRIPT >> 20} MiB")
-    _must_be_python(field, name, path)
-    if (folder / task.output).is_file():
-        raise BadDataError("task.output", f"{task.output} is a file in {folder}; name a folder that is free")
+from workers.problems import shorten
+from workers.sources.code import SHOWN, files_of, parsed
+from workers.sources.problems import BadCodeError
 
 
-def _start(task: ScriptTask, folder: Path) -> tuple[str, str, Path]:
-    """(field, what is looked for, where it should be)."""
+def look_at_script(task: ScriptTask, bundle: Path | None) -> None:
+    """What a script trains on, it knows alone. Raises BadCodeError that names what is missing, or the line of a syntax error."""
+    field, wanted = _start(task)
+    files = files_of(task.code, bundle, [*wanted, task.output])
+    path = next((path for path in wanted if path in files), None)
+    if path is None and not (task.module and task.code.requirements):
+        there = sorted({name.partition("/")[0] + ("/" if "/" in name else "") for name in files})
+        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+        raise BadCodeError(
+            field,
+            f"the code has no {wanted[0]}; at its top are {', '.join(map(shorten, there[:SHOWN])) or 'no files'}{more}",
+        )
+    if path is not None:
+        parsed(path, files[path](), field)
+    if task.output in files:
+        raise BadCodeError("task.output", f"{task.output} is a file of the code; name a folder that is free")
+
+
+def _start(task: ScriptTask) -> tuple[str, list[str]]:
+    """(field, where the script may be)."""
     if task.entry is not None:
-        return "task.entry", task.entry, folder / task.entry
+        return "task.entry", [task.entry]
     assert task.module is not None
-    parts = task.module.replace(".", "/")
-    if (folder / parts).is_dir():
-        return "task.module", f"{parts}/__main__.py", folder / parts / "__main__.py"
-    return "task.module", f"{parts}.py", folder / f"{parts}.py"
-
-
-def _must_be_python(field: str, name: str, path: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the compiler thinks of its style is the script's own matter
-            compile(path.read_bytes(), name, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise BadDataError(field, f"{name}, line {error.lineno}: {error.msg}") from error
-    except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nesting too deep
-        raise BadDataError(field, f"{name} is no Python source: {error}") from error
+    inner = PurePosixPath(*task.module.split("."))
+    tops = [PurePosixPath(top) for top in ("", *task.code.python_path)]
+    return "task.module", [
+        str(top / path) for top in tops for path in (inner.with_suffix(".py"), inner / "__main__.py")
+    ]

@@ -47,7 +47,7 @@ class Observer:
         self._address, self._new, self._measures, self._budget = address, part, measures, budget
         self._pid = os.getpid()
         self._socket: socket.socket | None = None
-        self._off = False
+        self.off = False
         self._losses: list[torch.Tensor] = []
         self._scaled: dict[int, tuple[Any, torch.Tensor]] = {}
         self._parts: dict[int, Any] = {}  # id of an optimizer -> Part
@@ -99,7 +99,7 @@ class Observer:
         backward = torch.autograd.backward
 
         def watched(tensors: Any, *arguments: Any, **named: Any) -> None:
-            if not self._off:
+            if not self.off:
                 self._note_loss(tensors)
             backward(tensors, *arguments, **named)
 
@@ -121,12 +121,12 @@ class Observer:
         """What goes wrong in it ends the observation, not the script."""
 
         def called(*arguments: Any) -> None:
-            if self._off or os.getpid() != self._pid:
+            if self.off or os.getpid() != self._pid:
                 return
             try:
                 function(*arguments)
             except Exception as error:
-                self._off = True
+                self.off = True
                 print(f"chainrule: this script is not observed any more: {error!r}", file=sys.stderr)
 
         called._torchdynamo_disable = True  # type: ignore[attr-defined]
@@ -247,7 +247,7 @@ class Observer:
             self._tell({"type": "end", "step": self._first_step + self._rounds, "overhead": cost})
         if self._socket is not None:
             self._socket.close()
-        self._off = True
+        self.off = True
 
     def _tell(self, header: dict[str, Any], payload: bytes = b"") -> None:
         if self._socket is None:
