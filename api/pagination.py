@@ -55,6 +55,12 @@ class JobsQuery(Query):
     ] = None
 
 
+class CreateQuery(Query):
+    dry_run: Annotated[
+        bool, Field(description="check the job and answer with its plan; nothing is created"), PLAIN_BOOLEAN
+    ] = False
+
+
 def page(data: Sequence[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
     """The list envelope. ``last_id`` is the ``after`` of the next page."""
     return {

@@ -49,6 +49,11 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device:
     return CLASSES[spec.name](trained, **settings)
 
 
+def fused(spec: Optimizer, device_type: str = "cpu") -> bool:
+    """Whether its step of plain tensors is one kernel there."""
+    return device_type in FUSED_DEVICES.get(spec.name, ())
+
+
 def learning_rate(step: int, steps: int, spec: Schedule, peak: float) -> float:
     """The rate of step ``step`` (from 0) of ``steps``: linear warm-up from ``peak / warmup_steps``, then the schedule.
 
