@@ -25,8 +25,22 @@ from api.middleware import (
 )
 from api.monitoring import Monitoring
 from api.recorded_series import RecordedSeries
-from api.routes import artifacts, attempts, checkpoints, cluster, docs, events, health, jobs, logs, schema, telemetry
+from api.routes import (
+    artifacts,
+    attempts,
+    checkpoints,
+    cluster,
+    docs,
+    events,
+    files,
+    health,
+    jobs,
+    logs,
+    schema,
+    telemetry,
+)
 from api.streams import StreamLimits, Streams
+from api.uploads import FORM_BYTES
 from service.database import Store, open_store
 from service.errors import ServiceError
 from service.jobs import cluster_view
@@ -35,7 +49,20 @@ from service.settings import Settings
 
 ROUTERS = tuple(
     module.router
-    for module in (jobs, attempts, events, logs, telemetry, checkpoints, artifacts, cluster, schema, health, docs)
+    for module in (
+        jobs,
+        attempts,
+        events,
+        logs,
+        telemetry,
+        checkpoints,
+        artifacts,
+        files,
+        cluster,
+        schema,
+        health,
+        docs,
+    )
 )
 ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
 CONCURRENT_ADMISSIONS = 8
@@ -84,7 +111,7 @@ def _add_routes(app: FastAPI) -> None:
 
 def _add_middleware(app: FastAPI, settings: Settings, store: Store, monitoring: Monitoring) -> None:
     """Innermost first: what is added last sees a request first."""
-    app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(BodyLimitMiddleware, larger={"/v1/files": settings.max_file_bytes + FORM_BYTES})
     app.add_middleware(AuthenticationMiddleware, store=store)
     app.add_middleware(SameOriginSocketMiddleware)
     if settings.on_loopback:

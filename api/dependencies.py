@@ -19,6 +19,7 @@ from api.streams import Streams
 from service.database import Store
 from service.errors import NotFound
 from service.settings import Settings
+from service.stored_files import StoredFiles
 from workers.jobfolder import JobFolder
 
 JOB_ID = re.compile(r"job-[A-Za-z0-9-]{1,60}", re.ASCII)
@@ -34,6 +35,10 @@ class Services:
     plans: CapacityLimiter  # each is a process that imports torch
     admissions: CapacityLimiter  # looking at data may take seconds: it must not take every thread
     series: RecordedSeries
+
+    @property
+    def files(self) -> StoredFiles:
+        return StoredFiles(self.settings.storage)
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.storage, job_id, self.settings.checkpoints)

@@ -116,6 +116,9 @@ def _curl(method: str, path: str, operation: Schema) -> str:
     if operation.get("security"):
         words.append('-H "Authorization: Bearer $KEY"')
     for kind, media in operation.get("requestBody", {}).get("content", {}).items():
+        if kind == "multipart/form-data":
+            words += ["-F purpose=bundle", "-F file=@code.zip"]
+            break
         example = next(iter(media["examples"].values()))["value"]
         words += [f'-H "Content-Type: {kind}"', f"-d '{json.dumps(example)}'"]
         break

@@ -82,13 +82,14 @@ def with_stream(responses: Responses, example: str) -> Responses:
 
 def files(*kinds: str) -> Responses:
     """``kinds``: media types that files have besides the one of no type."""
-    binary = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("application/octet-stream", *kinds)}
-    return {
-        200: {
-            "description": "The file's bytes; ranges are supported, but not for checkpoints in an object store.",
-            "content": binary,
-        }
+    return binary("The file's bytes; ranges are supported, but not for checkpoints in an object store.", *kinds)
+
+
+def binary(description: str, *kinds: str) -> Responses:
+    content = {
+        kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("application/octet-stream", *kinds)
     }
+    return {200: {"description": description, "content": content}}
 
 
 def _error(status: int) -> dict[str, Any]:

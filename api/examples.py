@@ -6,6 +6,7 @@ from typing import Any
 
 JOB_ID = "job-5f0c2a9be61d4873a0c4d7e2"
 NODE_ID = "4c1f0d5b1a3e"
+FILE_ID = "file-5f0c2a9be61d4873a0c4d7e2"
 
 SUBMITTED = {
     "name": "digits",
@@ -72,6 +73,29 @@ CHANGE_BODY: dict[str, Any] = {
                         "value": {"workers": {"min": 1, "max": 8}, "priority": 10},
                     },
                 },
+            }
+        },
+    }
+}
+
+FILE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A form with the file and what it is for.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "a zip or tar of the folder's content",
+                        },
+                        "purpose": {"type": "string", "enum": ["bundle"]},
+                    },
+                }
             }
         },
     }
@@ -271,6 +295,19 @@ CHECKPOINT: dict[str, Any] = {
     "verdict": "healthy",
     "files": [{"path": "state.json", "bytes": 412, "sha256": "9f86d081884c7d659a2feaa0c55ad015" * 2}],
 }
+
+FILE: dict[str, Any] = {
+    "id": FILE_ID,
+    "object": "file",
+    "bytes": 4120,
+    "created_at": 1795633200,
+    "filename": "my-task.zip",
+    "purpose": "bundle",
+    "status": "processed",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015" * 2,
+}
+
+DELETED_FILE: dict[str, Any] = {"id": FILE_ID, "object": "file", "deleted": True}
 
 MODEL_FILE: dict[str, Any] = {
     "id": "model.safetensors",

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import anyio
@@ -137,23 +138,29 @@ def _host_of(url: str) -> str | None:
 
 
 class BodyLimitMiddleware:
-    """Ends a body that is too large, announced or not, and one that does not end."""
+    """Ends a body that is too large, announced or not, and one that does not end.
 
-    def __init__(self, app: ASGIApp, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> None:
-        self.app, self.timeout_seconds = app, timeout_seconds
+    ``larger``: addresses to which more may be sent, and how much; there the time is that between two pieces of the body.
+    """
+
+    def __init__(
+        self, app: ASGIApp, timeout_seconds: float = BODY_TIMEOUT_SECONDS, larger: Mapping[str, int] | None = None
+    ) -> None:
+        self.app, self.timeout_seconds, self.larger = app, timeout_seconds, larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        most = self.larger.get(scope["path"], MAX_BODY_BYTES)
         announced = Headers(scope=scope).get("content-length", "0")
-        if not announced.isascii() or not announced.isdigit() or int(announced[:20]) > MAX_BODY_BYTES:
-            return await render(_too_large())(scope, receive, send)
+        if not announced.isascii() or not announced.isdigit() or int(announced[:20]) > most:
+            return await render(_too_large(most))(scope, receive, send)
         received = 0
         deadline = anyio.current_time() + self.timeout_seconds
         complete = False
 
         async def bounded_receive() -> Message:
-            nonlocal received, complete
+            nonlocal received, complete, deadline
             if complete:  # from here on receive() means waiting for the client to go away
                 return await receive()
             try:
@@ -163,14 +170,16 @@ class BodyLimitMiddleware:
                 text = f"The body did not arrive within {self.timeout_seconds:g} seconds."
                 raise ApiError(408, "body_timeout", text, headers={"connection": "close"}) from None
             received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
-                raise _too_large()
+            if received > most:
+                raise _too_large(most)
+            if scope["path"] in self.larger:
+                deadline = anyio.current_time() + self.timeout_seconds
             complete = not message.get("more_body", False)
             return message
 
         return await self.app(scope, bounded_receive, send)
 
 
-def _too_large() -> ApiError:
-    message = f"The body is larger than {MAX_BODY_BYTES // 2**20} MiB."
+def _too_large(most: int) -> ApiError:
+    message = f"The body is larger than {most // 2**20} MiB."
     return ApiError(413, "body_too_large", message, headers={"connection": "close"})

@@ -61,6 +61,16 @@ class CreateQuery(Query):
     ] = False
 
 
+class FilesQuery(Query):
+    after: Cursor | None = Field(None, description="id of the last file of the page before")
+    limit: Annotated[int, Field(ge=1, le=10000, description="files of a page"), PLAIN_INTEGER] = 20
+    order: Annotated[Order, Field(description="by time of creation: desc is newest first")] = "desc"
+    purpose: Annotated[
+        Annotated[str, Field(min_length=1, max_length=40, pattern=PRINTABLE)] | None,
+        Field(description="only files for this purpose"),
+    ] = None
+
+
 def page(data: Sequence[dict[str, Any]], *, has_more: bool = False) -> dict[str, Any]:
     """The list envelope. ``last_id`` is the ``after`` of the next page."""
     return {

@@ -314,6 +314,32 @@ class Checkpoint(Wire):
     files: list[StoredFile]
 
 
+class File(Wire):
+    """An uploaded file, in the shape that OpenAI's clients know."""
+
+    id: str = Field(examples=["file-5f0c2a9be61d4873a0c4d7e2"])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int = Field(description="in seconds since 1970, as OpenAI's clients expect it")
+    filename: str = Field(examples=["my-task.zip"])
+    purpose: str = Field(examples=["bundle"])
+    status: Literal["processed"] = "processed"
+    sha256: str
+
+    @classmethod
+    def of(cls, file: values.StoredFile) -> Self:
+        return cls(
+            id=file.id, bytes=file.bytes, created_at=int(file.created_at.timestamp()), filename=file.filename,
+            purpose=file.purpose, sha256=file.sha256,
+        )  # fmt: skip
+
+
+class DeletedFile(Wire):
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool
+
+
 class ModelFile(Wire):
     id: str
     object: Literal["model.file"] = "model.file"

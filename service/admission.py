@@ -12,17 +12,18 @@ from service.placement import Gang, fits, too_small
 from service.settings import Settings
 from workers.problems import Problem, shorten
 from workers.sources.inspect import inspect_data
-from workers.spec import JobSpec, data_paths
+from workers.spec import JobSpec, code_of, data_paths
 
 MAX_LINKS_LOOKED_FOR = 20_000  # entries of a folder of data; workers read through links, so they are checked as well
 
 
-def check(spec: JobSpec, settings: Settings, capacity: Capacity | None) -> None:
-    """Raises InvalidRequest with all problems at once: paths outside the allowed roots, data that is missing or does not
-    fit the job, more workers than the cluster can ever have (``capacity`` None or without nodes: not known yet)."""
-    problems = [*_path_problems(spec, settings), *_size_problems(spec, capacity)]
-    if not any(problem.path.startswith("task.data") for problem in problems):
-        problems += inspect_data(spec)  # reads nothing that the roots do not allow
+def check(spec: JobSpec, settings: Settings, capacity: Capacity | None, bundle: Path | None = None) -> None:
+    """Raises InvalidRequest with all problems at once: paths outside the allowed roots, data or code that is missing or does not
+    fit the job, more workers than the cluster can ever have (``capacity`` None or without nodes: not known yet).
+    ``bundle``: the uploaded file with its code."""
+    problems = [*_code_problems(spec, settings), *_path_problems(spec, settings), *_size_problems(spec, capacity)]
+    if not any(problem.path.startswith(("task.data", "task.code")) for problem in problems):
+        problems += inspect_data(spec, bundle)  # reads nothing that the roots do not allow
     if problems:
         raise InvalidRequest(problems)
 
@@ -32,9 +33,22 @@ def gang(spec: JobSpec) -> Gang:
     return Gang(workers.fewest, Resources(cpus=workers.cpus, gpus=workers.gpus, memory=workers.memory or 0))
 
 
+def _code_problems(spec: JobSpec, settings: Settings) -> Iterator[Problem]:
+    code = code_of(spec)
+    if code is None:
+        return
+    if not settings.code_allowed:
+        message = "jobs with code of their own are not allowed here; whoever runs the service may allow them (CHAINRULE_ALLOW_CODE)"
+        yield Problem("task.code", message)
+    if code.git is not None:
+        message = "is cloned and uploaded by `chainrule submit`; over HTTP, upload a bundle (POST /v1/files) and give its id as file"
+        yield Problem("task.code.git", message, shorten(code.git))
+
+
 def _path_problems(spec: JobSpec, settings: Settings) -> Iterator[Problem]:
     roots = [os.path.realpath(root) for root in settings.data_roots]
-    for field, value in data_paths(spec):
+    code = code_of(spec)
+    for field, value in [*data_paths(spec), *(code.local_requirements() if code is not None else [])]:
         if (problem := _path_problem(value, roots, settings)) is not None:
             yield Problem(field, problem, shorten(value))
 

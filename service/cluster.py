@@ -48,6 +48,7 @@ class Launch:
     mlflow_url: str | None
     experiment: str  # name of the MLflow experiment
     checkpoints: str | None = None  # folder or URL of the job's checkpoints; None: in its folder
+    bundle: str | None = None  # where the uploaded bundle with the job's code is
 
 
 class Cluster(Protocol):

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Select, select, text, tuple_
 from sqlalchemy.orm import Session
@@ -17,17 +17,17 @@ from sqlalchemy.orm import Session
 from service import idempotency
 from service.database import Store, database_now
 from service.errors import Conflict, InvalidRequest, NotFound
+from service.files import check_bundle
 from service.keys import require
 from service.nodes import cluster_view as cluster_view  # a use-case like those here
 from service.rows import attempt_value, event_value, job_value
 from service.states import append_event, locked_job, transition
 from service.tables import AttemptRow, EventRow, JobRow
-from service.values import Attempt, Caller, Desired, Job, JobEvent, Page, Reason, Role, Status, WorkerRange
+from service.values import Attempt, Caller, Desired, Job, JobEvent, Order, Page, Reason, Role, Status, WorkerRange
 from workers.problems import Problem, SpecError, shorten
 from workers.reports import ReasonCode
-from workers.spec import JobSpec, parse_spec
+from workers.spec import JobSpec, code_of, parse_spec
 
-Order = Literal["asc", "desc"]
 STRENGTH = {Desired.RUN: 0, Desired.PAUSE: 0, Desired.CANCEL: 1, Desired.KILL: 2}
 
 
@@ -59,6 +59,8 @@ def create_job(
             assert earlier is not None, "a key that cannot be claimed is there, with its job"
             return job_value(earlier)
         row = _new_row(job_id, caller.project, spec, now)
+        if row.bundle is not None:
+            check_bundle(session, caller, row.bundle)  # again: it may have been deleted since the job was admitted
         session.add(row)
         session.flush()  # the job before its event
         append_event(session, row, now, "info", "job.created", f"job {spec.name!r} was created", {"status": row.status})
@@ -224,6 +226,7 @@ def _new_row(job_id: str, project: str, spec: JobSpec, now: datetime) -> JobRow:
         worker_cpus=spec.workers.cpus,
         worker_gpus=spec.workers.gpus,
         worker_memory=spec.workers.memory or 0,
+        bundle=code.file if (code := code_of(spec)) is not None else None,
         max_attempts=spec.retry.max_attempts,
         deadline_at=None if deadline is None else now + timedelta(seconds=deadline),
         desired=Desired.RUN,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from service.errors import InvalidRequest
@@ -29,13 +30,13 @@ class Planned:
     message: str | None
 
 
-def plan(spec: JobSpec, settings: Settings) -> Planned:
-    """Takes seconds. Raises InvalidRequest when the data turns out to be unusable."""
+def plan(spec: JobSpec, settings: Settings, bundle: Path | None = None) -> Planned:
+    """Takes seconds. ``bundle``: with the job's code. Raises InvalidRequest when the data turns out to be unusable."""
     if spec.task.kind in FOREIGN_CODE and not settings.on_loopback:
         return Planned(
             None, "A custom task's code is not run where the API runs, unless that listens on loopback only."
         )
-    answer = _asked(spec, settings)
+    answer = _asked(spec, settings, bundle)
     if "problem" in answer:
         raise InvalidRequest([Problem(answer["problem"]["field"], answer["problem"]["message"], None)])
     failed = answer.get("failed")
@@ -53,8 +54,8 @@ def prices(settings: Settings) -> Prices:
     )
 
 
-def _asked(spec: JobSpec, settings: Settings) -> Mapping[str, Any]:
-    request = request_of(spec.model_dump_json(), prices(settings), settings.plan_memory)
+def _asked(spec: JobSpec, settings: Settings, bundle: Path | None) -> Mapping[str, Any]:
+    request = request_of(spec.model_dump_json(), prices(settings), settings.plan_memory, bundle)
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "workers.plan"],

@@ -113,6 +113,7 @@ def launch(launch: Mapping[str, Any]) -> None:
         value.mlflow_url,
         value.experiment,
         checkpoints=value.checkpoints,
+        bundle=value.bundle,
     )
 
 

@@ -35,9 +35,11 @@ from service.placement import fits
 from service.planning import Active, Candidate, Plan, Rules, plan
 from service.records import Records
 from service.settings import Settings
+from service.stored_files import StoredFiles
 from service.values import Status
 from workers.jobfolder import JobFolder
 from workers.reports import GroupShape, Observation
+from workers.spec import code_of
 
 log = logging.getLogger(__name__)
 
@@ -232,16 +234,19 @@ class Reconciler:
 
     def _launch(self, job: JobState, attempt: AttemptState) -> Launch:
         folder = JobFolder(Path(self._settings.storage), job.id, self._settings.checkpoints)
+        spec = self._records.spec(job.id)
+        code = code_of(spec)
         return Launch(
             name=job.name(attempt),
             job_id=job.id,
             attempt=attempt.number,
-            spec=self._records.spec(job.id),
+            spec=spec,
             shape=GroupShape(attempt.size, self._avoid()),
             folder=str(folder.path),
             mlflow_url=self._settings.mlflow_url,
             experiment=self._settings.experiment,
             checkpoints=folder.checkpoints_root,
+            bundle=str(StoredFiles(self._settings.storage).path(code.file)) if code and code.file else None,
         )
 
     def _record(

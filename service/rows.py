@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, cast
 
 from service.cluster import Capacity, Node, Resources
-from service.tables import AttemptRow, ClusterRow, CordonRow, EventRow, JobRow, LeaseRow
-from service.values import Attempt, ClusterView, Cordon, Desired, Job, JobEvent, Reason, Status, WorkerRange
+from service.tables import AttemptRow, ClusterRow, CordonRow, EventRow, FileRow, JobRow, LeaseRow
+from service.values import Attempt, ClusterView, Cordon, Desired, Job, JobEvent, Reason, Status, StoredFile, WorkerRange
 from workers.reports import Level, ReasonCode
 
 
@@ -65,6 +65,10 @@ def attempt_value(row: AttemptRow) -> Attempt:
         workers=row.workers,
         recoveries=row.recoveries,
     )
+
+
+def file_value(row: FileRow) -> StoredFile:
+    return StoredFile(row.id, row.project, row.filename, row.purpose, row.bytes, row.sha256, row.created_at)
 
 
 def reason_value(document: Mapping[str, Any] | None) -> Reason | None:

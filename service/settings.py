@@ -51,6 +51,12 @@ class Settings(BaseSettings):
         description="folders that jobs may read, separated by ':'; none: any path, while the API listens on loopback",
     )
 
+    allow_code: bool | None = Field(
+        None,
+        description="whether jobs may run code of their own on the workers; not set: only while the API listens on loopback",
+    )
+    max_file_bytes: Annotated[int, Field(ge=1 << 10, le=1 << 40)] = Field(512 << 20, description="largest upload")
+
     mlflow_url: str | None = Field(None, description="address of the MLflow server; none: jobs are not tracked there")
     mlflow_public_url: str | None = Field(
         None, description="the same as people's browsers reach it, for links to runs; none: like mlflow_url"
@@ -154,6 +160,10 @@ class Settings(BaseSettings):
     @property
     def admin_key_file(self) -> Path:
         return self.home / "admin.key"
+
+    @property
+    def code_allowed(self) -> bool:
+        return self.on_loopback if self.allow_code is None else self.allow_code
 
     @property
     def on_loopback(self) -> bool:

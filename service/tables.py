@@ -99,6 +99,9 @@ class JobRow(Base):
     worker_cpus: Mapped[float] = mapped_column(Float)
     worker_gpus: Mapped[float] = mapped_column(Float)
     worker_memory: Mapped[int] = mapped_column(BigInteger)
+    bundle: Mapped[str | None] = mapped_column(
+        String(80)
+    )  # id of the file with its code, which must stay until it has ended
     max_attempts: Mapped[int]  # as many may fail; pauses and losses of the cluster do not count
     deadline_at: Mapped[datetime | None]
 
@@ -187,6 +190,35 @@ class IdempotencyRow(Base):
     digest: Mapped[str] = mapped_column(String(128))
     job_id: Mapped[str] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED")  # the key is claimed first
+    )
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class FileRow(Base):
+    """A file that was uploaded. Its bytes are in storage, under its id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("files_by_age", "project", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    project: Mapped[str] = mapped_column(String(100))
+    filename: Mapped[str]
+    purpose: Mapped[str] = mapped_column(String(40))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class FileKeyRow(Base):
+    """As IdempotencyRow, of uploads."""
+
+    __tablename__ = "file_idempotency_keys"
+
+    project: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(128))
+    file_id: Mapped[str] = mapped_column(
+        ForeignKey("files.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED")
     )
     expires_at: Mapped[datetime] = mapped_column(index=True)
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from service.cluster import Capacity, Resources
 from workers.reports import REASONS, Level, ReasonCode, Whose
+
+Order = Literal["asc", "desc"]
 
 
 class Role(StrEnum):
@@ -138,6 +140,19 @@ class Attempt:
     ended). Times in seconds since the epoch."""
     recoveries: Sequence[Mapping[str, Any]]
     """Each time that workers were lost and replaced: lost_at (seconds since the epoch), ranks, cause, step, source, seconds."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file that was uploaded."""
+
+    id: str
+    project: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    created_at: datetime
 
 
 T_co = TypeVar("T_co", covariant=True)

@@ -40,6 +40,7 @@ def launch_document(launch: Launch) -> dict[str, Any]:
         "mlflow_url": launch.mlflow_url,
         "experiment": launch.experiment,
         "checkpoints": launch.checkpoints,
+        "bundle": launch.bundle,
     }
 
 

@@ -77,7 +77,7 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict
     """(all tensors by name, plain values by name) of model and optimizer. The tensors (or DTensors) are the live ones, not copies."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     values: dict[str, Any] = {}
-    names = _optimized_names(model)
+    names = _optimized_names(model, optimizer)
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             target = tensors if isinstance(value, Tensor) else values
@@ -96,7 +96,7 @@ def restore(
 def _restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    index_of = {name: index for index, name in enumerate(_optimized_names(model))}
+    index_of = {name: index for index, name in enumerate(_optimized_names(model, optimizer))}
     state: dict[int, dict[str, Any]] = {}
     for full, value in [*tensors.items(), *values.items()]:
         if full.startswith("optimizer."):
@@ -106,9 +106,10 @@ def _restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _optimized_names(model: nn.Module) -> list[str]:
-    """In the order in which the optimizer got the parameters."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _optimized_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """In the order in which the optimizer numbers its parameters: group by group."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

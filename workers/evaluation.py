@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from workers import parallel, sharding
+from workers.answers import measured
 from workers.batches import Indices, share, to_device
-from workers.tasks.base import Dataset, Task
+from workers.tasks.base import Dataset, Deriving, Measured, Task
 
 
 def evaluate(
@@ -31,12 +32,18 @@ def evaluate(
     nothing.
     """
     sums: dict[str, torch.Tensor] = {}
+    kept: list[Mapping[str, torch.Tensor]] = []  # answers, of tasks that measure the whole set
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             for indices, counts in _parts(len(dataset), batch_size, rank, world_size, parallel.lockstep(model)):
                 batch = to_device(dataset.batch(indices.tolist(), seed=0), device)
-                found = task.evaluate(model, batch)
+                if isinstance(task, Measured):
+                    answers = task.answers(model, batch)
+                    found = task.sums(answers)
+                    kept += [answers] if counts else []
+                else:
+                    found = task.evaluate(model, batch)
                 for name, (total, count) in found.items() if counts else ():
                     pair = torch.stack([total.detach().double(), count.detach().double()])
                     sums[name] = sums[name] + pair if name in sums else pair
@@ -45,7 +52,10 @@ def evaluate(
         sharding.free(model)
     if world_size > 1:
         sums = _reduced(sums, device)
-    return {name: float(pair[0] / pair[1]) for name, pair in sums.items()}
+    values = {name: float(pair[0] / pair[1]) for name, pair in sums.items()}
+    if isinstance(task, Measured):
+        values |= measured(task, kept, samples=len(dataset), rank=rank, world_size=world_size)
+    return values | dict(task.derived(values)) if isinstance(task, Deriving) else values
 
 
 def _parts(samples: int, batch_size: int, rank: int, world_size: int, lockstep: bool) -> Iterator[tuple[Indices, bool]]:

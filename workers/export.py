@@ -2,6 +2,7 @@
 
 model.safetensors    weights
 model.json           task specification, input shape, class names, preprocessing
+code/                of a custom task: the user's own
 MLmodel, python_env.yaml, requirements.txt    for mlflow.pyfunc.load_model and `mlflow models serve`
 """
 
@@ -26,16 +27,17 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from workers.spec import JobSpec
+from workers.spec import JobSpec, code_of
 from workers.task_spec import Task as TaskSpec
 from workers.tasks import FACTORIES
-from workers.tasks.base import ModelFacts, Task
+from workers.tasks.base import ModelFacts, Task, Writing
 
 if TYPE_CHECKING:
     import pandas
 
-WEIGHTS, FACTS, FORMAT = "model.safetensors", "model.json", 1
-REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "mlflow")
+WEIGHTS, FACTS, CODE, FORMAT = "model.safetensors", "model.json", "code", 1
+NO_CODE = ("__pycache__", "*.pyc", ".git", ".venv", "venv", "outputs", "node_modules")
+REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "peft", "biotite", "mlflow")
 
 
 def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: JobSpec) -> None:
@@ -48,7 +50,10 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_without_repetition(weights), str(partial / WEIGHTS))
+    if isinstance(task, Writing):
+        task.write_model(partial, weights)
+    else:
+        save_file(_without_repetition(weights), str(partial / WEIGHTS))
     document = {
         "format": FORMAT,
         "name": spec.name,
@@ -56,7 +61,10 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
         "facts": dataclasses.asdict(task.facts()),
     }
     (partial / FACTS).write_text(json.dumps(document, indent=1), encoding="utf-8")
-    for name, content in _mlflow_files().items():
+    code = getattr(task, "code", None)
+    if code is not None:  # of the user's own: where MLflow's models have theirs
+        shutil.copytree(code.folder, partial / CODE, ignore=shutil.ignore_patterns(*NO_CODE))
+    for name, content in _mlflow_files(own_code=code is not None, more=_requirements(spec)).items():
         (partial / name).write_text(content, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -70,7 +78,12 @@ def _without_repetition(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weights[name].contiguous() for name in names.values()}
 
 
-def _mlflow_files() -> dict[str, str]:
+def _requirements(spec: JobSpec) -> list[str]:
+    code = code_of(spec)
+    return list(code.requirements) if code is not None else []
+
+
+def _mlflow_files(own_code: bool, more: list[str]) -> dict[str, str]:
     """What MLflow's python_function flavor wants, without importing MLflow into the training process."""
     description = {
         "flavors": {
@@ -78,13 +91,15 @@ def _mlflow_files() -> dict[str, str]:
                 "loader_module": "workers.export",
                 "python_version": platform.python_version(),
                 "env": {"virtualenv": "python_env.yaml"},
+                **({"code": CODE} if own_code else {}),
             }
         },
         "mlflow_version": version("mlflow"),
         "model_uuid": uuid.uuid4().hex,
         "utc_time_created": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
     }
-    packages = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS] + ["chainrule"]
+    packages = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS]
+    packages += ["chainrule", *more]
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
     return {
         "MLmodel": yaml.safe_dump(description),
@@ -94,7 +109,7 @@ def _mlflow_files() -> dict[str, str]:
 
 
 class Predictor:
-    """A finished model, ready to use. Loading reads safetensors and JSON only."""
+    """A finished model, ready to use. Loading reads safetensors and JSON only; that of a custom task also runs the code in its folder."""
 
     def __init__(self, folder: str | Path) -> None:
         from safetensors.torch import load_model as load_weights
@@ -107,9 +122,14 @@ class Predictor:
         self._task_spec: Any = TypeAdapter(TaskSpec).validate_python(document["task"])
         known = document["facts"]
         self._facts = ModelFacts(tuple(known["input_shape"]), tuple(known["class_names"]), known["preprocessing"])
-        self._module = importlib.import_module(FACTORIES[self._task_spec.kind].partition(":")[0])
-        self._model: nn.Module = self._module.build_model(self._task_spec, self._facts)
-        load_weights(self._model, str(root / WEIGHTS))
+        self._module: Any = importlib.import_module(FACTORIES[self._task_spec.kind].partition(":")[0])
+        if hasattr(self._module, "Exported"):  # what builds the model lies in the folder too
+            self._module = self._module.Exported(self._task_spec, root)
+        if hasattr(self._module, "open_model"):
+            self._model: nn.Module = self._module.open_model(root, self._task_spec, self._facts)
+        else:
+            self._model = self._module.build_model(self._task_spec, self._facts)
+            load_weights(self._model, str(root / WEIGHTS))
         self._model.eval()
 
     def predict(self, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:

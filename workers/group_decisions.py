@@ -6,6 +6,7 @@ wait for the next. ``forming``: there is no group at work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -67,7 +68,7 @@ def conclude(view: View) -> Outcome | None:
     """A worker's own error ends the job; so does the end of rank 0, once no other has anything left to do."""
     failed = {seat.number: seat for seat in view.seats if seat.failure is not None}
     if failed:
-        seat = failed[min(failed)]
+        seat = failed[min(failed, key=lambda number: (_failed_at(failed[number]), number))]
         assert seat.failure is not None
         who = f"rank {seat.rank}" if seat.rank is not None else f"worker {seat.number}"
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -78,6 +79,10 @@ def conclude(view: View) -> Outcome | None:
     if first is not None and first.outcome and all(seat.state == "done" or seat.state in GONE for seat in group):
         return first.outcome  # rank 0 has written everything; a death after that changes nothing
     return None
+
+
+def _failed_at(seat: Seat) -> float:
+    return seat.failure.at if seat.failure else 0.0
 
 
 def broke(view: View) -> bool:
@@ -197,7 +202,16 @@ def hung(view: View) -> Mapping[int, str]:
     }
 
 
+def silent_seconds(view: View) -> float:
+    """For how long no worker's script has given a sign of life: a step, or output. 0 when none of them runs."""
+    members = [seat for seat in view.group if seat.state == "running"]
+    scripts = [seat.activity for seat in members if seat.activity is not None and seat.activity.work == Work.SCRIPT]
+    return min((activity.seconds for activity in scripts), default=0.0) if len(scripts) == len(members) else 0.0
+
+
 def _limit(activity: Activity, view: View) -> float:
+    if activity.work == Work.SCRIPT:
+        return math.inf  # ``silent_seconds``, and what its job says of it
     if activity.work in (Work.JOIN, Work.DATA, Work.EVALUATE):
         return SLOW_SECONDS
     if activity.work not in (Work.FORWARD, Work.EXCHANGE, Work.UPDATE) or view.step_seconds is None or view.compiles:

@@ -8,6 +8,7 @@
     logs/attempt-0001/rank-0.log                   what the worker printed, each line with its time
     checkpoints/step-0000000100-g000001/           see workers/checkpoint_folders.py; may lie elsewhere
     model/                                         the finished model
+    code/                                          the user's own code, unpacked, and what it requires
     artifacts/step-0000000100/samples.txt          what the task showed after a step, see workers/artifacts.py
     mlflow.json                                    the run and how far it has been told
 
@@ -64,6 +65,10 @@ class JobFolder:
     @property
     def model_path(self) -> Path:
         return self.path / "model"
+
+    @property
+    def code_path(self) -> Path:
+        return self.path / "code"
 
     @property
     def artifacts_path(self) -> Path:

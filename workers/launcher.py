@@ -36,6 +36,7 @@ def start(
     experiment: str,
     train: str = "workers.train:train",
     checkpoints: str | None = None,
+    bundle: str | None = None,
 ) -> None:
     """Starts the controller of an attempt unless there is one of that name; returns before it runs."""
     ray.remote(JobController).options(
@@ -47,7 +48,9 @@ def start(
         max_restarts=-1,
         max_concurrency=8,
         label_selector=NOT_CONTROL,  # of nodes without load, Ray prefers the one from which it is asked
-    ).remote(Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train, checkpoints))
+    ).remote(
+        Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train, checkpoints, bundle)
+    )
 
 
 def observe(seen: Mapping[str, int], timeout_seconds: float = 2.0) -> dict[str, Observation | None]:

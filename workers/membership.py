@@ -6,8 +6,8 @@ far they have come and wait; the next generation begins with the state of the on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -51,6 +51,7 @@ class Membership:
     store: MeetingPoint = None
     writer: int | None = None  # larger than that of every group of this job before; None: to be found in storage
     told_through: int = -1  # what the controller knows already (``reports.mark_of``)
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables of a script: its job and its run in MLflow
 
 
 class Work(IntEnum):
@@ -66,6 +67,7 @@ class Work(IntEnum):
     EVALUATE = 7
     SAVE = 8
     FINISH = 9
+    SCRIPT = 10  # a user's script runs, which has its own idea of a step
 
 
 class GroupBrokenError(Exception):
@@ -86,6 +88,8 @@ class DismissedError(Exception):
 
 class Link(Protocol):
     """A worker's line to whoever forms the groups."""
+
+    script_pid: int | None  # of the process in which a user's script trains
 
     def next_group(self, position: Position | None, broken: str | None) -> Membership:
         """Waits for the next generation. ``position`` None: this worker has no state of its own. ``broken``: what broke the last group; None: this
@@ -110,6 +114,8 @@ class Link(Protocol):
 
 class Alone:
     """The link of a process that nobody watches over: it has one group, and ends with it."""
+
+    script_pid: int | None = None
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ FUSED_SHARDED = ("adam", "adamw")  # the kernels that torch has for sharded tens
 
 
 def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    """Only parameters of two or more dimensions decay: weights, not biases and the gains of norms, which decay would only distort."""
     settings: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if spec.momentum is not None:
         settings["momentum"] = spec.momentum
@@ -46,7 +47,17 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device:
         settings["foreach"] = (
             True  # torch's default only for plain tensors; all at once saves most of the way through DTensor
         )
-    return CLASSES[spec.name](trained, **settings)
+    return CLASSES[spec.name](_groups(trained, spec.weight_decay), **settings)
+
+
+def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Those that decay and those that do not; one group where that makes no difference. A sharded parameter has the dimensions of the whole."""
+    if not weight_decay:
+        return [{"params": parameters}]
+    decaying = [parameter for parameter in parameters if parameter.ndim >= 2]
+    others = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def fused(spec: Optimizer, device_type: str = "cpu") -> bool:

@@ -46,6 +46,7 @@ class Attempt:
     experiment: str
     train: str = "workers.train:train"
     checkpoints: str | None = None  # folder or URL; None: in ``folder``
+    bundle: str | None = None  # file with the job's code (workers/bundles.py), where it was uploaded
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def place_worker(
         JobFolder.at(attempt.folder, attempt.checkpoints).checkpoints_root,
         attempt.train,
         devices,
+        attempt.bundle,
     )
     found = standby.take(assignment, node_id)
     if found is not None:

@@ -8,23 +8,26 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.accelerators import ACCELERATORS, CONTEXT_BYTES, OPERATION_SECONDS, Prices
 from workers.sources.problems import BadDataError
-from workers.spec import JobSpec
+from workers.spec import JobSpec, code_of
 
 if TYPE_CHECKING:
     from workers.plan_memory import Layout
     from workers.simulation import Simulation
+    from workers.user_code import UserCode
 
 BATCHES_AHEAD = 3  # read while others are computed (workers/batches.py)
 
 
-def plan(spec: JobSpec, prices: Prices) -> dict[str, Any]:
-    """Raises BadDataError, and whatever a model or a loss raises."""
+def plan(spec: JobSpec, prices: Prices, code: UserCode | None = None) -> dict[str, Any]:
+    """``code``: the user's own, for kinds that have any. Raises BadDataError, and whatever a model or a loss raises."""
     import psutil
 
     from workers.batches import plan_of
@@ -32,7 +35,7 @@ def plan(spec: JobSpec, prices: Prices) -> dict[str, Any]:
     from workers.simulation import simulate
     from workers.tasks import build_task
 
-    task = build_task(spec.task, spec.training.seed)
+    task = build_task(spec.task, spec.training.seed, code)
     datasets = task.datasets()
     order = plan_of(spec, len(datasets.train))
     workers, training = spec.workers, spec.training
@@ -138,12 +141,18 @@ def main() -> int:
 
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     from workers.tasks import FACTORIES
+    from workers.user_code import provide
 
     spec = JobSpec.model_validate_json(request["spec"])
     if spec.task.kind not in FACTORIES:
         return {"failed": f"what a {spec.task.kind} trains is known only when it runs"}
+    code = code_of(spec)
+    if code is not None and code.requirements:
+        return {"failed": "its code requires packages that are installed on its workers only"}
     try:
-        return {"plan": plan(spec, Prices(**request["prices"]))}
+        with tempfile.TemporaryDirectory() as place:
+            provided = provide(code, request["bundle"], Path(place)) if code is not None else None
+            return {"plan": plan(spec, Prices(**request["prices"]), provided)}
     except BadDataError as error:
         return {"problem": {"field": error.field, "message": error.message}}
     except ImportError as error:
@@ -160,8 +169,10 @@ def _bound(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
 
 
-def request_of(spec_json: str, prices: Prices, memory: int) -> bytes:
-    return json.dumps({"spec": spec_json, "prices": asdict(prices), "memory": memory}).encode()
+def request_of(spec_json: str, prices: Prices, memory: int, bundle: Path | None = None) -> bytes:
+    """What ``main`` reads. ``memory``: bytes that it may take."""
+    named = None if bundle is None else str(bundle)
+    return json.dumps({"spec": spec_json, "prices": asdict(prices), "memory": memory, "bundle": named}).encode()
 
 
 if __name__ == "__main__":

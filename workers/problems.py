@@ -45,6 +45,8 @@ def problem_of(details: ErrorDetails, document: object) -> Problem:
         key = details["ctx"]["key"]
         chosen = value.get(key) if isinstance(value, Mapping) else None
         return Problem(f"{path}.{key}", message, shorten(chosen) if chosen is not None else None)
+    elif kind == "unused_part":  # point at the part, not at the whole job
+        return Problem(details["ctx"]["parts"][0], message)
     return Problem(path, message, shorten(value) if present else None)
 
 

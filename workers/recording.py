@@ -217,6 +217,7 @@ class Recorder:
                 np.array(self._losses, dtype=np.float64),
                 self._layers,
                 np.array(self._norms, dtype=np.float64).reshape(len(self._norms), len(self._layers)),
+                self._steps,
                 self._warmup_steps,
             )
         )

@@ -24,9 +24,12 @@ class ReasonCode(StrEnum):
     )
     DEADLINE_EXCEEDED = "deadline_exceeded"
     BAD_DATA = "bad_data"
+    BAD_CODE = "bad_code"  # the user's own code cannot be used: it is not there, does not import, or gives no task
     USER_ERROR = "user_error"  # an exception in the model, the loss or the data
     OUT_OF_MEMORY = "out_of_memory"
     NONFINITE = "nonfinite"  # the loss is NaN or infinite, and stays so
+    SCRIPT_KILLED = "script_killed"  # a script's process was killed from outside, by nobody who is known here
+    HUNG = "hung"  # a script has made no step and printed nothing for longer than it may
     NO_PROGRESS = "no_progress"  # workers died again and again without a step between
     CHECKPOINT_FAILED = "checkpoint_failed"
     CONTROLLER_LOST = "controller_lost"
@@ -51,9 +54,12 @@ REASONS: Mapping[ReasonCode, ReasonKind] = {
     ReasonCode.STORAGE_FULL: ReasonKind("paused", "platform", False),
     ReasonCode.DEADLINE_EXCEEDED: ReasonKind("failed", "user", False),
     ReasonCode.BAD_DATA: ReasonKind("failed", "user", False),
+    ReasonCode.BAD_CODE: ReasonKind("failed", "user", False),
     ReasonCode.USER_ERROR: ReasonKind("failed", "user", False),
     ReasonCode.OUT_OF_MEMORY: ReasonKind("failed", "user", True),
     ReasonCode.NONFINITE: ReasonKind("failed", "numerics", False),
+    ReasonCode.SCRIPT_KILLED: ReasonKind("failed", "platform", True),
+    ReasonCode.HUNG: ReasonKind("failed", "user", False),
     ReasonCode.NO_PROGRESS: ReasonKind("failed", "platform", True),
     ReasonCode.CHECKPOINT_FAILED: ReasonKind("failed", "platform", True),
     ReasonCode.CONTROLLER_LOST: ReasonKind("failed", "platform", True),
@@ -115,11 +121,14 @@ class Reporter(Protocol):
 
 
 def mark_of(step: int, values: Mapping[str, float | str]) -> int | None:
-    """Place of a row of metrics in the order in which a run measures: a step's own, then its evaluation's. None: it has none (system metrics)."""
+    """Place of a row of metrics in the order in which a run measures: a step's own, its evaluation's, the finished model's test's.
+
+    None: it has none (system metrics, and what a script says of itself).
+    """
     first = next(iter(values), "")
-    if first.startswith("system/"):
+    if first.startswith(("system/", "script/")):
         return None
-    return 2 * step + first.startswith("eval/")
+    return 3 * step + first.startswith("eval/") + 2 * first.startswith("test/")
 
 
 class StopMode(StrEnum):

@@ -28,6 +28,7 @@ from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
 from workers.tasks.base import Task
+from workers.user_code import UserCode
 
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
 
@@ -41,6 +42,7 @@ class RunContext:
     link: Link
     checkpoints: str  # folder or URL, shared by all ranks
     model_folder: Path  # rank 0 exports the finished model here
+    code: UserCode | None = None  # the user's own, for kinds that have any
     artifacts_folder: Path | None = (
         None  # rank 0 keeps here what the task shows after evaluations; None: it is not asked
     )
@@ -78,10 +80,12 @@ class RunState:
         )
         self.gradient_digest, self.sample_digest = GradientDigest(), hashlib.sha256()
         self.samples_seen = 0  # by this process
+        self.accumulate = spec.training.accumulate  # grows when memory runs out
         self.step, self.stage = 0, Stage.COMPLETE  # optimizer steps done
         self.has_state = False  # everything here is as it should be after ``step`` and ``stage``
         self.joined = False
         self.in_step = False  # buffers and gradients are those of a step that is under way
+        self.in_passes = False  # forward and backward passes are under way: no weight has changed
         self.exchanged = (
             torch.cuda.Event() if context.device.type == "cuda" else None
         )  # the newest gradients are all-reduced
@@ -129,6 +133,7 @@ class RunState:
         if self.untouched:
             self.optimizer = optim.build_optimizer(self.spec.optimizer, self.model.parameters(), device)
         self.untouched = False
+        self.agree_on_microbatches()
         self.monitor = GradientMonitor(parallel.plain(self.model), device)
         self.buffers = BufferKeeper(parallel.plain(self.model))
         self.agreement = Agreement(device, self.world_size, self.group.control)
@@ -136,6 +141,13 @@ class RunState:
         self.joined = True
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
+
+    def agree_on_microbatches(self) -> None:
+        """All ranks take the smallest that any of them needs: those of a rank whose memory ran out, or of an older generation."""
+        if self.world_size > 1 and self.spec.training.microbatch == "auto":
+            most = torch.tensor(self.accumulate)
+            dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group.control)
+            self.accumulate = int(most)
 
     def new_saver(self, generation: int) -> Saver:
         keep, evaluation = self.spec.checkpoint, self.spec.evaluation
@@ -213,12 +225,14 @@ class RunState:
             "score": self.score.document(),
             "recorder": self.recorder.document(),
             "gradient_digest": self.gradient_digest.hexdigest(),
+            "accumulate": self.accumulate,
         }
 
     def take_document(self, document: Mapping[str, Any]) -> None:
         self.score.restore(document["score"])
         self.recorder.restore(document["recorder"])
         self.gradient_digest = GradientDigest(document["gradient_digest"])
+        self.accumulate = max(self.accumulate, document.get("accumulate", 1))
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""
@@ -230,10 +244,8 @@ class RunState:
         """Out of the group, with everything as it stood when the step began that broke off."""
         self.link.joining(lambda: None)  # a cut that comes late is about this group, not about the next
         self.cut()
-        if self.prefetcher is not None:
-            self.prefetcher.close()
-            self.prefetcher = None
         if not self.joined:  # it broke off while it was being formed
+            self.stop_reading()
             self.group.leave()
             return
         self.joined = False
@@ -241,12 +253,22 @@ class RunState:
         parallel.dissolve(self.model)
         self.model = self.plain_model
         self.group.leave()
+        self.break_off()
+        if self.sharded or self.suspect:  # shards are lost with their rank
+            self.has_state = self.suspect = False
+
+    def break_off(self) -> None:
+        """Everything is again as it stood when the step began that is under way, if one is."""
+        self.stop_reading()
         self.optimizer.zero_grad(set_to_none=True)
         if self.in_step:
             self.buffers.put_back()
-            self.in_step = False
-        if self.sharded or self.suspect:  # shards are lost with their rank
-            self.has_state = self.suspect = False
+            self.in_step = self.in_passes = False
+
+    def stop_reading(self) -> None:
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+            self.prefetcher = None
 
     # --- telling ------------------------------------------------------------------------------------------------------
 

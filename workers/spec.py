@@ -15,12 +15,21 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from workers.kinds.code import Code
 from workers.problems import SpecError, problem_of
 from workers.spec_base import Count, Fraction, MetadataKey, MetadataValue, Model, Name, PositiveInt, not_available
-from workers.task_spec import Task, UnavailableTask
+from workers.task_spec import Task
 
 
 class Training(Model):
@@ -29,6 +38,10 @@ class Training(Model):
     batch_size: PositiveInt = Field(128, description="samples of one optimizer step, over all workers together")
     accumulate: Annotated[int, Field(ge=1, le=65536)] = Field(
         1, description="microbatches into which each worker splits its share of the batch, to save memory"
+    )
+    microbatch: Literal["auto"] | None = Field(
+        None,
+        description="auto: when memory runs out, the microbatches of all workers are halved (accumulate is doubled) and the step is done again",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, weights stay fp32")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
@@ -64,7 +77,9 @@ OptimizerName = Literal[
 class Optimizer(Model):
     name: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(ge=0, le=1e6)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        0.0, description="of parameters with two or more dimensions: weights, not biases and gains of norms"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="sgd and rmsprop")
     nesterov: bool | None = Field(None, description="sgd with momentum")
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] | None = Field(
@@ -252,7 +267,35 @@ class JobSpec(Model):
     metadata: Metadata = Field(default_factory=dict)
 
     @model_validator(mode="after")
+    def _parts_of_this_kind(self) -> Self:
+        unused = self.task.unused()
+        given = [part for part in unused if part in self.model_fields_set]
+        if given:
+            raise PydanticCustomError(
+                "unused_part",
+                "{shown} means nothing for a task of kind {kind}, whose own code decides that; leave it out",
+                {"parts": given, "shown": " and ".join(given), "kind": self.task.kind},
+            )
+        if "training" in unused and (self.workers.min is not None or self.workers.strategy != "ddp"):
+            raise PydanticCustomError(
+                "script_workers",
+                "workers of a {kind} have a fixed count and no strategy: its own code decides how they train together",
+                {"kind": self.task.kind},
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What means nothing for this kind is not shown, and a document that was written can be read again."""
+        document: dict[str, Any] = write(self)
+        for part in self.task.unused():
+            document.pop(part, None)
+        return document
+
+    @model_validator(mode="after")
     def _share_for_everybody(self) -> Self:
+        if "training" in self.task.unused():
+            return self
         needed = self.workers.most * self.training.accumulate
         if self.training.batch_size < needed:
             raise PydanticCustomError(
@@ -265,7 +308,6 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
-        assert not isinstance(self.task, UnavailableTask)  # refused before this is called
         measured = tuple(f"eval/{name}" for name in self.task.metrics())
         if self.evaluation.best not in measured:
             raise PydanticCustomError(
@@ -278,8 +320,13 @@ class JobSpec(Model):
 
 def data_paths(spec: JobSpec) -> list[tuple[str, str]]:
     """Every file or folder that the job reads, as (path of the field, value)."""
-    assert not isinstance(spec.task, UnavailableTask)  # no job has such a task
     return spec.task.paths()
+
+
+def code_of(spec: JobSpec) -> Code | None:
+    """Code of the user's own that the job runs, for kinds that have any."""
+    code = getattr(spec.task, "code", None)
+    return code if isinstance(code, Code) else None
 
 
 def read_from(folder: str, document: dict[str, Any], spec: JobSpec) -> dict[str, Any]:

@@ -48,6 +48,10 @@ class TaskModel(Model):
         """Every file or folder that it reads, as (path of the field, value)."""
         raise NotImplementedError
 
+    def unused(self) -> tuple[str, ...]:
+        """Parts of a job that mean nothing for this kind; giving one is an error."""
+        return ()
+
 
 def filled(data: Model, names: tuple[str, ...], prefix: str = "task.data") -> list[tuple[str, str]]:
     """(path of the field, value) for those of ``names`` that ``data`` has and that are not null."""

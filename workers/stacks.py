@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,28 @@ def stack_of(actor: Any, pid: int, node_id: str) -> str:
         return str(ray.get(reading, timeout=OUTSIDE_SECONDS))
     except (GetTimeoutError, RayError) as error:
         return f"no stack: {type(error).__name__}"
+
+
+def script_stack_of(actor: Any) -> str:
+    """Of the script that a worker runs. Never raises."""
+    try:
+        return str(ray.get(actor.script_stack.remote(), timeout=OUTSIDE_SECONDS + ANSWER_SECONDS))
+    except (GetTimeoutError, RayError) as error:
+        return f"no stack: {type(error).__name__}"
+
+
+def place_of(stack: str) -> str:
+    """Where the main thread is, in py-spy's words: the innermost frame of code that is not a library's, and the innermost of all."""
+    threads = stack.split("\nThread ")[1:]
+    pid = re.match(r"Process (\d+)", stack)
+    main = [thread for thread in threads if '"MainThread"' in thread or (pid and thread.startswith(f"{pid[1]} "))]
+    frames = [line.strip() for line in (main or threads or [""])[0].splitlines()[1:] if line.strip()]
+    if not frames:
+        return "somewhere"
+    own = next(
+        (frame for frame in frames if not re.search(r"site-packages|/torch/|lib/python|\(torch/", frame)), frames[0]
+    )
+    return f"in {own}" if own == frames[0] else f"in {own}, inside {frames[0]}"
 
 
 def read_stack(pid: int) -> str:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from workers.membership import Alone
 from workers.problems import SpecError
 from workers.reports import Level, Progress, ReasonCode
 from workers.sources.problems import BadDataError
-from workers.spec import JobSpec, parse_spec, read_from
+from workers.spec import JobSpec, code_of, parse_spec, read_from
 from workers.train import RunContext, train
+from workers.user_code import provide
 
 
 class FolderReporter:
@@ -100,13 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         artifacts_folder=folder.artifacts_path,
     )
     try:
+        if (code := code_of(spec)) is not None:
+            context = replace(context, code=provide(code, None, folder.code_path))
         outcome = train(spec, context)
     except BadDataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rank == 0:
         metrics = ", ".join(
-            f"{key} {value:.4g}" for key, value in outcome.detail["metrics"].items() if key.startswith("eval/")
+            f"{key} {value:.4g}"
+            for key, value in outcome.detail["metrics"].items()
+            if key.startswith(("eval/", "test/"))
         )
         print(f"{outcome.code}: {outcome.message}. {metrics}. Everything is in {folder.path}.")
     return 0 if outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED) else 1

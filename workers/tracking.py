@@ -55,6 +55,14 @@ class Shipper:
         run, experiment = self._state["run_id"], self._state.get("experiment_id")
         return f"{self._attempt.mlflow_url}/#/experiments/{experiment}/runs/{run}" if run else None
 
+    @property
+    def run_variables(self) -> dict[str, str]:
+        """With which MLflow's client in another process logs to this run; without a run while there is none."""
+        found = {"MLFLOW_TRACKING_URI": str(self._attempt.mlflow_url)}
+        if self._state["run_id"]:
+            found |= {"MLFLOW_RUN_ID": self._state["run_id"], "MLFLOW_EXPERIMENT_ID": str(self._state["experiment_id"])}
+        return found
+
     def start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)

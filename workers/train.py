@@ -20,12 +20,13 @@ from workers.checkpoints import CheckpointError, Failed, Saved
 from workers.evaluation import evaluate
 from workers.gradients import clip_factor
 from workers.membership import MisplacedError, RegroupError, Stage, Work
+from workers.memory import advice, is_out_of_memory
 from workers.process_group import broken_by_peer
 from workers.recording import NONFINITE_LIMIT, HostValues
 from workers.reports import Outcome, ReasonCode, StopMode
 from workers.run_state import RunContext, RunState
 from workers.spec import JobSpec
-from workers.tasks.base import Task
+from workers.tasks.base import Dataset, Task
 from workers.weights import finite, full_state_dict, parameters_sha256
 
 __all__ = ["Run", "RunContext", "run", "train"]
@@ -37,11 +38,15 @@ COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank wait
 def train(spec: JobSpec, context: RunContext) -> Outcome:
     """Trains the job from its newest complete checkpoint, or from its start, to its end.
 
-    Raises BadDataError for data that cannot be used, CheckpointError when none can be written, DismissedError, and whatever a model raises.
+    Raises BadDataError for data that cannot be used, CheckpointError when none can be written, DismissedError, ScriptFailedError, and whatever a
+    model raises.
     """
-    from workers.tasks import build_task
+    from workers.tasks import build_task, runner_of
 
-    return run(build_task(spec.task, spec.training.seed), spec, context)
+    runner = runner_of(spec.task)
+    if runner is not None:
+        return runner(spec, context)
+    return run(build_task(spec.task, spec.training.seed, context.code), spec, context)
 
 
 def run(task: Task, spec: JobSpec, context: RunContext) -> Outcome:
@@ -49,6 +54,10 @@ def run(task: Task, spec: JobSpec, context: RunContext) -> Outcome:
     training = Run(task, spec, context)
     try:
         return training.train()
+    except Exception as error:
+        if is_out_of_memory(error):
+            error.add_note(advice(spec, training.accumulate))
+        raise
     finally:
         training.close()
 
@@ -63,15 +72,26 @@ class Run(RunState):
             membership = self.link.next_group(self.position, broken)
             try:
                 self.join(membership)
-                return self.finish(self.loop())
+                return self.finish(self.steps_that_fit())
             except RegroupError:
                 broken = None
             except Exception as error:
-                if not (isinstance(error, MisplacedError) or broken_by_peer(error)):
+                if not (isinstance(error, MisplacedError) or broken_by_peer(error) or self.fits_in_smaller(error)):
                     raise
                 broken = f"{type(error).__name__}: {error}"
                 traceback.clear_frames(error.__traceback__)  # they hold the group that is to be left
             self.leave()
+
+    def steps_that_fit(self) -> Outcome:
+        """The loop; begun again, alone, when memory ran out. With others the group is formed anew, because they wait for this one."""
+        while True:
+            try:
+                return self.loop()
+            except Exception as error:
+                if self.world_size > 1 or not self.fits_in_smaller(error):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold the activations
+            self.break_off()
 
     def loop(self) -> Outcome:
         """Batch, forward, backward with all-reduce, measure, clip, step; when due evaluate and checkpoint."""
@@ -94,7 +114,7 @@ class Run(RunState):
     def begin_step(self, host: HostValues) -> None:
         self.link.at(Work.FORWARD, self.step)
         self.buffers.keep()
-        self.in_step = True
+        self.in_step = self.in_passes = True
         batches.seed_everything(batches.step_seed(self.spec.training.seed, self.step, self.rank))
         optim.set_learning_rate(self.optimizer, host.learning_rate)
 
@@ -117,6 +137,23 @@ class Run(RunState):
             self.samples_seen += int(weight) * len(next(iter(batch.values())))
         if self.exchanged is not None:
             self.exchanged.record()
+        self.in_passes = False
+
+    def fits_in_smaller(self, error: Exception) -> bool:
+        """Whether ``error`` is memory that ran out in the passes of a step and smaller microbatches may help: they are halved then."""
+        training, before = self.spec.training, self.accumulate
+        most = max(1, training.batch_size // self.world_size)
+        if not (training.microbatch == "auto" and self.in_passes and before < most and is_out_of_memory(error)):
+            return False
+        self.accumulate = min(2 * before, most)
+        self.context.reporter.event(
+            "warning",
+            "memory.microbatch_halved",
+            f"Memory ran out in step {self.step + 1} on rank {self.rank}: the batch of {training.batch_size} is now split into "
+            f"{self.accumulate} microbatches instead of {before}, and the step is done again.",
+            {"step": self.step, "rank": self.rank, "accumulate": self.accumulate, "error": str(error)[:1000]},
+        )
+        return True
 
     def counted(self, weight: float) -> contextlib.AbstractContextManager[None]:
         return parallel.counted(parallel.plain(self.model), weight > 0)
@@ -145,8 +182,8 @@ class Run(RunState):
         """Evidence that all workers saw equal gradients and each its own samples; not on accelerators, where it would wait."""
         if self.context.device.type == "cpu":
             self.gradient_digest.add(norms)
-        indices, accumulate = self.plan.step_indices(step), self.spec.training.accumulate
-        for part in batches.microbatches(indices, self.rank, self.world_size, accumulate):
+        indices = self.plan.step_indices(step)
+        for part in batches.microbatches(indices, self.rank, self.world_size, self.accumulate):
             if part.weight:
                 self.sample_digest.update(part.indices.tobytes())
 
@@ -206,16 +243,7 @@ class Run(RunState):
         if self.datasets.evaluation is None or not (self.step % every == 0 or self.step == self.plan.steps):
             return None
         self.link.at(Work.EVALUATE, self.step)
-        values = evaluate(
-            self.task,
-            parallel.plain(self.model),
-            self.datasets.evaluation,
-            batch_size=self.spec.evaluation.batch_size or self.spec.training.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.context.device,
-            bf16=self.bf16,
-        )
+        values = self.evaluated(self.datasets.evaluation)
         self.score.take({f"eval/{name}": value for name, value in values.items()})
         self.recorder.flush()
         self.recorder.scalars(self.step, self.score.metrics)
@@ -223,6 +251,30 @@ class Run(RunState):
         self.tell("evaluation", f"Step {self.step}: {shown}.", {"step": self.step, "metrics": self.score.metrics})
         self.illustrate()
         return self.score.without_gain(self.step)
+
+    def evaluated(self, dataset: Dataset) -> dict[str, float]:
+        return evaluate(
+            self.task,
+            parallel.plain(self.model),
+            dataset,
+            batch_size=self.spec.evaluation.batch_size or self.spec.training.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            device=self.context.device,
+            bf16=self.bf16,
+        )
+
+    def test(self) -> dict[str, float]:
+        """The finished model on samples that decided nothing: neither when to stop nor which checkpoint is best."""
+        if self.datasets.test is None:
+            return {}
+        self.link.at(Work.EVALUATE, self.step)
+        values = self.evaluated(self.datasets.test)
+        metrics = {f"test/{name}": value for name, value in values.items()}
+        self.recorder.scalars(self.step, metrics)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.tell("test", f"On the test samples: {shown}.", {"step": self.step, "metrics": metrics})
+        return metrics
 
     def illustrate(self) -> None:
         """What the task shows of the model, into the job's artifacts."""
@@ -319,7 +371,7 @@ class Run(RunState):
             first=self.step,
             rank=self.rank,
             world_size=self.world_size,
-            accumulate=self.spec.training.accumulate,
+            accumulate=self.accumulate,
             device=self.context.device,
         )
         self.link.at(Work.DATA, self.step)
@@ -331,10 +383,11 @@ class Run(RunState):
             asked_at = time.perf_counter()
 
     def finish(self, outcome: Outcome) -> Outcome:
-        self.link.at(Work.FINISH, self.step)
-        seconds = time.monotonic() - self.started_at
         finished = outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED)
         self.recorder.flush()
+        tested = self.test() if finished else {}
+        self.link.at(Work.FINISH, self.step)
+        seconds = time.monotonic() - self.started_at
         judgement = self.recorder.judge(final=True)
         model = parallel.plain(self.model)
         if finished:
@@ -347,7 +400,7 @@ class Run(RunState):
             "steps": self.step,
             "epochs": self.step / self.plan.steps_per_epoch,
             "seconds": seconds,
-            "metrics": {**self.recorder.latest, **self.score.metrics},
+            "metrics": {**self.recorder.latest, **self.score.metrics, **tested},
             "health": judgement.as_dict(),
             "model": str(self.context.model_folder) if finished else None,
             "samples_seen": self.samples_seen,
@@ -368,8 +421,7 @@ class Run(RunState):
     def close(self) -> None:
         if self.context.device.type == "cpu":
             self.recorder.flush()  # what was measured before an exception; a failed accelerator cannot tell any more
-        if self.prefetcher is not None:
-            self.prefetcher.close()
+        self.stop_reading()
         if self.joined:
             self.saver.abandon()
         self.group.leave()

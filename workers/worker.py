@@ -33,6 +33,7 @@ class Assignment:
     checkpoints: str
     train: str = "workers.train:train"
     devices: Sequence[str] | None = None  # ids of the accelerators that it may see; None: it was told nothing
+    bundle: str | None = None  # file with the job's code
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,13 @@ class TrainWorker:
             parts.append(f"thread {names.get(ident, ident)}\n{lines}")
         return "\n".join(sorted(parts, key=lambda part: not part.startswith("thread train")))
 
+    def script_stack(self) -> str:
+        """What every Python thread of the script is doing."""
+        from workers.stacks import read_stack
+
+        pid = self._link.script_pid
+        return "no script runs" if pid is None else read_stack(pid)
+
     # --- the thread that trains ---------------------------------------------------------------------------------------
 
     def _train(self) -> None:
@@ -179,23 +187,29 @@ class TrainWorker:
         except DismissedError:
             self._link.now("dismissed")
         except BaseException as error:  # sys.exit in a user's code too: the worker itself must live to tell
-            traceback.print_exc()
-            self._link.now("failed", failure=describe(error))
+            failure = describe(error)
+            if not failure.at:  # a script has printed its own
+                traceback.print_exc()
+            self._link.now("failed", failure=failure)
         finally:
             self._ended.set()
 
     def _trained(self) -> Outcome:
         from workers.process_group import choose_device
+        from workers.spec import code_of
         from workers.train import RunContext
+        from workers.user_code import provide
 
         assignment = self._assignment
         assert assignment is not None
+        code = code_of(self._spec)
         context = RunContext(
             device=choose_device(0, self._spec.workers.gpus),
             reporter=self._outbox,
             link=self._link,
             checkpoints=assignment.checkpoints,
             model_folder=self._folder.model_path,
+            code=provide(code, assignment.bundle, self._folder.code_path) if code is not None else None,
             artifacts_folder=self._folder.artifacts_path,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
@@ -219,17 +233,23 @@ class TrainWorker:
 
 def describe(error: BaseException) -> Failure:
     """Whose matter an exception is, in a sentence, with its traceback."""
-    import torch
-
     from workers.checkpoints import CheckpointError
-    from workers.tasks.base import BadDataError
+    from workers.memory import is_out_of_memory
+    from workers.scripts.ending import ScriptFailedError
+    from workers.sources.problems import BadCodeError, BadDataError
+
+    if isinstance(error, ScriptFailedError):
+        return Failure(error.code, str(error), error.tail, error.at)
 
     text = "".join(traceback.format_exception(error))
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = "; ".join([said, *getattr(error, "__notes__", [])])
     code = ReasonCode.USER_ERROR
-    if isinstance(error, BadDataError):
+    if isinstance(error, BadCodeError):
+        code, said = ReasonCode.BAD_CODE, str(error)
+    elif isinstance(error, BadDataError):
         code, said = ReasonCode.BAD_DATA, str(error)
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+    elif is_out_of_memory(error):
         code = ReasonCode.OUT_OF_MEMORY
     elif isinstance(error, CheckpointError):
         code, said = ReasonCode.CHECKPOINT_FAILED, str(error)

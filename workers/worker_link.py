@@ -22,6 +22,7 @@ class Failure:
     code: ReasonCode
     message: str
     traceback: str
+    at: float = 0.0  # of a script's end, in seconds since the epoch: whose came first is the cause
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class WorkerLink:
         self.regroup = False
         self.stop: StopMode | None = None
         self.told = -1
+        self.script_pid: int | None = None
         self._activity = (0, 0, time.monotonic())
         self._generation = 0
         self._given: Any = None  # the membership to take up next

@@ -138,7 +138,7 @@ def summary(client: Client, job: Document) -> None:
     say("")
     say(f"{job['name']} ({job['id']}): {job['status']}" + (f", {reason['message']}" if reason else ""), f"bold {style}")
     rows: list[tuple[str, Any]] = []
-    metrics = {key: value for key, value in job["latest"].items() if key.startswith("eval/")}
+    metrics = {key: value for key, value in job["latest"].items() if key.startswith(("eval/", "test/"))}
     if metrics:
         rows.append(("evaluation", ", ".join(f"{key[5:]} {number(value)}" for key, value in sorted(metrics.items()))))
     if job["progress"]:

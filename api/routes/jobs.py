@@ -19,7 +19,7 @@ from api.documented import of_job, protected, success
 from api.errors import ApiError
 from api.pagination import CreateQuery, JobsQuery, page
 from api.responses import json_response
-from service import admission, jobs, plans
+from service import admission, files, jobs, plans
 from service.errors import InvalidRequest
 from service.values import Caller, Job
 
@@ -66,7 +66,7 @@ async def create_job(
     kind = media_type(request)
     body = await request.body()
     if query.dry_run:
-        planned = await to_thread.run_sync(partial(_plan, services, body, kind), limiter=services.plans)
+        planned = await to_thread.run_sync(partial(_plan, services, caller, body, kind), limiter=services.plans)
         return json_response(schemas.Plan.of(planned))
     create = partial(_create, services, caller, body, kind, idempotency_key)
     job = await to_thread.run_sync(create, limiter=services.admissions)
@@ -82,14 +82,17 @@ def _create(services: Services, caller: Caller, body: bytes, kind: str, idempote
         document,
         idempotency_key=idempotency_key,
         digest=digest(document),
-        admit=lambda spec: admission.check(spec, services.settings, capacity),
+        admit=lambda spec: admission.check(
+            spec, services.settings, capacity, files.bundle_of(services.store, caller, services.files, spec)
+        ),
     )
 
 
-def _plan(services: Services, body: bytes, kind: str) -> plans.Planned:
+def _plan(services: Services, caller: Caller, body: bytes, kind: str) -> plans.Planned:
     spec = jobs.checked(parse_document(body, kind))
-    admission.check(spec, services.settings, jobs.cluster_view(services.store).capacity)
-    return plans.plan(spec, services.settings)
+    bundle = files.bundle_of(services.store, caller, services.files, spec)
+    admission.check(spec, services.settings, jobs.cluster_view(services.store).capacity, bundle)
+    return plans.plan(spec, services.settings, bundle)
 
 
 @router.get(

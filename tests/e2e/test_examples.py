@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +42,29 @@ def pictures(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "pictures" / name / f"{index}.png")
 
 
+def first_job(folder: Path) -> None:
+    """The model of an earlier job, of two steps, and questions with their answers."""
+    document: Any = read_job_file(EXAMPLES / "language.yaml")
+    document["workers"] = {"count": 1}
+    document["training"] = {"steps": 2, "batch_size": 4}
+    document = read_from(str(EXAMPLES), document, parse_spec(document))
+    (folder / "first.json").write_text(json.dumps(document))
+    command = [sys.executable, "-m", "workers.train", str(folder / "first.json"), "--output", str(folder / "first")]
+    subprocess.run(command, check=True, cwd=EXAMPLES.parent, stdout=subprocess.DEVNULL)
+    (folder / "first" / "model").rename(folder / "language-model")
+    rows = [{"prompt": f"How many are {n} and 1?\n", "completion": f"{n + 1}."} for n in range(20)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 RUNS: Mapping[str, Example] = {
     "breast-cancer.yaml": Example(),
     "digits.yaml": Example(steps=46),
     "fashion-mnist.yaml": Example(steps=12, shared={"fashion-mnist.npz": "fashion-mnist/fashion-mnist-12k-2k.npz"}),
+    "language.yaml": Example(steps=12),
+    "lora.yaml": Example(steps=4, make=first_job),
+    "proteins.yaml": Example(steps=2, shared={name: name for name in ("proteins/train", "proteins/train.csv")}),
     "resnet-images.yaml": Example(steps=3, make=pictures),
+    "tinyshakespeare.yaml": Example(steps=4, shared={"input.txt": "tinyshakespeare/input.txt"}),
 }
 
 

@@ -56,7 +56,7 @@ def predicts(folder: Path) -> None:
     """The exported model, loaded as MLflow loads it, knows the held-out digits."""
     import mlflow.pyfunc
 
-    from workers.kinds.images import DigitsData
+    from workers.kinds.image_data import DigitsData
     from workers.sources.arrays import read_digits
 
     held_out = read_digits(DigitsData(source="digits")).evaluation

@@ -26,7 +26,7 @@ from service.database import Store, open_store
 from service.errors import Forbidden, IdempotencyMismatch, InvalidRequest, NotFound, StorageFull, Unavailable
 from service.states import append_event, locked_job
 from service.tables import ApiKeyRow, Base, IdempotencyRow, JobRow, LeaseRow
-from service.values import Caller, Desired, Role, Status
+from service.values import Caller, Desired, Order, Role, Status
 from tests.integration.databases import Postgres, database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from workers.spec import parse_spec
 
@@ -133,7 +133,7 @@ def test_a_viewer_reads_and_changes_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_hold_every_job_once_in_order(store: Store, order: jobs.Order) -> None:
+def test_pages_hold_every_job_once_in_order(store: Store, order: Order) -> None:
     made = [create(store, name=f"job {index}") for index in range(7)]
     seen: list[str] = []
     while True:

@@ -88,7 +88,7 @@ def test_a_job_is_on_its_run(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     assert list(table.columns) == ["step", "linear1", "output"]
     assert len(table) == 45
 
-    from workers.kinds.images import DigitsData
+    from workers.kinds.image_data import DigitsData
     from workers.sources.arrays import read_digits
 
     held_out = read_digits(DigitsData(source="digits")).evaluation

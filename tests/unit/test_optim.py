@@ -32,9 +32,11 @@ def test_settings_reach_torch_and_steps_equal_torchs_plain_ones(name: str) -> No
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     plain: dict[str, Any] = {key: tuple(value) if key == "betas" else value for key, value in extra.items()}
+    weight: dict[str, Any] = {"params": [theirs.weight]}
+    bias: dict[str, Any] = {"params": [theirs.bias], "weight_decay": 0.0}
     pairs = [
         (ours, build_optimizer(spec, ours.parameters(), CPU)),
-        (theirs, CLASSES[name](theirs.parameters(), lr=0.02, weight_decay=0.1, **plain)),  # type: ignore[call-arg]
+        (theirs, CLASSES[name]([weight, bias], lr=0.02, weight_decay=0.1, **plain)),  # type: ignore[call-arg]
     ]
     x = torch.randn(8, 5)
     for model, optimizer in pairs:
@@ -50,6 +52,17 @@ def test_frozen_parameters_are_left_out() -> None:
     model.bias.requires_grad_(False)
     optimizer = build_optimizer(Optimizer.model_validate({}), model.parameters(), CPU)
     assert [tuple(p.shape) for p in optimizer.param_groups[0]["params"]] == [(2, 2)]
+
+
+def test_biases_and_gains_do_not_decay() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.LayerNorm(3))
+    optimizer = build_optimizer(Optimizer(name="sgd", learning_rate=1.0, weight_decay=0.25), model.parameters(), CPU)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    sum(parameter.sum() * 0 for parameter in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    factors = [0.75 if parameter.ndim > 1 else 1.0 for parameter in before]
+    for parameter, was, factor in zip(model.parameters(), before, factors, strict=True):
+        torch.testing.assert_close(parameter.detach(), was * factor)
 
 
 def rates(steps: int, peak: float = 2.0, **schedule: Any) -> list[float]:

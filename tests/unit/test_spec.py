@@ -60,9 +60,7 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"task": {"kind": "script", "anything": 1}},
-        {"task": {"kind": "language_model"}},
-        {"task": {"kind": "image_classification", "data": {"source": "huggingface", "name": "x"}}},
+        {"task": {"kind": "script", "code": {"path": "/code", "requirements": ["numpy"]}, "entry": "train.py"}},
         {"training": {"precision": "fp16"}},
         {"health": {"mode": "repair"}},
         {"health": {"preflight": True}},

@@ -127,7 +127,7 @@ def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spe
     export_model(tmp_path / "model", full_state_dict(network), task, spec)
     export_model(tmp_path / "model", full_state_dict(network), task, spec)  # again, over the first
 
-    from workers.kinds.images import DigitsData
+    from workers.kinds.image_data import DigitsData
     from workers.kinds.tables import BreastCancerData
     from workers.sources import arrays, tables
 
@@ -139,7 +139,9 @@ def test_an_exported_model_answers_like_the_trained_one(tmp_path: Path, task_spe
     batch = evaluation.batch(range(len(evaluation)), seed=0)
     with torch.no_grad():
         expected = network(batch.get("pixels", batch.get("features"))).softmax(1).numpy()
+    given = raw.copy()
     answers = load_model(tmp_path / "model").predict(raw)
+    assert (raw == given).all(), "the caller's array is as it was"
     np.testing.assert_allclose(answers["probabilities"], expected, rtol=1e-4, atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"], "no half-made folder stays"
     with pytest.raises(BadDataError, match="does not fit"):

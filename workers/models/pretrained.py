@@ -1,14 +1,16 @@
-"""Image classifiers of the transformers library, from a configuration, with random weights."""
+"""Image classifiers of the transformers library: from a configuration with random weights, or from a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from workers.kinds.images import TransformersImageModel
+from workers.sources.pretrained import FIELD, Pretrained
 from workers.sources.problems import BadDataError
 
 GIVEN = frozenset({"num_labels", "num_channels", "dtype", "return_dict", "id2label", "label2id"})
@@ -38,6 +40,57 @@ def transformers_classifier(spec: TransformersImageModel, image: tuple[int, int,
     return model
 
 
+def fine_tuned_classifier(
+    spec: TransformersImageModel, pretrained: Pretrained, image: tuple[int, int, int], classes: int
+) -> nn.Module:
+    """The checkpoint's weights, with a new last layer where it had other classes. Raises BadDataError for weights that do not fit."""
+    from transformers import AutoModelForImageClassification
+
+    assert spec.checkpoint is not None
+    config = _configuration(pretrained.config, classes)
+    try:
+        network, found = AutoModelForImageClassification.from_pretrained(
+            pretrained.folder,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,  # never a pickle
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        _must_be_loaded(network, found)
+        model = Logits(network, pretrained.size, frozen=spec.freeze_backbone)
+        _freeze_what_is_not_used(model, (pretrained.channels, *image[1:]))
+    except Exception as error:  # whatever the library raises for files that do not fit together
+        raise BadDataError(FIELD, f"{spec.checkpoint} cannot be used: {error}") from error
+    return model
+
+
+def as_fine_tuned(config: Mapping[str, Any], size: tuple[int, int] | None, classes: int) -> nn.Module:
+    """The same network without its weights, which come from elsewhere: the checkpoint need not be there any more."""
+    from transformers import AutoModelForImageClassification
+
+    return Logits(AutoModelForImageClassification.from_config(_configuration(config, classes)), size)
+
+
+def _configuration(config: Mapping[str, Any], classes: int) -> Any:
+    from transformers import AutoConfig
+
+    known = type(AutoConfig.for_model(config["model_type"]))
+    names = {"id2label", "label2id", "num_labels", "dtype", "torch_dtype"}
+    return known.from_dict({key: value for key, value in config.items() if key not in names}, num_labels=classes)
+
+
+def _must_be_loaded(network: nn.Module, found: Mapping[str, Any]) -> None:
+    """A checkpoint of something else gives a model of random weights, and a line in a log."""
+    new = {*found["missing_keys"], *(entry[0] for entry in found["mismatched_keys"])}
+    sizes = {name: value.numel() for name, value in network.named_parameters()}
+    backbone = {name for name in sizes if name.startswith(f"{network.base_model_prefix}.")}
+    absent = sorted(new & backbone)
+    if sum(sizes[name] for name in absent) > 0.5 * sum(sizes[name] for name in backbone):
+        raise ValueError(f"most of its weights are missing or of another shape, {absent[0]} for one")
+
+
 def _freeze_what_is_not_used(model: nn.Module, image: tuple[int, int, int]) -> None:
     """Some architectures carry parameters of other uses (DINOv2's mask token). They would wait for a gradient that never comes.
 
@@ -50,7 +103,7 @@ def _freeze_what_is_not_used(model: nn.Module, image: tuple[int, int, int]) -> N
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise ValueError("its output is no table of logits")
         logits.sum().backward()
-    for parameter in model.parameters():
+    for parameter in model.parameters():  # one that is frozen already has no gradient either
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
     for name, value in model.named_buffers():
@@ -88,12 +141,30 @@ def _defaults(architecture: str, image: tuple[int, int, int]) -> Mapping[str, An
 
 
 class Logits(nn.Module):
-    """Gives the logits alone. Parameters keep the names that the library gives them."""
+    """Gives the logits alone. Parameters keep the names that the library gives them.
 
-    def __init__(self, model: nn.Module) -> None:
+    ``size``: height and width to which images are resized before. ``frozen``: all but the classifier stays as it is, batch norm's running
+    statistics and dropout included.
+    """
+
+    def __init__(self, model: nn.Module, size: tuple[int, int] | None = None, *, frozen: bool = False) -> None:
         super().__init__()
         self.network = model
+        self._size, self._frozen = size, frozen
+        if frozen:
+            if model.base_model is model:
+                raise ValueError("freeze_backbone: the library does not say which part of it is the backbone")
+            model.base_model.requires_grad_(False)
+            self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self._frozen:
+            self.network.base_model.eval()  # type: ignore[union-attr]
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._size is not None and tuple(x.shape[2:]) != self._size:
+            x = functional.interpolate(x, self._size, mode="bilinear", antialias=True)
         logits: Tensor = self.network(pixel_values=x).logits
         return logits

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.kinds.images import DigitsData, IdxData, NpzData
+from workers.kinds.image_data import DigitsData, IdxData, NpzData
 from workers.sources.problems import BadDataError
 
 MAX_CLASSES = 1_000_000
@@ -40,6 +40,7 @@ class ImageArrays:
     classes: int
     class_names: tuple[str, ...]
     scale: float  # pixels divided by this are in 0-1
+    test: Images | None = None
 
 
 def read_digits(_: DigitsData) -> ImageArrays:
@@ -68,14 +69,11 @@ def builtin_rows(name: str, skip: int) -> list[list[str]]:
 
 
 def read_npz(data: NpzData) -> ImageArrays:
-    names = [data.train_images, data.train_labels]
-    if data.evaluation_images is not None and data.evaluation_labels is not None:
-        names += [data.evaluation_images, data.evaluation_labels]
-    arrays = _npz_arrays(data.path, names)
-    given = [("train_images", arrays[0]), ("train_labels", arrays[1])]
-    if len(arrays) == 4:
-        given += [("evaluation_images", arrays[2]), ("evaluation_labels", arrays[3])]
-    return _checked(dict(given), data.classes, data.holdout)
+    fields = ["train_images", "train_labels"]
+    fields += ["evaluation_images", "evaluation_labels"] if data.evaluation_images is not None else []
+    fields += ["test_images", "test_labels"] if data.test_images is not None else []
+    arrays = _npz_arrays(data.path, [getattr(data, field) for field in fields])
+    return _checked(dict(zip(fields, arrays, strict=True)), data.classes, data.holdout)
 
 
 def _npz_arrays(path: str, names: Sequence[str]) -> list[NDArray[Any]]:
@@ -137,22 +135,27 @@ def _checked(arrays: dict[str, NDArray[Any]], classes: int | None, holdout: floa
             f"label {count - 1} would make {count} classes; at most {MAX_CLASSES:,} are allowed",
         )
     check_labels("task.data.train_labels", train.labels, count)
-    if "evaluation_images" in arrays:
-        evaluation = _images("evaluation", arrays["evaluation_images"], arrays["evaluation_labels"])
-        if evaluation.pixels.shape[1:] != train.pixels.shape[1:]:
-            raise BadDataError(
-                "task.data.evaluation_images",
-                f"images of shape {evaluation.pixels.shape[1:]} do not fit training images of {train.pixels.shape[1:]}",
-            )
-        if (evaluation.pixels.dtype == np.uint8) != (train.pixels.dtype == np.uint8):
-            raise BadDataError(
-                "task.data.evaluation_images", "training and evaluation images must both be uint8 or both be floats"
-            )
-        check_labels("task.data.evaluation_labels", evaluation.labels, count)
-    if "evaluation_images" not in arrays:
+    evaluation = _other_part("evaluation", arrays, train, count)
+    test = _other_part("test", arrays, train, count)
+    if evaluation is None:
         train, evaluation = _split(train, holdout)
     scale = 255.0 if train.pixels.dtype == np.uint8 else 1.0
-    return ImageArrays(train, evaluation, count, tuple(str(label) for label in range(count)), scale)
+    return ImageArrays(train, evaluation, count, tuple(str(label) for label in range(count)), scale, test)
+
+
+def _other_part(part: str, arrays: dict[str, NDArray[Any]], train: Images, classes: int) -> Images | None:
+    if f"{part}_images" not in arrays:
+        return None
+    found = _images(part, arrays[f"{part}_images"], arrays[f"{part}_labels"])
+    where = f"task.data.{part}_images"
+    if found.pixels.shape[1:] != train.pixels.shape[1:]:
+        raise BadDataError(
+            where, f"images of shape {found.pixels.shape[1:]} do not fit training images of {train.pixels.shape[1:]}"
+        )
+    if (found.pixels.dtype == np.uint8) != (train.pixels.dtype == np.uint8):
+        raise BadDataError(where, f"training and {part} images must both be uint8 or both be floats")
+    check_labels(f"task.data.{part}_labels", found.labels, classes)
+    return found
 
 
 def _images(part: str, pixels: NDArray[Any], labels: NDArray[Any]) -> Images:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.kinds.images import FolderData
+from workers.kinds.image_data import FolderData
 from workers.sources.arrays import stratified_holdout
 from workers.sources.problems import BadDataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+FIELD = "task.data.path"
 MAX_PIXELS = 100_000_000  # more is refused: a small file may decode to gigabytes
 
 
@@ -91,42 +94,45 @@ def _stay_inside(field: str, top: Path, files: list[Path]) -> None:
             raise BadDataError(field, f"{file} is a link to a place outside of {top}")
 
 
-def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """The image as (size, size, channels) uint8. Raises BadDataError that names the file."""
-    from PIL import Image, UnidentifiedImageError
+def decode(path: Path | BinaryIO, size: int, channels: int, name: str | None = None) -> NDArray[np.uint8]:
+    """The image as (size, size, channels) uint8. Raises BadDataError that gives its ``name``, by default its path."""
+    from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadDataError(
-                    "task.data.path",
-                    f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are allowed",
-                )
-            if image.mode not in EIGHT_BIT_MODES:  # converting would cut values off, not scale them
-                raise BadDataError(
-                    "task.data.path", f"{path} has pixels of mode {image.mode}; only 8 bits a channel are read"
-                )
-            picture = image.convert("RGB" if channels == 3 else "L").resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadDataError):
-            raise
-        raise BadDataError("task.data.path", f"image {path} cannot be decoded: {error}") from error
-    pixels: NDArray[Any] = np.asarray(picture, dtype=np.uint8)
+    name = name or str(path)
+    with _named_problems(name, "decoded"), Image.open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise BadDataError(
+                FIELD, f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are allowed"
+            )
+        _check_mode(image.mode, name)  # converting would cut values off, not scale them
+        picture = image.convert("RGB" if channels == 3 else "L").resize((size, size), Image.Resampling.BILINEAR)
+        pixels: NDArray[Any] = np.asarray(picture, dtype=np.uint8)
     return pixels.reshape(size, size, channels)
 
 
-def check_header(path: Path) -> None:
-    """A quick look: format and structure, without decoding. Raises BadDataError that names the file."""
+def check_header(path: Path | BinaryIO, name: str | None = None) -> None:
+    """A quick look: format and structure, without decoding. Raises BadDataError that gives its name."""
+    from PIL import Image
+
+    name = name or str(path)
+    with _named_problems(name, "read"), Image.open(path) as image:
+        _check_mode(image.mode, name)
+        image.verify()
+
+
+def _check_mode(mode: str, name: str) -> None:
+    if mode not in EIGHT_BIT_MODES:
+        raise BadDataError(FIELD, f"{name} has pixels of mode {mode}; only 8 bits a channel are read")
+
+
+@contextmanager
+def _named_problems(name: str, what: str) -> Iterator[None]:
+    """Whatever Pillow raises for bytes that are no image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            if image.mode not in EIGHT_BIT_MODES:
-                raise BadDataError(
-                    "task.data.path", f"{path} has pixels of mode {image.mode}; only 8 bits a channel are read"
-                )
-            image.verify()
+        yield
+    except BadDataError:
+        raise
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadDataError):
-            raise
-        raise BadDataError("task.data.path", f"image {path} cannot be read: {error}") from error
+        raise BadDataError(FIELD, f"image {name} cannot be {what}: {error}") from error

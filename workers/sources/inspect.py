@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from workers.problems import Problem
 from workers.sources.problems import BadDataError
-from workers.spec import JobSpec
+from workers.spec import JobSpec, code_of
 
-# kind -> a function that takes the task, gives the number of its training samples and raises BadDataError for what cannot be used.
+# kind -> a function that takes the task (for kinds with code of the user's own also the uploaded bundle), gives the number of its training samples
+# (None: nobody knows) and raises BadDataError for what cannot be used.
 LOOKS: Mapping[str, str] = {
     "image_classification": "workers.sources.images:training_samples",
+    "language_model": "workers.sources.language:training_samples",
+    "protein_structure": "workers.sources.chains:training_samples",
+    "script": "workers.sources.scripts:training_samples",
     "tabular": "workers.sources.tables:training_samples",
+    "custom": "workers.sources.code:look_at_factory",
 }
 
 
-def inspect_data(spec: JobSpec) -> list[Problem]:
-    """What is wrong with the data of ``spec``, as far as can be seen quickly. Empty: nothing found."""
+def inspect_data(spec: JobSpec, bundle: Path | None = None) -> list[Problem]:
+    """What is wrong with the data of ``spec``, or with its code, as far as can be seen quickly. Empty: nothing found."""
     module, _, look = LOOKS[spec.task.kind].partition(":")
     try:
-        samples: int = getattr(importlib.import_module(module), look)(spec.task)
+        looking = getattr(importlib.import_module(module), look)
+        samples: int | None = looking(spec.task) if code_of(spec) is None else looking(spec.task, bundle)
     except BadDataError as error:
         return [Problem(error.field, error.message)]
     batch_size = spec.training.batch_size
-    if batch_size > samples:
+    if samples is not None and batch_size > samples:
         return [
             Problem(
                 "training.batch_size", f"larger than the {samples} training samples; at most {samples}", str(batch_size)

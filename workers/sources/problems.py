@@ -11,4 +11,8 @@ class BadDataError(ValueError):
         super().__init__(f"{field}: {message}")
 
     def __reduce__(self) -> tuple[type[BadDataError], tuple[str, str]]:
-        return BadDataError, (self.field, self.message)
+        return type(self), (self.field, self.message)
+
+
+class BadCodeError(BadDataError):
+    """Code of the user's own that cannot be used; the message names its file and line."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,13 +20,14 @@ from workers.sources.problems import BadDataError
 if TYPE_CHECKING:
     import pandas
 
+MAX_CATEGORIES = 1000  # of one column; each is an input of the network
 LARGEST = 1e100  # its square is still a number
 Objective = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """``features`` (N, F) float64; ``targets`` (N,) int64 classes or float64 values.
+    """``features`` (N, F) float64, NaN where missing, of categories their code; ``targets`` (N,) int64 classes or float64 values.
 
     Standardised before they become float32: a time in seconds has more digits than that has room for.
     """
@@ -39,6 +42,9 @@ class Tables:
     evaluation: Rows
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...]  # empty for regression
+    categories: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # of each categorical feature, in order of their codes
 
 
 def training_samples(task: TabularTask) -> int:
@@ -73,11 +79,14 @@ def read_table(data: TableData, objective: Objective) -> Tables:
     if not names:
         raise BadDataError("task.data.features", f"{data.path} has no column besides the target")
     class_names = _class_names(frame, data.target) if objective == "classification" else ()
-    rows = _rows("task.data.path", frame, names, data.target, class_names)
+    categories = {name: _categories(frame, name) for name in _categorical(frame, data)}
+    read = partial(
+        _rows, names=names, target=data.target, classes=class_names, categories=categories, missing=data.missing
+    )
+    rows = read("task.data.path", frame)
     if data.evaluation_path is not None:
         other = _frame("task.data.evaluation_path", data.evaluation_path, data.source)
-        evaluation = _rows("task.data.evaluation_path", other, names, data.target, class_names)
-        return Tables(rows, evaluation, names, class_names)
+        return Tables(rows, read("task.data.evaluation_path", other), names, class_names, categories)
     size = round(len(rows.targets) * data.holdout)
     if not 0 < size < len(rows.targets):
         raise BadDataError("task.data.holdout", f"{data.holdout} of {len(rows.targets)} rows leaves a part without any")
@@ -86,7 +95,34 @@ def read_table(data: TableData, objective: Objective) -> Tables:
     else:
         held_out = np.zeros(len(rows.targets), dtype=np.bool_)
         held_out[np.random.default_rng(SPLIT_SEED).permutation(len(rows.targets))[:size]] = True
-    return Tables(_take(rows, ~held_out), _take(rows, held_out), names, class_names)
+    return Tables(_take(rows, ~held_out), _take(rows, held_out), names, class_names, categories)
+
+
+def _categorical(frame: pandas.DataFrame, data: TableData) -> list[str]:
+    _need(frame, data.categorical or [], "task.data.categorical")
+    return list(dict.fromkeys(data.categorical or ()))
+
+
+def _categories(frame: pandas.DataFrame, name: str) -> tuple[str, ...]:
+    values = sorted({text for text in map(category, frame[name].tolist()) if text is not None})
+    if not 1 <= len(values) <= MAX_CATEGORIES:
+        raise BadDataError(
+            "task.data.categorical", f"column {name!r} has {len(values)} categories; allowed is 1 to {MAX_CATEGORIES}"
+        )
+    return tuple(values)
+
+
+def category(value: Any) -> str | None:
+    """The name of a category; None: missing. 3.0 is 3: a column of numbers with a gap is read as floats."""
+    if value is None or value != value:
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def codes_of(values: Iterable[Any], categories: Sequence[str]) -> NDArray[np.float64]:
+    """What was not seen in training, or is missing, has the code after the last one."""
+    known = {name: code for code, name in enumerate(categories)}
+    return np.array([known.get(category(value) or "", len(categories)) for value in values], dtype=np.float64)
 
 
 def _take(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
@@ -155,34 +191,63 @@ def _need(frame: pandas.DataFrame, names: list[str], field: str) -> None:
         raise BadDataError(field, f"there is no column {missing[0]!r}; there are: {', '.join(columns[:50])}")
 
 
-def _rows(field: str, frame: pandas.DataFrame, names: tuple[str, ...], target: str, classes: tuple[str, ...]) -> Rows:
+def _rows(
+    where: str,
+    frame: pandas.DataFrame,
+    *,
+    names: tuple[str, ...],
+    target: str,
+    classes: tuple[str, ...],
+    categories: Mapping[str, tuple[str, ...]],
+    missing: str,
+) -> Rows:
     _need(frame, list(names), "task.data.features")
     _need(frame, [target], "task.data.target")
-    features = np.column_stack([_numbers(field, frame, name) for name in names])
+    columns = [
+        _codes(where, frame, name, categories[name], missing)
+        if name in categories
+        else _numbers(where, frame, name, missing)
+        for name in names
+    ]
+    features = np.column_stack(columns)
     if not classes:
-        return Rows(features, _numbers(field, frame, target))
+        return Rows(features, _numbers(where, frame, target, "error"))
     codes = {name: code for code, name in enumerate(classes)}
     labels = [codes.get(str(value), -1) for value in frame[target].tolist()]
     if -1 in labels:
         row = labels.index(-1)
         raise BadDataError(
-            field, f"row {row}: class {frame[target].tolist()[row]!r} does not occur in the training rows"
+            where, f"row {row}: class {frame[target].tolist()[row]!r} does not occur in the training rows"
         )
     return Rows(features, np.array(labels, dtype=np.int64))
 
 
-def _numbers(field: str, frame: pandas.DataFrame, name: str) -> NDArray[np.float64]:
+def _codes(
+    where: str, frame: pandas.DataFrame, name: str, categories: tuple[str, ...], missing: str
+) -> NDArray[np.float64]:
+    empty = frame[name].isna().to_numpy()
+    if missing == "error" and empty.any():
+        raise BadDataError(where, f"column {name!r} is empty in row {int(empty.argmax())}; missing: mean allows that")
+    return codes_of(frame[name].tolist(), categories)
+
+
+def _numbers(where: str, frame: pandas.DataFrame, name: str, missing: str) -> NDArray[np.float64]:
     column = frame[name]
     if column.dtype.kind not in "iufb":
         import pandas
 
-        texts = pandas.to_numeric(column, errors="coerce").isna().to_numpy()
+        texts = (pandas.to_numeric(column, errors="coerce").isna() & column.notna()).to_numpy()
         row = int(texts.argmax())
-        raise BadDataError(field, f"column {name!r} must be numbers; row {row} has {str(column.iloc[row])[:40]!r}")
-    values: NDArray[np.float64] = column.to_numpy(dtype=np.float64)
-    bad = ~(np.abs(values) < LARGEST)  # NaN too
-    if bad.any():
         raise BadDataError(
-            field, f"column {name!r} is empty, NaN, infinite or beyond {LARGEST:g} in row {int(bad.argmax())}"
+            where,
+            f"column {name!r} must be numbers; row {row} has {str(column.iloc[row])[:40]!r}. Columns of names go into categorical",
         )
+    values: NDArray[np.float64] = column.to_numpy(dtype=np.float64)
+    empty = np.isnan(values)
+    if empty.any() and (missing == "error" or empty.all()):
+        instead = "; missing: mean allows that" if name and missing == "error" and not empty.all() else ""
+        raise BadDataError(where, f"column {name!r} is empty or NaN in row {int(empty.argmax())}{instead}")
+    bad = ~empty & ~(np.abs(values) < LARGEST)
+    if bad.any():
+        raise BadDataError(where, f"column {name!r} is infinite or beyond {LARGEST:g} in row {int(bad.argmax())}")
     return values

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from workers.sources.problems import BadDataError
 
-__all__ = ["BadDataError", "Batch", "Dataset", "Datasets", "Illustrated", "ModelFacts", "Task"]
+__all__ = [
+    "BadDataError",
+    "Batch",
+    "Dataset",
+    "Datasets",
+    "Deriving",
+    "Illustrated",
+    "Measured",
+    "ModelFacts",
+    "Task",
+    "Writing",
+]
 
 Batch = Mapping[str, Tensor]  # every tensor has the samples of the batch in its first dimension
 
@@ -38,6 +50,7 @@ class Dataset(Protocol):
 class Datasets:
     train: Dataset
     evaluation: Dataset | None
+    test: Dataset | None = None  # evaluated once, when the model is finished; reported as test/<metric>
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,41 @@ class Task(Protocol):
         ...
 
     def facts(self) -> ModelFacts: ...
+
+
+@runtime_checkable
+class Deriving(Protocol):
+    """A task with metrics that are functions of the other ones. Optional, besides Task."""
+
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Metric name -> value, from the metrics over the whole data set; the same on every rank."""
+        ...
+
+
+@runtime_checkable
+class Writing(Protocol):
+    """A task whose model is written as its library writes it. Optional, besides Task; its module then has ``open_model(folder, spec, facts)``."""
+
+    def write_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Weights (all of them, by name) and whatever else belongs to the model, into the folder that exists already."""
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A task with metrics that are no sums over samples, such as the area under a curve. Optional, besides Task."""
+
+    def answers(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """What the model says of each sample, and what is true of it: tensors (B, ...), always with the same names and shapes."""
+        ...
+
+    def sums(self, answers: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """What ``Task.evaluate`` gives, of answers: called in its place, so that the model runs once."""
+        ...
+
+    def measure(self, answers: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """More metrics, of the answers of the whole set in its order, each sample once, on the CPU. Called on rank 0 only."""
+        ...
 
 
 class Illustrated(Protocol):

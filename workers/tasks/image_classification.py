@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from workers.kinds.images import CnnModel, DigitsData, FolderData, ImageClassificationTask, NpzData
+from workers.kinds.image_data import DigitsData, FolderData, HuggingFaceData, NpzData, ParquetData
+from workers.kinds.images import CnnModel, ImageClassificationTask, TransformersImageModel
 from workers.kinds.networks import MlpModel
 from workers.models import builtin
-from workers.sources import arrays, folders
+from workers.sources import arrays, encoded, folders
+from workers.sources.pretrained import Pretrained, read_checkpoint
 from workers.sources.problems import BadDataError
-from workers.tasks.base import Batch, Datasets, ModelFacts
+from workers.tasks import classification, illustrations
+from workers.tasks.augmentation import AugmentedImages, augmented, changes
+from workers.tasks.base import Batch, Dataset, Datasets, ModelFacts
 
 IN_MEMORY_BYTES = 256 << 20  # sets whose floats are smaller are converted once, not batch by batch
 STATISTICS_ROWS = 4096
@@ -27,61 +31,124 @@ class ImageClassification:
     def __init__(self, spec: ImageClassificationTask, *, seed: int) -> None:
         self._spec = spec
         self._facts: ModelFacts | None = None
+        self._weights: Tensor | None = None  # of the classes
+        self._pretrained: Pretrained | None = None
+        self._evaluation: Dataset | None = None
+        self._test: Dataset | None = None
+        self._seen: Mapping[str, Tensor] | None = None  # answers of the newest evaluation
 
     def datasets(self) -> Datasets:
+        train, self._evaluation = self._images()
+        self._weights = classification.weights_of(
+            self._spec.class_weights, train.labels.numpy(), len(self.facts().class_names)
+        )
+        augmentation = self._spec.augmentation
+        varied = AugmentedImages(train, augmentation) if changes(augmentation) else train
+        return Datasets(varied, self._evaluation, self._test)
+
+    def _images(self) -> tuple[LabelledImages, LabelledImages]:
         data = self._spec.data
         if isinstance(data, FolderData):
-            return self._folder_datasets(data)
+            return self._of_folder(data)
+        if isinstance(data, ParquetData | HuggingFaceData):
+            return self._of_columns(data)
         if isinstance(data, DigitsData):
             images = arrays.read_digits(data)
         elif isinstance(data, NpzData):
             images = arrays.read_npz(data)
         else:
-            images = arrays.read_idx(data)  # type: ignore[arg-type]  # the union has no other member left
+            images = arrays.read_idx(data)
         mean, deviation = channel_statistics(images.train.pixels, images.scale)
-        self._facts = _facts(images.train.pixels.shape[1:], images.class_names, mean, deviation, images.scale)
-        return Datasets(ArrayImages(images.train, self._facts), ArrayImages(images.evaluation, self._facts))
+        self._facts = self._known(images.train.pixels.shape[1:], images.class_names, mean, deviation, images.scale)
+        self._test = ArrayImages(images.test, self._facts) if images.test is not None else None
+        return ArrayImages(images.train, self._facts), ArrayImages(images.evaluation, self._facts)
 
-    def _folder_datasets(self, data: FolderData) -> Datasets:
+    def _of_folder(self, data: FolderData) -> tuple[LabelledImages, LabelledImages]:
         images = folders.read_folder(data)
-        sample = images.train.paths[:: -(-len(images.train.paths) // STATISTICS_FILES)]
-        pixels = np.stack([folders.decode(path, data.image_size, data.channels) for path in sample])
+
+        def images_of(files: folders.ImageFiles) -> Decoded:
+            return Decoded(files.labels, lambda i: folders.decode(files.paths[i], data.image_size, data.channels))
+
+        train, evaluation = images_of(images.train), images_of(images.evaluation)
+        facts = self._facts = self._learnt(train, images.class_names)
+        return DecodedImages(train, facts), DecodedImages(evaluation, facts)
+
+    def _of_columns(self, data: ParquetData | HuggingFaceData) -> tuple[LabelledImages, LabelledImages]:
+        images = encoded.read_parquet(data) if isinstance(data, ParquetData) else encoded.read_huggingface(data)
+
+        def images_of(part: encoded.Encoded) -> Decoded:
+            return Decoded(part.labels, lambda i: part.decode(i, data.image_size, data.channels))
+
+        train = images_of(images.train)
+        facts = self._facts = self._learnt(train, images.class_names)
+        self._test = DecodedImages(images_of(images.test), facts) if images.test is not None else None
+        return DecodedImages(train, facts), DecodedImages(images_of(images.evaluation), facts)
+
+    def _learnt(self, train: Decoded, class_names: tuple[str, ...]) -> ModelFacts:
+        """Mean and deviation, from a sample of the training images."""
+        every = -(-len(train.labels) // STATISTICS_FILES)
+        pixels = np.stack([train.decode(index) for index in range(0, len(train.labels), every)])
         mean, deviation = channel_statistics(pixels, 255.0)
-        self._facts = _facts(pixels.shape[1:], images.class_names, mean, deviation, 255.0)
-        return Datasets(FileImages(images.train, data, self._facts), FileImages(images.evaluation, data, self._facts))
+        return self._known(pixels.shape[1:], class_names, mean, deviation, 255.0)
+
+    def _known(
+        self, shape: Sequence[int], classes: tuple[str, ...], mean: NDArray[Any], deviation: NDArray[Any], scale: float
+    ) -> ModelFacts:
+        """A checkpoint's own preprocessing goes before the statistics of the training images."""
+        height, width, channels = shape
+        preprocessing: dict[str, Any] = {"scale": scale, "mean": mean.tolist(), "deviation": deviation.tolist()}
+        model = self._spec.model
+        if isinstance(model, TransformersImageModel) and model.checkpoint is not None:
+            self._pretrained = read_checkpoint(model.checkpoint, model.architecture)
+            preprocessing |= of_checkpoint(self._pretrained, channels, preprocessing)
+        return ModelFacts((channels, height, width), classes, preprocessing)
 
     def model(self) -> nn.Module:
-        return build_model(self._spec, self.facts())
+        facts, model = self.facts(), self._spec.model
+        if self._pretrained is None:
+            return build_model(self._spec, facts)
+        from workers.models.pretrained import fine_tuned_classifier
+
+        assert isinstance(model, TransformersImageModel)
+        channels, height, width = facts.input_shape
+        return fine_tuned_classifier(model, self._pretrained, (channels, height, width), len(facts.class_names))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(batch["pixels"])
-        labels = batch["labels"]
-        return functional.cross_entropy(logits.float(), labels, reduction="sum"), _count(labels)
+        pixels, own = augmented(self._spec.augmentation, batch) if "draws" in batch else (batch["pixels"], None)
+        logits = model(pixels).float()
+        losses, counts = self._losses(logits, batch["labels"])
+        if own is not None:  # an image of two has two labels
+            other_losses, other_counts = self._losses(logits, batch["other_labels"])
+            losses = own * losses + (1 - own) * other_losses
+            counts = own * counts + (1 - own) * other_counts
+        return losses.sum(), counts.sum()
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self._weights.to(logits.device) if self._weights is not None else None
+        return classification.weighted_loss(logits, labels, weights, self._spec.label_smoothing)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
-        logits = model(batch["pixels"]).float()
-        labels = batch["labels"]
-        count = _count(labels)
-        return {
-            "loss": (functional.cross_entropy(logits, labels, reduction="sum"), count),
-            "accuracy": ((logits.argmax(1) == labels).sum(), count),
-        }
+        return self.sums(self.answers(model, batch))
+
+    def answers(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return classification.answers(model(batch["pixels"]), batch["labels"])
+
+    def sums(self, answers: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        return classification.sums(answers)
+
+    def measure(self, answers: Mapping[str, Tensor]) -> Mapping[str, float]:
+        self._seen = answers
+        return classification.measure(answers)
+
+    def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
+        """From the answers of the newest evaluation, so that the model need not run again. Nothing before the first one."""
+        if self._seen is None or self._evaluation is None:
+            return {}
+        return illustrations.classification_pictures(self._seen, self._evaluation, self.facts())
 
     def facts(self) -> ModelFacts:
         assert self._facts is not None, "datasets() comes first"
         return self._facts
-
-
-def _count(labels: Tensor) -> Tensor:
-    return torch.tensor(len(labels), device=labels.device)
-
-
-def _facts(
-    shape: Sequence[int], class_names: tuple[str, ...], mean: NDArray[Any], deviation: NDArray[Any], scale: float
-) -> ModelFacts:
-    height, width, channels = shape
-    preprocessing = {"scale": scale, "mean": mean.tolist(), "deviation": deviation.tolist()}
-    return ModelFacts((channels, height, width), class_names, preprocessing)
 
 
 def channel_statistics(pixels: NDArray[Any], scale: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -95,13 +162,34 @@ def channel_statistics(pixels: NDArray[Any], scale: float) -> tuple[NDArray[np.f
     return mean, np.where(deviation > 1e-6, deviation, 1.0)
 
 
+def of_checkpoint(pretrained: Pretrained, channels: int, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Grey images are given to every channel of a network for colours; the other way round would lose what it looks at."""
+    if channels not in (1, pretrained.channels):
+        raise BadDataError(
+            "task.model.checkpoint",
+            f"it takes images of {pretrained.channels} channel{'s' * (pretrained.channels > 1)}; the data's have {channels}",
+        )
+    repeated = pretrained.channels // channels
+    mean, deviation = pretrained.mean_and_deviation or (known["mean"] * repeated, known["deviation"] * repeated)
+    return {"mean": mean, "deviation": deviation, "size": pretrained.size, "config": dict(pretrained.config)}
+
+
 def standardised(pixels: NDArray[Any], facts: ModelFacts) -> Tensor:
-    """(N, H, W, C) as in the file -> (N, C, H, W) float32, each channel with mean 0 and deviation 1 over the training set."""
+    """(N, H, W, C) as in the file -> (N, C, H, W) float32, each channel with mean 0 and deviation 1 over the training set.
+
+    Or as a checkpoint wants it, with as many channels as it takes.
+    """
     preprocessing: Any = facts.preprocessing
     mean = torch.tensor(preprocessing["mean"], dtype=torch.float32)
     deviation = torch.tensor(preprocessing["deviation"], dtype=torch.float32)
-    values = torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(preprocessing["scale"])
-    return values.sub_(mean).div_(deviation).permute(0, 3, 1, 2).contiguous()
+    values = (
+        torch.from_numpy(np.ascontiguousarray(pixels)).float().div(preprocessing["scale"])
+    )  # not in the caller's array
+    return values.sub(mean).div_(deviation).permute(0, 3, 1, 2).contiguous()
+
+
+class LabelledImages(Dataset, Protocol):
+    labels: Tensor  # (N,) of all samples
 
 
 class ArrayImages:
@@ -109,12 +197,12 @@ class ArrayImages:
 
     def __init__(self, images: arrays.Images, facts: ModelFacts) -> None:
         self._pixels, self._facts = images.pixels, facts
-        self._labels = torch.from_numpy(images.labels)
+        self.labels = torch.from_numpy(images.labels)
         small = images.pixels.size * 4 <= IN_MEMORY_BYTES
         self._converted = standardised(images.pixels, facts) if small else None
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
         rows = torch.as_tensor(indices, dtype=torch.int64)
@@ -123,25 +211,28 @@ class ArrayImages:
             if self._converted is not None
             else standardised(self._pixels[list(indices)], self._facts)
         )
-        return {"pixels": pixels, "labels": self._labels[rows]}
+        return {"pixels": pixels, "labels": self.labels[rows]}
 
 
-class FileImages:
-    """Image files, decoded when they are needed."""
+@dataclass(frozen=True)
+class Decoded:
+    """Images that are decoded when they are needed: ``decode`` gives (H, W, C) uint8 of one."""
 
-    def __init__(self, files: folders.ImageFiles, data: FolderData, facts: ModelFacts) -> None:
-        self._files, self._data, self._facts = files, data, facts
+    labels: NDArray[np.int64]
+    decode: Callable[[int], NDArray[np.uint8]]
+
+
+class DecodedImages:
+    def __init__(self, images: Decoded, facts: ModelFacts) -> None:
+        self._images, self._facts = images, facts
+        self.labels = torch.from_numpy(images.labels)
 
     def __len__(self) -> int:
-        return len(self._files.paths)
+        return len(self.labels)
 
     def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
-        size, channels = self._data.image_size, self._data.channels
-        pixels = np.stack([folders.decode(self._files.paths[index], size, channels) for index in indices])
-        return {
-            "pixels": standardised(pixels, self._facts),
-            "labels": torch.from_numpy(self._files.labels[list(indices)]),
-        }
+        pixels = np.stack([self._images.decode(index) for index in indices])
+        return {"pixels": standardised(pixels, self._facts), "labels": self.labels[list(indices)]}
 
 
 # --- the model, also without its data ---------------------------------------------------------------------------------
@@ -154,8 +245,11 @@ def build_model(spec: ImageClassificationTask, facts: ModelFacts) -> nn.Module:
         return builtin.mlp(spec.model, channels * height * width, classes)
     if isinstance(spec.model, CnnModel):
         return builtin.cnn(spec.model, (channels, height, width), classes)
-    from workers.models.pretrained import transformers_classifier
+    from workers.models.pretrained import as_fine_tuned, transformers_classifier
 
+    if spec.model.checkpoint is not None:
+        known: Any = facts.preprocessing
+        return as_fine_tuned(known["config"], tuple(known["size"]) if known["size"] else None, classes)
     return transformers_classifier(spec.model, (channels, height, width), classes)
 
 

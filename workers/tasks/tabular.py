@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from workers.kinds.tables import BreastCancerData, TabularTask
 from workers.models import builtin
 from workers.sources import tables
 from workers.sources.problems import BadDataError
+from workers.tasks import classification, illustrations
 from workers.tasks.base import Batch, Datasets, ModelFacts
 
 
@@ -22,6 +24,8 @@ class Tabular:
     def __init__(self, spec: TabularTask, *, seed: int) -> None:
         self._spec = spec
         self._facts: ModelFacts | None = None
+        self._weights: Tensor | None = None  # of the classes
+        self._seen: Mapping[str, Tensor] | None = None  # answers of the newest evaluation
 
     def datasets(self) -> Datasets:
         data = self._spec.data
@@ -32,9 +36,14 @@ class Tabular:
         )
         mean, deviation = _statistics(found.train.features)
         preprocessing: dict[str, Any] = {"features": list(found.feature_names), "mean": mean, "deviation": deviation}
+        if found.categories:
+            preprocessing["categories"] = {name: list(values) for name, values in found.categories.items()}
         if not found.class_names:
             target_mean, target_deviation = _statistics(found.train.targets[:, np.newaxis])
             preprocessing |= {"target_mean": target_mean[0], "target_deviation": target_deviation[0]}
+        else:
+            classes = len(found.class_names)
+            self._weights = classification.weights_of(self._spec.class_weights, found.train.targets, classes)
         self._facts = ModelFacts((len(found.feature_names),), found.class_names, preprocessing)
         return Datasets(TableRows(found.train, self._facts), TableRows(found.evaluation, self._facts))
 
@@ -43,38 +52,89 @@ class Tabular:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         outputs, targets = model(batch["features"]).float(), batch["targets"]
-        return self._loss(outputs, targets), torch.tensor(len(targets), device=targets.device)
-
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self._spec.objective == "classification":
-            return functional.cross_entropy(outputs, targets, reduction="sum")
-        return functional.mse_loss(outputs.squeeze(1), targets, reduction="sum")
+            weights = self._weights.to(outputs.device) if self._weights is not None else None
+            losses, counts = classification.weighted_loss(outputs, targets, weights, 0.0)
+            return losses.sum(), counts.sum()
+        losses = functional.mse_loss(outputs.squeeze(1), targets, reduction="none")
+        return losses.sum(), torch.tensor(len(targets), device=targets.device)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Regression: ``mse`` and ``mae`` are in the target's own unit, ``loss`` in its standard deviations."""
+        return self.sums(self.answers(model, batch))
+
+    def answers(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         outputs, targets = model(batch["features"]).float(), batch["targets"]
-        count = torch.tensor(len(targets), device=targets.device)
-        found = {"loss": (self._loss(outputs, targets), count)}
         if self._spec.objective == "classification":
-            return found | {"accuracy": ((outputs.argmax(1) == targets).sum(), count)}
+            return classification.answers(outputs, targets)
+        return {"errors": outputs.squeeze(1) - targets, "targets": targets}
+
+    def sums(self, answers: Mapping[str, Tensor]) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Regression: ``mse`` and ``mae`` are in the target's own unit, ``loss`` in its standard deviations."""
+        if self._spec.objective == "classification":
+            return classification.sums(answers)
+        errors = answers["errors"].double()
+        count = torch.tensor(len(errors), device=errors.device)
         unit: Any = self.facts().preprocessing["target_deviation"]
-        errors = (outputs.squeeze(1) - targets).double() * unit
-        return found | {"mse": (errors.square().sum(), count), "mae": (errors.abs().sum(), count)}
+        return {
+            "loss": (errors.square().sum(), count),
+            "mse": ((errors * unit).square().sum(), count),
+            "mae": ((errors * unit).abs().sum(), count),
+        }
+
+    def measure(self, answers: Mapping[str, Tensor]) -> Mapping[str, float]:
+        self._seen = answers
+        if self._spec.objective == "classification":
+            return classification.measure(answers)
+        return {"r2": r2_score(answers["errors"].double(), answers["targets"].double())}
+
+    def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
+        """From the answers of the newest evaluation, so that the model need not run again. Nothing before the first one."""
+        names = self.facts().class_names
+        if self._seen is None or not 0 < len(names) <= illustrations.LARGEST_MATRIX:
+            return {}
+        counts = classification.confusion_matrix(self._seen)
+        return {"confusion_matrix.png": illustrations.confusion_picture(counts, names)}
 
     def facts(self) -> ModelFacts:
         assert self._facts is not None, "datasets() comes first"
         return self._facts
 
 
+def r2_score(errors: Tensor, targets: Tensor) -> float:
+    """1 - unexplained / whole variance; NaN where the targets do not vary."""
+    whole = (targets - targets.mean()).square().sum().item()
+    return 1 - errors.square().sum().item() / whole if whole > 0 else math.nan
+
+
 def _statistics(values: NDArray[Any]) -> tuple[list[float], list[float]]:
-    mean, deviation = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
+    there = ~np.isnan(values) if values.dtype.kind == "f" and np.isnan(values).any() else True  # missing: not counted
+    mean, deviation = (
+        values.mean(axis=0, dtype=np.float64, where=there),
+        values.std(axis=0, dtype=np.float64, where=there),
+    )
     return mean.tolist(), np.where(deviation > 1e-12, deviation, 1.0).tolist()
 
 
 def standardised(features: NDArray[Any], facts: ModelFacts) -> Tensor:
+    """(N, F) -> (N, inputs): numbers by mean and deviation, a missing one as the mean; then the one-hot of each category.
+
+    A first layer on a one-hot vector is an embedding of the category. Its last place stands for whatever was not seen in training.
+    """
     preprocessing: Any = facts.preprocessing
     values = (np.asarray(features, dtype=np.float64) - preprocessing["mean"]) / preprocessing["deviation"]
-    return torch.from_numpy(values.astype(np.float32))
+    categories = preprocessing.get("categories", {})
+    kinds = [name in categories for name in preprocessing["features"]]
+    parts = [np.nan_to_num(values[:, ~np.array(kinds)], nan=0.0)] if categories else [np.nan_to_num(values, nan=0.0)]
+    for place, name in enumerate(preprocessing["features"]):
+        if name in categories:
+            parts.append(np.eye(len(categories[name]) + 1)[np.asarray(features)[:, place].astype(np.int64)])
+    return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+def inputs_of(facts: ModelFacts) -> int:
+    """How wide ``standardised`` makes a row."""
+    categories: Any = facts.preprocessing.get("categories", {})
+    return facts.input_shape[0] + sum(len(values) for values in categories.values())
 
 
 class TableRows:
@@ -99,7 +159,7 @@ class TableRows:
 
 
 def build_model(spec: TabularTask, facts: ModelFacts) -> nn.Module:
-    return builtin.mlp(spec.model, facts.input_shape[0], len(facts.class_names) or 1)
+    return builtin.mlp(spec.model, inputs_of(facts), len(facts.class_names) or 1)
 
 
 def predict(model: nn.Module, spec: TabularTask, facts: ModelFacts, inputs: NDArray[Any]) -> dict[str, Any]:
@@ -107,7 +167,7 @@ def predict(model: nn.Module, spec: TabularTask, facts: ModelFacts, inputs: NDAr
     if np.ndim(inputs) != 2 or np.shape(inputs)[1] != facts.input_shape[0]:
         raise BadDataError("inputs", f"shape {np.shape(inputs)} does not fit rows of {facts.input_shape[0]} features")
     with torch.no_grad():
-        outputs = model(standardised(inputs, facts))
+        outputs = model(standardised(_as_numbers(inputs, facts), facts))
     if not facts.class_names:
         preprocessing: Any = facts.preprocessing
         values = outputs.squeeze(1).double().numpy() * preprocessing["target_deviation"] + preprocessing["target_mean"]
@@ -119,3 +179,18 @@ def predict(model: nn.Module, spec: TabularTask, facts: ModelFacts, inputs: NDAr
         "label": np.array([facts.class_names[index] for index in classes]),
         "probabilities": probabilities,
     }
+
+
+def _as_numbers(inputs: NDArray[Any], facts: ModelFacts) -> NDArray[np.float64]:
+    """Names of categories become codes. A missing number takes the mean, as in training."""
+    preprocessing: Any = facts.preprocessing
+    categories = preprocessing.get("categories", {})
+    columns = []
+    for place, name in enumerate(preprocessing["features"]):
+        values = inputs[:, place]
+        try:
+            column = tables.codes_of(values, categories[name]) if name in categories else values.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise BadDataError("inputs", f"column {name!r} must be numbers: {error}") from error
+        columns.append(column)
+    return np.column_stack(columns)

@@ -1,0 +1,118 @@
+"""What is known of a script while it runs, from its observer and from what it posts: told on, and judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workers.kinds.scripts import ScriptTask
+from workers.reports import Progress
+from workers.run_state import RunContext
+from workers.scripts.observations import Measured, Observations
+from workers.scripts.progress_server import ProgressServer, Status
+from workers.scripts.recorder import ScriptRecorder
+from workers.spec import JobSpec
+
+UNKNOWN: Mapping[str, Any] = {"verdict": "unknown", "sentence": "No step has been measured.", "findings": []}
+
+
+class Observed:
+    """``tells``: it is rank 0's, which reports for all."""
+
+    def __init__(self, spec: JobSpec, context: RunContext, *, tells: bool) -> None:
+        assert isinstance(spec.task, ScriptTask)
+        self._spec, self._task, self._context, self._tells = spec, spec.task, context, tells
+        self._recorder: ScriptRecorder | None = None
+        self._started_at: float | None = None  # of the first step that is known
+        self._first_step = 0
+        self._posted: Status | None = None
+        self.overhead: float | None = None
+        self._observations = (
+            Observations(self._take_layers, self._take_rows, self._take_end) if spec.task.observe else None
+        )
+        self._server = ProgressServer(self._take_status) if tells else None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        found = dict(self._server.variables) if self._server else {}
+        if self._observations is not None:
+            found["CHAINRULE_OBSERVER"] = self._observations.address
+            found["CHAINRULE_OVERHEAD_BUDGET"] = str(self._task.overhead_budget)
+        return found
+
+    @property
+    def step(self) -> int:
+        return self._observations.step if self._observations else 0
+
+    @property
+    def beats(self) -> int:
+        return self._observations.beats if self._observations else 0
+
+    @property
+    def latest(self) -> dict[str, float]:
+        return dict(self._recorder.latest) if self._recorder else {}
+
+    def judge(self, *, final: bool = False) -> Mapping[str, Any]:
+        return self._recorder.judge(final=final).as_dict() if self._recorder else UNKNOWN
+
+    def finish(self) -> None:
+        """Takes what the script has sent until its end. May be called again."""
+        if self._observations is not None:
+            self._observations.finish()
+
+    def close(self) -> None:
+        self.finish()
+        if self._server is not None:
+            self._server.close()
+
+    # --- by the threads that listen -----------------------------------------------------------------------------------
+
+    def _take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
+        first = self._recorder is None
+        self._recorder = ScriptRecorder(
+            self._context.reporter,
+            layers,
+            steps=self._task.steps,
+            every_steps=self._spec.gradients.every_steps,
+            told_through=self._context.link.told_through,
+        )
+        self._recorder.tell(self._tells)
+        if first and self._tells:
+            part = "; each worker has a part of the gradients, and these are rank 0's" if sharded else ""
+            said = f"The script's optimizer was found: {len(layers)} layers are measured{part}."
+            data = {"layers": list(layers), "sharded": sharded, "steps": self._task.steps}
+            self._context.reporter.event("info", "script.observed", said, data)
+
+    def _take_rows(self, rows: Sequence[Measured]) -> None:
+        assert self._recorder is not None, "layers come first"
+        self._recorder.take(rows)
+        if self._started_at is None and rows:
+            self._started_at, self._first_step = rows[0].timestamp, rows[0].step - 1
+        self._tell_progress()
+
+    def _take_end(self, overhead: float) -> None:
+        self.overhead = overhead
+        self._tell_progress()
+
+    def _take_status(self, status: Status) -> None:
+        self._posted = status
+        if status.metrics:
+            named = {f"script/{name}": value for name, value in status.metrics.items()}
+            step = int(status.metrics.get("current_step", self.step))
+            self._context.reporter.metrics(step, named, status.at)
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        """From what the script says of itself, else from its steps."""
+        step, steps, posted = self.step, self._task.steps or 0, self._posted
+        left: float | None = None
+        if posted is not None:
+            step = max(step, int(posted.metrics.get("current_step", 0)))
+            steps = steps or int(posted.metrics.get("total_steps", 0))
+            left = None if posted.left_seconds is None else max(0.0, posted.left_seconds - (time.time() - posted.at))
+        elif steps and self._started_at is not None and step > self._first_step:
+            left = max(0, steps - step) * (time.time() - self._started_at) / (step - self._first_step)
+        epoch = posted.metrics.get("current_epoch", 0.0) if posted else 0.0
+        if self._tells:
+            self._context.reporter.progress(Progress(step, steps, epoch, None, left))

@@ -1,0 +1,80 @@
+"""The record of a script's run: the same series, norms and verdicts as of every other kind, from what its observer has sent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from workers.health import Judgement
+from workers.recording import HostValues, Recorder, Row
+from workers.reports import Reporter
+from workers.scripts.observations import Measured
+
+PATIENCE_STEPS = 200  # before a flat loss counts, when nobody knows how long the run is
+
+
+class ScriptRecorder(Recorder):
+    """``take`` is called by the thread that listens, the rest by the one that looks after the script."""
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        layers: tuple[str, ...],
+        *,
+        steps: int | None,
+        every_steps: int,
+        told_through: Callable[[], int],
+    ) -> None:
+        """``steps``: of the whole run; None: unknown."""
+        super().__init__(
+            reporter,
+            layers,
+            torch.device("cpu"),
+            steps=steps or 0,
+            every_steps=every_steps,
+            warmup_steps=0 if steps else PATIENCE_STEPS,
+            told_through=told_through,
+        )
+        self._guard = threading.RLock()
+        self._loss = 0.0  # the newest that is known
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self._layers
+
+    def take(self, measured: Sequence[Measured]) -> None:
+        found = []
+        with self._guard:
+            for each in measured:
+                host = HostValues(each.learning_rate or 0.0, 0, 0.0, 0.0)
+                norm = float(np.sqrt(np.square(each.norms).sum()))
+                self._loss = each.loss if each.loss is not None else self._loss
+                row = np.concatenate([[self._loss, 1.0, norm, 1.0], each.norms])
+                values = self._of_a_script(self._values(row, each.norms, each.seconds, host), each)
+                wanted = each.step % self._every_steps == 0 or each.step == 1
+                found.append(Row(each.step, each.timestamp, values, each.norms.tolist() if wanted else None))
+                self._remember(each.step, self._loss, each.norms)
+                self.latest.update(values)
+            self._keep(found)
+
+    @staticmethod
+    def _of_a_script(values: dict[str, float], measured: Measured) -> dict[str, float]:
+        """Without what only our own loop knows: samples, epochs, clipping (a script's own has been done before it is measured)."""
+        known = {"gradient/norm", "train/step_seconds"} if measured.seconds else {"gradient/norm"}
+        known |= {"train/loss"} if measured.loss is not None else set()
+        known |= {"train/learning_rate"} if measured.learning_rate is not None else set()
+        known |= {"gradient/largest_layer_norm", "gradient/smallest_layer_norm", "gradient/first_to_last_ratio"}
+        return {key: value for key, value in values.items() if key in known or key == "gradient/nonfinite_layers"}
+
+    def judge(self, *, final: bool = False) -> Judgement:
+        with self._guard:
+            if final and self._kept_steps:
+                self._steps, self._warmup_steps = self._kept_steps[-1], 0
+            return super().judge(final=final)
+
+    def judgement(self) -> Judgement:
+        with self._guard:
+            return super().judgement()

@@ -1,0 +1,118 @@
+"""The layers that an optimizer of a script trains: their names, found among the modules that are alive, and the norms of their gradients."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class Part:
+    """The parameters of one optimizer by layer: the module that owns them, in network order."""
+
+    def __init__(self, optimizer: Any, taken: list[str], roots: dict[int, str]) -> None:
+        """``taken``: layers of other optimizers. ``roots``: the networks that were seen; new ones are added."""
+        self._optimizer = weakref.ref(optimizer)
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._shape = _shape(optimizer)
+        owners, order = _owners(self._parameters, roots)
+        fallback = {
+            id(parameter): f"group{number}.param{index}"
+            for number, group in enumerate(optimizer.param_groups)
+            for index, parameter in enumerate(group["params"])
+        }
+        names = [owners.get(id(parameter)) or fallback[id(parameter)] for parameter in self._parameters]
+        # A layer of which another optimizer has a part, too: each measures its own.
+        self._names = [f"{name} ({type(optimizer).__name__})" if name in taken else name for name in names]
+        place = dict(zip(self._names, names, strict=True))
+        self.names = sorted(place, key=lambda name: order.get(place[name], len(order)))
+        self.device = self._parameters[0].device
+        self.sharded = any(hasattr(parameter, "_local_tensor") for parameter in self._parameters)
+        self._row: Any = None
+
+    def alive(self) -> bool:
+        return self._optimizer() is not None
+
+    def is_of(self, optimizer: Any) -> bool:
+        return self._optimizer() is optimizer and self._shape == _shape(optimizer)
+
+    def find_rows(self, layers: list[str]) -> None:
+        import torch
+
+        place = {name: index for index, name in enumerate(layers)}
+        rows = [place[name] for name in self._names]
+        own = sorted(set(rows))
+        self._own = slice(own[0], own[-1] + 1) if own == list(range(own[0], own[-1] + 1)) else own
+        self._row = torch.tensor([own.index(row) for row in rows], device=self.device)
+        self._squares = torch.zeros(len(own), dtype=torch.float64, device=self.device)
+
+    def measure(self, row: Any, optimizer: Any) -> None:
+        """Writes the norm of each layer's gradient into ``row``; 0 for a layer without one."""
+        import torch
+
+        gradients, present = [], []
+        for index, parameter in enumerate(self._parameters):
+            gradient = parameter.grad
+            if gradient is not None:
+                gradients.append(_plain(gradient))
+                present.append(index)
+        self._squares.zero_()
+        if gradients:
+            norms = torch.stack([norm.to(self.device) for norm in torch._foreach_norm(gradients)]).double()
+            scale = getattr(optimizer, "grad_scale", None)
+            if scale is not None:  # a fused optimizer, which takes the scale away itself
+                norms = norms / scale.to(norms.device)
+            whole = len(present) == len(self._parameters)
+            rows = self._row if whole else self._row[torch.tensor(present, device=self.device)]
+            self._squares.index_add_(0, rows, norms.square_())
+        row[self._own] = self._squares.sqrt()
+
+
+def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[dict[int, str], dict[str, int]]:
+    """(id of a parameter -> its layer's name, place of each name in its network), from the modules that are alive."""
+    from torch import nn
+
+    wanted = {id(parameter) for parameter in parameters}
+    modules = [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
+    below = {id(child) for module in modules for child in module.__dict__.get("_modules", {}).values()}
+    found = []
+    for module in modules:
+        if id(module) not in below:
+            named = [(name, id(parameter)) for name, parameter in module.named_parameters() if id(parameter) in wanted]
+            if named:
+                found.append((module, named))
+    found.sort(key=lambda each: -len(each[1]))
+    owners: dict[int, str] = {}
+    order: dict[str, int] = {}
+    for module, named in found:
+        fresh = [(name, key) for name, key in named if key not in owners]
+        if not fresh:
+            continue
+        if id(module) not in roots:  # the first network's layers are called as they are
+            kind = type(module).__name__
+            alike = sum(known.startswith(kind) for known in roots.values())
+            roots[id(module)] = f"{kind}{alike + 1 if alike else ''}." if roots else ""
+        wrapped = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        for name, key in fresh:
+            owners[key] = roots[id(module)] + _layer(name, wrapped)
+            order.setdefault(owners[key], len(order))
+    return owners, order
+
+
+def _layer(name: str, wrapped: bool) -> str:
+    segments = [segment for segment in name.split(".") if segment not in WRAPPERS]
+    if wrapped and segments[0] == "module":
+        segments = segments[1:]
+    return ".".join(segments[:-1]) or segments[-1]
+
+
+def _plain(gradient: Any) -> Any:
+    """What of a gradient is here as numbers: a shard's own part, the rows that a sparse one has."""
+    gradient = getattr(gradient, "_local_tensor", gradient)
+    return gradient.coalesce()._values() if gradient.is_sparse else gradient
+
+
+def _shape(optimizer: Any) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]

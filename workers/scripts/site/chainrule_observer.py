@@ -1,0 +1,284 @@
+"""Watches a script's optimizers from inside its process: at each step the norm of every layer's gradient, the loss, the learning rate.
+
+Nothing of the script changes: gradients are read, never written, no random number is drawn, and the device is waited for only when rows are
+sent, twice a second. It stands alone, with torch and the standard library, because the script may have modules of the same names as ours.
+
+A *round* is one step of the optimizer that sets the pace (the first one that steps) with what the others do until its next one; so a model with two
+optimizers has one row a step, and so has a pair of networks that train against each other.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import os
+import socket
+import struct
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+ROWS = 64
+SEND_SECONDS = 0.5
+FREE_ROUNDS = 25  # at the beginning, before there is anything to budget with
+IMPATIENCE = 16  # steps of another optimizer in one round, after which that one sets the pace
+SEND_TIMEOUT = 2.0
+
+
+class Observer:
+    @classmethod
+    def from_environment(cls, part: Any) -> Observer:
+        """``part``: the class of that name, which was loaded as this one was."""
+        return cls(
+            os.environ["CHAINRULE_OBSERVER"],
+            part,
+            measures=os.environ.get("RANK", "0") == "0",
+            budget=float(os.environ.get("CHAINRULE_OVERHEAD_BUDGET", "0.02")),
+        )
+
+    def __init__(self, address: str, part: Any, *, measures: bool, budget: float) -> None:
+        """``measures``: else only steps are counted, as a sign of life; gradients are alike on all ranks."""
+        self._address, self._new, self._measures, self._budget = address, part, measures, budget
+        self._pid = os.getpid()
+        self._socket: socket.socket | None = None
+        self._off = False
+        self._losses: list[torch.Tensor] = []
+        self._scaled: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._parts: dict[int, Any] = {}  # id of an optimizer -> Part
+        self._layers: list[str] = []
+        self._roots: dict[int, str] = {}  # id of a network -> what its layers' names begin with
+        self._ring: Any = None
+        self._pending: list[list[Any]] = []  # [step, time, seconds, learning rate, whether the loss is known]
+        self._pace: Any = None  # a weak reference to the optimizer that sets it
+        self._others: dict[int, int] = {}
+        self._first_step = 0
+        self._rounds = 0
+        self._measuring = False
+        self._spent = 0.0
+        self._cost = 0.0
+        self._began = self._round_began = self._sent_at = time.perf_counter()
+
+    # --- putting it in place ------------------------------------------------------------------------------------------
+
+    def optimizers(self, module: Any) -> None:
+        before, after = self._guarded(self._before), self._guarded(self._after)
+        module.register_optimizer_step_pre_hook(before)
+        module.register_optimizer_step_post_hook(after)
+        atexit.register(self.end)
+        if self._measures:
+            self._watch_losses()
+
+    def scalers(self, module: Any) -> None:
+        """Of losses that are scaled before the backward pass, the unscaled value is kept."""
+        if not self._measures:
+            return
+        scale = module.GradScaler.scale
+
+        def scaled(scaler: Any, outputs: Any) -> Any:
+            result = scale(scaler, outputs)
+            try:
+                if hasattr(outputs, "detach"):
+                    living = {key: kept for key, kept in self._scaled.items() if kept[0]() is not None}
+                    self._scaled = living | {id(result): (weakref.ref(result), outputs.detach())}
+            except Exception:
+                self._scaled = {}
+            return result
+
+        module.GradScaler.scale = _like(scaled, scale)
+
+    def _watch_losses(self) -> None:
+        """``loss.backward()`` calls ``torch.autograd.backward``."""
+        import torch
+
+        backward = torch.autograd.backward
+
+        def watched(tensors: Any, *arguments: Any, **named: Any) -> None:
+            if not self._off:
+                self._note_loss(tensors)
+            backward(tensors, *arguments, **named)
+
+        torch.autograd.backward = _like(watched, backward)
+
+    def _note_loss(self, tensors: Any) -> None:
+        try:
+            roots = [tensors] if hasattr(tensors, "detach") else list(tensors)
+            for root in roots:
+                if root.numel() == 1:
+                    kept = self._scaled.pop(id(root), None) if self._scaled else None
+                    self._losses.append(kept[1] if kept and kept[0]() is root else root.detach())
+            if len(self._losses) > 4096:  # backward passes without a step
+                del self._losses[:-1]
+        except Exception:
+            self._losses = []
+
+    def _guarded(self, function: Callable[..., None]) -> Any:
+        """What goes wrong in it ends the observation, not the script."""
+
+        def called(*arguments: Any) -> None:
+            if self._off or os.getpid() != self._pid:
+                return
+            try:
+                function(*arguments)
+            except Exception as error:
+                self._off = True
+                print(f"chainrule: this script is not observed any more: {error!r}", file=sys.stderr)
+
+        called._torchdynamo_disable = True  # type: ignore[attr-defined]
+        return called
+
+    def end(self) -> None:
+        """When the script ends: what has not been sent yet is."""
+        self._guarded(self._end)()
+
+    # --- at each step -------------------------------------------------------------------------------------------------
+
+    def _before(self, optimizer: Any, arguments: Any, named: Any) -> None:
+        if _closure(arguments, named) is None:
+            self._step(optimizer, 0)
+
+    def _after(self, optimizer: Any, arguments: Any, named: Any) -> None:
+        """With a closure, which is called within the step, the gradients are there only after it."""
+        if _closure(arguments, named) is not None:
+            self._step(optimizer, 1)
+
+    def _step(self, optimizer: Any, done: int) -> None:
+        entered = time.perf_counter()
+        key = id(optimizer)
+        if self._pace is None or self._pace() is None:
+            self._take_pace(optimizer, done)
+        if self._pace() is optimizer:
+            self._others.clear()
+            self._begin_round(optimizer, entered)
+        else:
+            self._others[key] = self._others.get(key, 0) + 1
+            if self._others[key] > IMPATIENCE:
+                self._pace = weakref.ref(optimizer)
+        if self._measuring:
+            self._measure(optimizer)
+        self._losses.clear()
+        now = time.perf_counter()
+        if len(self._pending) > ROWS - 1 or now - self._sent_at > SEND_SECONDS:
+            self._send(keep=1)
+            now = time.perf_counter()
+        if self._measuring:
+            self._cost = 0.8 * self._cost + 0.2 * (now - entered) if self._cost else now - entered
+        self._spent += now - entered
+
+    def _take_pace(self, optimizer: Any, done: int) -> None:
+        """The first step of all. One that goes on from a checkpoint of its own knows how many it has done."""
+        self._pace = weakref.ref(optimizer)
+        if self._rounds == 0:
+            self._first_step = max(0, _steps_done(optimizer) - done)
+            self._began = self._round_began = time.perf_counter()
+
+    def _begin_round(self, optimizer: Any, now: float) -> None:
+        self._rounds += 1
+        seconds, self._round_began = now - self._round_began, now
+        within = self._spent + self._cost <= self._budget * (now - self._began)
+        self._measuring = self._measures and (self._rounds <= FREE_ROUNDS or within)
+        if self._measuring:
+            # Of a first step nobody knows when it began.
+            seconds = seconds if self._rounds > 1 else 0.0
+            self._pending.append([self._first_step + self._rounds, time.time(), seconds, _rate(optimizer), False])
+
+    def _measure(self, optimizer: Any) -> None:
+        import torch
+
+        part = self._parts.get(id(optimizer))
+        if part is None or not part.is_of(optimizer):
+            began = time.perf_counter()
+            part = self._new_part(optimizer)
+            self._spent -= time.perf_counter() - began  # once, and not again
+        with torch.no_grad():
+            row = self._ring[len(self._pending) - 1]
+            if not self._others:  # the first of the round: what the others have measured last still stands
+                row.copy_(self._ring[len(self._pending) - 2])
+                row[0] = float("nan")
+            part.measure(row[1:], optimizer)
+            if self._losses:
+                # What a line search tries is one loss at several places; else each is a part of the step's loss.
+                found = self._losses[:1] if type(optimizer).__name__ == "LBFGS" else self._losses
+                losses = [loss.reshape(()).to(row.device, row.dtype) for loss in found]
+                total = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+                row[0] = row[0] + total if self._pending[-1][4] else total
+                self._pending[-1][4] = True
+
+    def _new_part(self, optimizer: Any) -> Any:
+        import torch
+
+        self._send(keep=1)
+        self._parts = {key: part for key, part in self._parts.items() if part.alive()}
+        part = self._parts[id(optimizer)] = self._new(optimizer, self._layers, self._roots)
+        known, old = len(self._layers), self._ring
+        self._layers = self._layers + [name for name in part.names if name not in self._layers]
+        if old is None or len(self._layers) > known:
+            self._ring = torch.zeros((ROWS + 1, 1 + len(self._layers)), dtype=torch.float64, device=part.device)
+            if old is not None:
+                self._ring[:, : old.shape[1]] = old.to(part.device)
+            self._tell({"type": "layers", "layers": self._layers, "sharded": part.sharded})
+        part.find_rows(self._layers)
+        return part
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def _send(self, keep: int) -> None:
+        """Everything but the last ``keep`` rows, which are not complete. Waits for the device."""
+        self._sent_at = time.perf_counter()
+        count = len(self._pending) - keep
+        if count > 0:
+            values = array.array("d", self._ring[:count].reshape(-1).tolist()).tobytes()
+            rows, self._pending = self._pending[:count], self._pending[count:]
+            if keep:
+                self._ring[: len(self._pending)] = self._ring[count : count + len(self._pending)].clone()
+            self._tell({"type": "rows", "rows": rows, "step": self._first_step + self._rounds}, values)
+        else:
+            self._tell({"type": "beat", "step": self._first_step + self._rounds})
+
+    def _end(self) -> None:
+        if self._rounds:
+            self._send(keep=0)
+            cost = self._spent / max(time.perf_counter() - self._began, 1e-9)
+            self._tell({"type": "end", "step": self._first_step + self._rounds, "overhead": cost})
+        if self._socket is not None:
+            self._socket.close()
+        self._off = True
+
+    def _tell(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.settimeout(SEND_TIMEOUT)
+            self._socket.connect(self._address)
+        text = json.dumps(header).encode()
+        self._socket.sendall(struct.pack("<II", len(text), len(payload)) + text + payload)
+
+
+def _closure(arguments: Any, named: Any) -> Any:
+    return arguments[1] if len(arguments) > 1 else named.get("closure")
+
+
+def _rate(optimizer: Any) -> float | None:
+    rate = optimizer.param_groups[0].get("lr")
+    if rate is None or (hasattr(rate, "device") and rate.device.type != "cpu"):  # to read it would wait for the device
+        return None
+    return float(rate)
+
+
+def _steps_done(optimizer: Any) -> int:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            done = optimizer.state[parameter].get("step") if parameter in optimizer.state else None
+            if done is not None:
+                return int(done)
+    return 0
+
+
+def _like(function: Any, original: Any) -> Any:
+    import functools
+
+    return functools.wraps(original)(function)
