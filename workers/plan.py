@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workers.simulation import Simulation
     from workers.user_code import UserCode
 
+TOO_LARGE = "its model and data take more memory than a plan may have (CHAINRULE_PLAN_MEMORY)"
 BATCHES_AHEAD = 3  # read while others are computed (workers/batches.py)
 
 
@@ -158,8 +159,10 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     except ImportError as error:
         return {"failed": f"what trains is not installed where the API runs ({error})"}
     except MemoryError:
-        return {"failed": "building the model and its data takes more memory than a plan may have"}
+        return {"failed": TOO_LARGE}
     except Exception as error:  # of a user's model: the answer is for people
+        if "not enough memory" in str(error):  # torch's allocator on a CPU has no error of its own for it
+            return {"failed": TOO_LARGE}
         return {"failed": f"{type(error).__name__}: {error}"[:2000]}
 
 

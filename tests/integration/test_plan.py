@@ -67,6 +67,35 @@ def test_a_job_that_does_not_fit_is_told_what_does(service: Service) -> None:
     assert not any(row["fits"] for row in fewer)
 
 
+TEMPLATE = Path(__file__).parents[2] / "workers" / "template"
+
+
+def test_a_task_of_the_users_own_has_a_plan(service: Service) -> None:
+    """Where the API is reached from this machine only; elsewhere nobody's code runs beside its keys."""
+    task = {"kind": "custom", "code": {"path": str(TEMPLATE)}, "factory": "digits:build", "arguments": {"hidden": 64}}
+    plan = service.post("/v1/jobs?dry_run=true", json=DIGITS | {"task": task}).json()
+    assert (plan["computed"], plan["message"]) == (True, None)
+    assert plan["parameters"] == 2 * (64 * 64 + 64) + 64 * 10 + 10
+    open_to_all = service.settings.model_copy(update={"api_host": "0.0.0.0"})
+    refused = plans.plan(parse_spec(DIGITS | {"task": task}), open_to_all)
+    assert refused.plan is None
+    assert "not run where the API runs" in str(refused.message)
+    packages = task | {"code": {"path": str(TEMPLATE), "requirements": ["einops==0.8.1"]}}
+    installed = plans.plan(parse_spec(DIGITS | {"task": packages}), service.settings)
+    assert "packages that are installed on its workers only" in str(installed.message)
+
+
+def test_a_script_has_no_plan_and_says_so(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print('hello')")
+    task = {"kind": "script", "code": {"path": str(tmp_path)}, "entry": "train.py"}
+    answer = service.post("/v1/jobs?dry_run=true", json=DIGITS | {"task": task})
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()
+    assert plan["computed"] is False
+    assert plan["message"] == "The plan cannot be computed: what a script trains is known only when it runs."
+    assert plan["memory"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [

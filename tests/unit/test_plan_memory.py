@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +79,33 @@ def test_predicted_memory_is_within_a_fifth_of_what_a_step_takes(name: str) -> N
     assert not found.real
     predicted = memory(found, Layout("ddp", 1, 1, spec.training.batch_size), 0).tensors
     assert predicted == pytest.approx(measured_peak(task, data, spec), rel=0.2)
+
+
+def assert_predicted(task: dict[str, Any], batch_size: int) -> None:
+    spec = parse_spec({"name": "x", "task": task, "training": {"batch_size": batch_size}})
+    built = build_task(spec.task, 0)
+    data = built.datasets().train
+    found = simulate(built, data, spec, batch_size)
+    predicted = memory(found, Layout("ddp", 1, 1, batch_size), 0).tensors
+    assert predicted == pytest.approx(measured_peak(built, data, spec), rel=0.2)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_memory_of_a_language_model(architecture: str) -> None:
+    """From a few samples to three times as many: what does not grow with them would be taken for what does."""
+    model = {"architecture": architecture, "layers": 2, "heads": 4, "width": 96}
+    docs = Path(__file__).parents[2] / "docs"
+    data = {"source": "text", "path": str(docs)}
+    task = {"kind": "language_model", "data": data, "tokenizer": {"kind": "char"}, "model": model, "block_size": 64}
+    assert_predicted(task, 12)
+
+
+@pytest.mark.shared_data
+def test_memory_of_a_structure_model(shared_data: Path) -> None:
+    folder = shared_data / "proteins"
+    data = {"path": str(folder / "train"), "clusters": str(folder / "train.csv"), "crop_size": 32}
+    model = {"blocks": 1, "single_width": 64, "pair_width": 32, "structure_iterations": 2, "recycling": 0}
+    assert_predicted({"kind": "protein_structure", "data": data, "model": model}, 8)
 
 
 def test_bytes_are_counted_as_long_as_they_live() -> None:
