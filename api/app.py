@@ -66,6 +66,7 @@ ROUTERS = tuple(
 )
 ROUTES = tuple(route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute))
 CONCURRENT_ADMISSIONS = 8
+CONCURRENT_PLANS = 2
 
 
 def create_app(settings: Settings, stream_limits: StreamLimits | None = None) -> FastAPI:
@@ -90,7 +91,9 @@ def create_app(settings: Settings, stream_limits: StreamLimits | None = None) ->
         docs_url=None, redoc_url=None, openapi_url=None,
     )  # fmt: skip
     admissions = CapacityLimiter(CONCURRENT_ADMISSIONS)
-    app.state.services = Services(settings, store, monitoring, streams, admissions, RecordedSeries())
+    app.state.services = Services(
+        settings, store, monitoring, streams, CapacityLimiter(CONCURRENT_PLANS), admissions, RecordedSeries()
+    )
     _add_routes(app)
     _add_middleware(app, settings, store, monitoring)
     openapi.install(app, ROUTES)

@@ -29,6 +29,7 @@ from api.home import Home
 Document = dict[str, Any]
 RETRIES, FIRST_PAUSE_SECONDS = 4, 0.3
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+PLAN_TIMEOUT = httpx.Timeout(300.0, connect=5.0)
 LONGEST_PAUSE_SECONDS = 5.0
 STREAM_TIMEOUT = httpx.Timeout(10.0, read=60.0)  # the server sends a heartbeat every 15 s
 PATIENCE_SECONDS, RECONNECT_SECONDS = 60.0, 0.5  # how long, and how often, a stream that broke is asked for again
@@ -103,6 +104,10 @@ class Client:
         """Posts a job. It is safe to retry, and is retried, because the key makes the second one the same job."""
         headers = {"idempotency-key": idempotency_key or uuid.uuid4().hex}
         return self._request("POST", "/v1/jobs", json=spec, headers=headers)
+
+    def plan_job(self, spec: Mapping[str, Any]) -> Document:
+        """What the job would take; nothing is created. ``computed`` says whether that could be found out; it takes some seconds."""
+        return self._request("POST", "/v1/jobs", params={"dry_run": "true"}, json=spec, timeout=PLAN_TIMEOUT)
 
     def get_job(self, job_id: str) -> Document:
         return self._request("GET", _job(job_id))

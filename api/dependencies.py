@@ -32,6 +32,7 @@ class Services:
     store: Store
     monitoring: Monitoring
     streams: Streams
+    plans: CapacityLimiter  # each is a process that imports torch
     admissions: CapacityLimiter  # looking at data may take seconds: it must not take every thread
     series: RecordedSeries
 

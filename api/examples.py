@@ -138,6 +138,31 @@ QUEUED_JOB: dict[str, Any] = {
     "links": {"mlflow": None, "dashboard": None},
 }
 
+_PLAN_MEMORY = {"weights": 79416, "gradients": 78632, "optimizer": 157304, "activations": 2246408, "buffers": 0,
+                "process": 301989888, "total": 304551648}  # fmt: skip
+_LAYOUT = {"strategy": "ddp", "workers": 2, "accumulate": 1, "microbatch": 64, "memory": _PLAN_MEMORY, "fits": None}
+
+PLAN: dict[str, Any] = {
+    "object": "plan",
+    "computed": True,
+    "message": None,
+    "parameters": 19658,
+    "trained_parameters": 19658,
+    "samples": 1437,
+    "steps": 240,
+    "limit": None,
+    "limit_name": None,
+    **_LAYOUT,
+    "layouts": [_LAYOUT | {"workers": 1, "microbatch": 128}],
+    "flops_per_step": 236421120,
+    "seconds_per_step": 0.0064,
+    "seconds": 1.5,
+    "price": None,
+    "currency": "USD",
+    "advice": [],
+    "assumptions": ["memory: live tensors of a training step, counted on shapes"],
+}
+
 _WORKER: dict[str, Any] = {
     "node": "127.0.0.1",
     "node_id": NODE_ID,

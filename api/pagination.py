@@ -55,6 +55,12 @@ class JobsQuery(Query):
     ] = None
 
 
+class CreateQuery(Query):
+    dry_run: Annotated[
+        bool, Field(description="check the job and answer with its plan; nothing is created"), PLAIN_BOOLEAN
+    ] = False
+
+
 class FilesQuery(Query):
     after: Cursor | None = Field(None, description="id of the last file of the page before")
     limit: Annotated[int, Field(ge=1, le=10000, description="files of a page"), PLAIN_INTEGER] = 20

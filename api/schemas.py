@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service import values
 from service.cluster import Node, Resources
+from service.plans import Planned
 from service.values import Status
 from workers.reports import REASONS, Level, ReasonCode, Whose
 
@@ -129,6 +130,65 @@ class Job(Wire):
             recoveries=job.recoveries, metadata=dict(job.metadata), spec=dict(job.spec),
             links=Links(mlflow=job.links.get("mlflow"), dashboard=job.links.get("dashboard")),
         )  # fmt: skip
+
+
+class PlanMemory(Wire):
+    """Bytes of one worker at the moment when it needs most."""
+
+    weights: int = Field(description="with the model's buffers, such as running means")
+    gradients: int = Field(description="those that live at that moment")
+    optimizer: int
+    activations: int = Field(
+        description="what the backward pass needs of the forward pass, the batch, intermediate results"
+    )
+    buffers: int = Field(description="of communication: weights that fsdp gathers, gradients on their way")
+    process: int = Field(description="no tensors: Python, libraries, data in memory; on an accelerator its context")
+    total: int
+
+
+class PlanLayout(Wire):
+    strategy: Literal["ddp", "fsdp"]
+    workers: int
+    accumulate: int
+    microbatch: int = Field(description="samples that a worker computes at once")
+    memory: PlanMemory
+    fits: bool | None = Field(description="null: there is no limit to compare with")
+
+
+class Plan(Wire):
+    """What a job will take. Times and prices are estimates; ``assumptions`` says what they stand on."""
+
+    object: Literal["plan"] = "plan"
+    computed: bool = Field(
+        description="false: the job is valid, and message says why there is no plan; the figures are null then"
+    )
+    message: str | None
+    parameters: int | None = None
+    trained_parameters: int | None = None
+    samples: int | None = Field(None, description="in the training set")
+    steps: int | None = None
+    limit: int | None = Field(None, description="bytes that a worker has, as far as that is known")
+    limit_name: str | None = Field(None, examples=["workers.memory", "the memory of one H100"])
+    strategy: Literal["ddp", "fsdp"] | None = None
+    workers: int | None = None
+    accumulate: int | None = None
+    microbatch: int | None = None
+    memory: PlanMemory | None = None
+    fits: bool | None = None
+    layouts: list[PlanLayout] = Field([], description="the same job under other strategies and numbers of workers")
+    flops_per_step: int | None = Field(None, description="forward and backward, of all workers")
+    seconds_per_step: float | None = None
+    seconds: float | None = Field(None, description="of all steps")
+    price: float | None = Field(None, description="null: the service has no prices")
+    currency: str | None = None
+    advice: list[str] = []
+    assumptions: list[str] = []
+
+    @classmethod
+    def of(cls, planned: Planned) -> Self:
+        return cls.model_validate(
+            {"computed": planned.plan is not None, "message": planned.message, **(planned.plan or {})}
+        )
 
 
 class Event(Wire):

@@ -48,7 +48,7 @@ def create_job(
         with store.read() as session:
             if (earlier := idempotency.made_before(session, caller, idempotency_key, digest)) is not None:
                 return job_value(earlier)
-    spec = _parse(document)
+    spec = checked(document)
     if admit is not None:
         admit(spec)
     with store.write() as session:
@@ -208,7 +208,8 @@ def ping(store: Store) -> None:
         session.execute(text("SELECT 1"))
 
 
-def _parse(document: object) -> JobSpec:
+def checked(document: object) -> JobSpec:
+    """Raises InvalidRequest with all problems at once."""
     try:
         return parse_spec(document)
     except SpecError as error:

@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from workers.accelerators import ACCELERATORS
+
 CHECKPOINT_PROTOCOLS = ("s3", "file")
 
 Seconds = Annotated[float, Field(gt=0)]
+Price = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -95,7 +98,28 @@ class Settings(BaseSettings):
     elastic_seconds: Seconds = Field(
         30, description="a job with a range of workers grows no sooner than so long after it started or was resized"
     )
+    accelerator: str | None = Field(
+        None, description=f"what the cluster's accelerators are, for plans: {', '.join(ACCELERATORS)}"
+    )
+    accelerator_price: Price | None = Field(None, description="of one accelerator an hour, for plans")
+    cpu_price: Price | None = Field(None, description="of one processor core an hour, for plans")
+    cpu_flops: Annotated[float, Field(gt=0)] = Field(5e10, description="fp32 FLOP/s of one processor core, for plans")
+    efficiency: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.4, description="share of the declared peak that training reaches, for plans"
+    )
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = Field("USD", description="of the prices")
+    plan_timeout_seconds: Seconds = Field(120, description="a plan that takes longer is not computed")
+    plan_memory: Annotated[int, Field(ge=1 << 28)] = Field(
+        4 << 30, description="bytes of memory that computing a plan may take"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("accelerator", mode="after")
+    @classmethod
+    def _known_accelerator(cls, accelerator: str | None) -> str | None:
+        if accelerator is not None and accelerator not in ACCELERATORS:
+            raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}, got {accelerator!r}")
+        return accelerator
 
     @field_validator("home", mode="after")
     @classmethod

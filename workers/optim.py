@@ -60,6 +60,11 @@ def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[st
     return [group for group in groups if group["params"]]
 
 
+def fused(spec: Optimizer, device_type: str = "cpu") -> bool:
+    """Whether its step of plain tensors is one kernel there."""
+    return device_type in FUSED_DEVICES.get(spec.name, ())
+
+
 def learning_rate(step: int, steps: int, spec: Schedule, peak: float) -> float:
     """The rate of step ``step`` (from 0) of ``steps``: linear warm-up from ``peak / warmup_steps``, then the schedule.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import artifacts, attempts, changes, cluster, doctor, init, jobs, local
+from api.cli import artifacts, attempts, changes, cluster, doctor, init, jobs, local, plan
 
 app = typer.Typer(
     name="chainrule",
@@ -17,6 +17,7 @@ for command in (
     local.up,
     local.run,
     init.init,
+    plan.plan,
     jobs.submit,
     jobs.jobs,
     jobs.show,

@@ -27,9 +27,17 @@ class Submission:
 
     def post(self, client: Client) -> Document:
         """Uploads the code, if there is any here, and posts the job. Raises typer.Exit when the code cannot be packed."""
+        return client.create_job(self._uploaded(client))
+
+    def plan(self, client: Client) -> Document:
+        """What the job would take; its code is uploaded for that too."""
+        return client.plan_job(self._uploaded(client))
+
+    def _uploaded(self, client: Client) -> dict[str, Any]:
         if self.code is None:
-            return client.create_job(self.document)
-        return client.create_job(_placed(self.document, {"file": self._upload(client, self.code)}))
+            return self.document
+        found: dict[str, Any] = _placed(self.document, {"file": self._upload(client, self.code)})
+        return found
 
     def _upload(self, client: Client, code: str) -> str:
         with ExitStack() as stack:

@@ -43,9 +43,11 @@ class Gateway:
         answer = await self._answer("GET", path)
         return answer.content.decode("utf-8", errors="replace")
 
-    async def post(self, path: str, content: str = "", media_type: str = "application/json") -> Document:
+    async def post(
+        self, path: str, content: str = "", media_type: str = "application/json", timeout: float = TIMEOUT_SECONDS
+    ) -> Document:
         headers = {"content-type": media_type} if content else {}
-        return await self._ask("POST", path, content=content.encode(), headers=headers)
+        return await self._ask("POST", path, content=content.encode(), headers=headers, timeout=timeout)
 
     async def _ask(self, method: str, path: str, **settings: Any) -> Document:
         answer = await self._answer(method, path, **settings)

@@ -6,11 +6,12 @@ from typing import Literal
 
 from nicegui import events, ui
 
-from api.dashboard import job_files
+from api.dashboard import job_files, plan_card
 from api.dashboard.frame import Frame
 from api.dashboard.gateway import AwayError, Gateway, RefusedError
 
 YAML = "application/yaml"
+PLAN_SECONDS = 300.0
 
 
 def show(api: Gateway) -> None:
@@ -39,12 +40,17 @@ def show(api: Gateway) -> None:
         verdict = ui.column().classes("w-full gap-1")
         with ui.row():
             button = ui.button("Submit", icon="send")
+            planner = (
+                ui.button("Plan", icon="calculate").props("outline").tooltip("What it will take; nothing is started")
+            )
+        planned = ui.column().classes("w-full gap-2")
 
     def check() -> None:
         tell(job_files.problems_of(editor.value or ""))
 
     def tell(problems: list[tuple[str, str]]) -> None:
         button.set_enabled(not problems)
+        planner.set_enabled(not problems)
         verdict.clear()
         with verdict:
             if not problems:
@@ -68,6 +74,25 @@ def show(api: Gateway) -> None:
             return
         ui.navigate.to(f"/jobs/{job['id']}")
 
+    async def plan() -> None:
+        planner.props("loading")
+        text = editor.value or ""
+        try:
+            found = await api.post("/v1/jobs?dry_run=true", text, YAML, timeout=PLAN_SECONDS)
+        except RefusedError as error:
+            tell([(p["path"], p["message"]) for p in error.problems] or [("", str(error))])
+            return
+        except AwayError as error:
+            ui.notify(f"There is no plan: {error}", type="negative")
+            return
+        finally:
+            planner.props(remove="loading")
+        planned.clear()
+        with planned:
+            plan_card.show(found)
+
+    planner.on_click(plan)
     editor.on_value_change(check)
+    editor.on_value_change(planned.clear)
     button.on_click(submit)
     check()

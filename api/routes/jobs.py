@@ -17,9 +17,9 @@ from api.changes import JobChange, parse
 from api.dependencies import Document, JobId, Provided, Services
 from api.documented import of_job, protected, success
 from api.errors import ApiError
-from api.pagination import JobsQuery, page
+from api.pagination import CreateQuery, JobsQuery, page
 from api.responses import json_response
-from service import admission, files, jobs
+from service import admission, files, jobs, plans
 from service.errors import InvalidRequest
 from service.values import Caller, Job
 
@@ -47,16 +47,27 @@ IdempotencyKey = Annotated[
         **success(
             schemas.Job, examples.QUEUED_JOB, status=201, description="The job, queued. Location has its address."
         ),
+        **success(schemas.Plan, examples.PLAN, description="Of a dry run: what the job will take."),
         **protected(400, 409, 413, 415, 422),
     },
 )
 async def create_job(
-    request: Request, caller: Member, services: Provided, idempotency_key: IdempotencyKey = None
+    request: Request,
+    caller: Member,
+    services: Provided,
+    query: Annotated[CreateQuery, Query()],
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Checks the job and queues it. Every problem is reported at once, each with its path; nothing is kept of a job that
-    is refused. The body is a job file as JSON or YAML; its JSON Schema is at /v1/schema."""
+    is refused. The body is a job file as JSON or YAML; its JSON Schema is at /v1/schema.
+
+    With ``dry_run`` nothing is queued: the answer is a plan with parameters, memory by part, FLOPs, time, price and advice. It
+    takes some seconds."""
     kind = media_type(request)
     body = await request.body()
+    if query.dry_run:
+        planned = await to_thread.run_sync(partial(_plan, services, caller, body, kind), limiter=services.plans)
+        return json_response(schemas.Plan.of(planned))
     create = partial(_create, services, caller, body, kind, idempotency_key)
     job = await to_thread.run_sync(create, limiter=services.admissions)
     return json_response(schemas.Job.of(job), 201, {"location": f"/v1/jobs/{job.id}"})
@@ -75,6 +86,13 @@ def _create(services: Services, caller: Caller, body: bytes, kind: str, idempote
             spec, services.settings, capacity, files.bundle_of(services.store, caller, services.files, spec)
         ),
     )
+
+
+def _plan(services: Services, caller: Caller, body: bytes, kind: str) -> plans.Planned:
+    spec = jobs.checked(parse_document(body, kind))
+    bundle = files.bundle_of(services.store, caller, services.files, spec)
+    admission.check(spec, services.settings, jobs.cluster_view(services.store).capacity, bundle)
+    return plans.plan(spec, services.settings, bundle)
 
 
 @router.get(

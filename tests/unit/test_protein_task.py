@@ -189,7 +189,7 @@ def test_helices_and_strands_are_learnt_and_told(tmp_path: Path) -> None:
         sums = task.evaluate(model, batch)
         files = task.illustrate(model, torch.device("cpu"))  # type: ignore[attr-defined]
     found = {name: (total / count).item() for name, (total, count) in sums.items()}
-    assert set(found) == set(spec.task.metrics())  # type: ignore[union-attr]
+    assert set(found) == set(spec.task.metrics())
     assert [int(sums[name][1]) for name in ("lddt_ca", "train_lddt_ca", "loss")] == [2, 6, 2]
     assert found["train_lddt_ca"] > 0.6
     assert found["lddt_ca"] > 0.6
