@@ -192,6 +192,7 @@ def test_what_a_look_cannot_know_it_lets_pass(tmp_path: Path, module: str) -> No
     look_at_factory(spec(tmp_path, "elsewhere:build", code={"requirements": ["elsewhere"]}), None)
 
 
+@pytest.mark.usefixtures("module")
 def test_a_module_of_the_machine_does_not_stand_in_for_one_of_the_code(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text(TASK)
     with pytest.raises(BadCodeError, match="which hides the one of the code"):
