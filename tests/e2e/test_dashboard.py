@@ -113,8 +113,8 @@ def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product,
     assert (tmp_path / "model.safetensors").read_bytes() == stored.read_bytes()
 
     kept = product.home / "storage" / "jobs" / submitted / "artifacts"
-    artifacts.write(kept, 40, {"samples.txt": b"To be, or not to be", "grid.png": PICTURE, "chain.pdb": b"ATOM"})
-    artifacts.write(kept, 20, {"samples.txt": b"o bt e,on r"})
+    artifacts.write(kept, 1000, {"samples.txt": b"To be, or not to be", "grid.png": PICTURE, "chain.pdb": b"ATOM"})
+    artifacts.write(kept, 999, {"samples.txt": b"o bt e,on r"})
     page.get_by_role("tab", name="Samples").click()
     expect(page.get_by_text("To be, or not to be")).to_be_visible(timeout=20_000)
     picture = page.get_by_alt_text("grid.png")
@@ -124,7 +124,7 @@ def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product,
     download.value.save_as(tmp_path / "chain.pdb")
     assert (tmp_path / "chain.pdb").read_bytes() == b"ATOM"
     page.get_by_role("combobox", name="after step").click()
-    page.get_by_role("option", name="20").click()
+    page.get_by_role("option", name="999", exact=True).click()
     expect(page.get_by_text("o bt e,on r")).to_be_visible(timeout=20_000)
     expect(page.get_by_text("To be, or not to be")).to_be_hidden(timeout=20_000)
 
