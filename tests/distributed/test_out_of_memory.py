@@ -70,6 +70,14 @@ def trained(
     return found, memory.found("memory.microbatch_halved"), memory.series("train/loss")
 
 
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """New ones: what others have freed before them would count as room."""
+    found = Processes()
+    yield found
+    found.close()
+
+
 MORE = (
     270 << 20
 )  # a whole step needs 512 MB at once, a half of it 256 MB, a quarter 128 MB, and the process itself some 80 MB
