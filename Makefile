@@ -38,6 +38,7 @@ bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmark
 	$(BIN)/python -m benchmarks.checkpoint_stall
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.dashboard_open
+	$(BIN)/python -m benchmarks.nanogpt
 
 soak: $(VENV)    ## run 200 short jobs and compare what is left with what there was before
 	$(BIN)/python -m benchmarks.soak

@@ -23,6 +23,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from api.client_files import Files
 from api.home import Home
 
 Document = dict[str, Any]
@@ -63,6 +64,10 @@ class Client:
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=not _is_here(host)
         )
+
+    @property
+    def files(self) -> Files:
+        return Files(self._request)
 
     @classmethod
     def from_environment(cls, home: Home | None = None) -> Self:
@@ -202,7 +207,7 @@ class Client:
         return self._document(self._answer(method, path, **settings))
 
     def _answer(self, method: str, path: str, **settings: Any) -> httpx.Response:
-        """Every request of this client may be sent twice: reading, saying how something should be, and creating a job under a key."""
+        """Every request of this client may be sent twice: reading, saying how something should be, and creating something under a key."""
         if "params" in settings:
             settings["params"] = {key: value for key, value in settings["params"].items() if value is not None}
         pause = FIRST_PAUSE_SECONDS

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.measure import compare, write
 
 GOAL = 1.88
+TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare" / "input.txt"
 
 
 def job(text: Path, threads: int) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def seconds_to_goal(curve: Curve) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path, help="tinyshakespeare's input.txt")
+    parser.add_argument("text", type=Path, nargs="?", default=TEXT, help="tinyshakespeare's input.txt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -67,9 +67,10 @@ class Recorder:
         every_steps: int,
         warmup_steps: int,
         told_through: Callable[[], int],
+        terms: str | None = None,
     ) -> None:
-        """``told_through``: the mark up to which the controller has everything."""
-        self._told_through = told_through
+        """``told_through``: the mark up to which the controller has everything. ``terms``: what the loss counts, if not samples."""
+        self._told_through, self._terms = told_through, terms
         self._teller = False
         self._untold: deque[Row] = deque()
         self._reporter, self._layers, self._steps = reporter, layers, steps
@@ -149,13 +150,14 @@ class Recorder:
         loss_sum, count, norm, factor = row[: len(SCALARS)].tolist()
         quarter = max(1, len(norms) // 4)
         last = float(np.median(norms[-quarter:])) if len(norms) else 0.0
+        rates = {"samples": float(host.samples)} | ({self._terms: count} if self._terms else {})
         return {
             "train/loss": loss_sum / count if count else math.nan,
             "train/learning_rate": host.learning_rate,
             "train/epoch": host.epoch,
             "train/step_seconds": seconds,
             "train/data_wait_seconds": host.data_wait_seconds,
-            "train/samples_per_second": host.samples / seconds if seconds > 0 else 0.0,
+            **{f"train/{name}_per_second": value / seconds if seconds > 0 else 0.0 for name, value in rates.items()},
             "gradient/norm": norm,
             "gradient/norm_clipped": norm * factor,
             "gradient/clipped": float(factor < 1.0),

@@ -103,6 +103,7 @@ class RunState:
             every_steps=spec.gradients.every_steps,
             warmup_steps=spec.schedule.warmup_steps,
             told_through=self.link.told_through,
+            terms=getattr(task, "terms", None),
         )
 
     def build(self) -> None:

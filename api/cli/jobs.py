@@ -8,13 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.console import (
-    USAGE,
     HomeOption,
     JobArgument,
     JsonOption,
     duration,
     err,
-    fail,
     number,
     out,
     print_json,
@@ -23,40 +21,32 @@ from api.cli.console import (
     service,
 )
 from api.cli.follow import AT_WORK, show_to_the_end, summary
+from api.cli.submission import read_job
 from api.client import Document
-from workers.jobfile import JobFileError, read_job_file
-from workers.problems import SpecError
-from workers.spec import parse_spec, read_from
 
+CodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--code",
+        help="Folder, or git+https://host/repository@revision, with the job's code; instead of what the file says",
+    ),
+]
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
-
-
-def read_job(path: Path) -> dict[str, Any]:
-    """The job of a file, checked here already; data paths in it are taken from the file's folder. Raises typer.Exit(2)."""
-    try:
-        document = read_job_file(path)
-        spec = parse_spec(document)
-    except JobFileError as error:
-        raise fail(error, USAGE) from error
-    except SpecError as error:
-        for problem in error.problems:
-            say(f"  {problem}", "red", err)
-        problems = f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''}"
-        raise fail(f"{path} has {problems}", USAGE) from error
-    assert isinstance(document, dict)
-    return read_from(str(path.resolve().parent), document, spec)
 
 
 def submit(
     file: Annotated[Path, typer.Argument(help="Job file, YAML or JSON")],
     follow_: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it has ended")] = False,
+    code: CodeOption = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Post a job. With --follow: exit 0 when it succeeded, 1 when not, 4 when it was paused, 130 when Ctrl-C ended the following."""
-    document = read_job(file)
+    """Post a job; code that its file names by a relative path or a git address is uploaded before.
+
+    With --follow: exit 0 when it succeeded, 1 when not, 4 when it was paused, 130 when Ctrl-C ended the following."""
+    submission = read_job(file, code)
     with service(home) as client:
-        job = client.create_job(document)
+        job = submission.post(client)
         if not follow_:
             print_json(job) if as_json else say(f"{job['id']} is {job['status']}")
             return

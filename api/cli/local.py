@@ -12,7 +12,7 @@ import typer
 
 from api.cli.console import INTERRUPTED, USAGE, HomeOption, exit_code, fail, refused, say
 from api.cli.follow import ENDED, follow, summary
-from api.cli.jobs import read_job
+from api.cli.submission import Submission, read_job
 from api.client import ApiError, Client, Document, NoServiceError
 from api.home import Home, HomeError
 from api.supervisor import (
@@ -74,18 +74,18 @@ def run(
 
     Uses the service that runs on the home already, if there is one.
     """
-    document = read_job(file)
+    submission = read_job(file)
     place = Home(home)
     running = place.service()
     try:
         with stopping_on_signals():
             if running is not None:
                 say(f"using the service at {running.url}")
-                job = _train(place, running.url, document, stays=True)
+                job = _train(place, running.url, submission, stays=True)
             else:
                 started = time.monotonic()
                 _settings(home=place.path)
-                workers = parse_spec(document).workers
+                workers = parse_spec(submission.document).workers
                 options = Options(
                     place,
                     port=usual_or_free(API_PORT),
@@ -95,7 +95,7 @@ def run(
                 say("starting Ray, MLflow, the scheduler and the API ...")
                 with Supervisor(options, lambda message: None) as service:
                     say(f"the service is ready after {time.monotonic() - started:.1f} s at {service.url}")
-                    job = _train(place, service.url, document, stays=False)
+                    job = _train(place, service.url, submission, stays=False)
                 say("stopped what was started; `make serve` (chainrule up) shows the API and MLflow again", "dim")
     except StopRequestedError:
         say("stopped", "yellow")
@@ -107,15 +107,15 @@ def run(
     raise typer.Exit(exit_code(job))
 
 
-def _train(home: Home, url: str, document: Document, *, stays: bool) -> Document:
+def _train(home: Home, url: str, submission: Submission, *, stays: bool) -> Document:
     """``stays``: whether the service goes on after this command. If not, neither does the job when the command is interrupted; it
     would be in the way of the next one."""
     key = os.environ.get("CHAINRULE_API_KEY") or home.admin_key()
     if key is None:
         raise NoServiceError(f"no API key in {home.path / 'admin.key'}")
     with Client(url, key) as client:
-        job = client.create_job(document)
-        say(f"posted {document['name']} to {url}/v1/jobs: {job['id']}")
+        job = submission.post(client)
+        say(f"posted {job['name']} to {url}/v1/jobs: {job['id']}")
         try:
             job = follow(client, job["id"])
         except StopRequestedError:

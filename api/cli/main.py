@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import artifacts, attempts, changes, cluster, doctor, jobs, local
+from api.cli import artifacts, attempts, changes, cluster, doctor, init, jobs, local
 
 app = typer.Typer(
     name="chainrule",
@@ -16,6 +16,7 @@ app = typer.Typer(
 for command in (
     local.up,
     local.run,
+    init.init,
     jobs.submit,
     jobs.jobs,
     jobs.show,

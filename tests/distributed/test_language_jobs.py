@@ -86,7 +86,7 @@ def test_any_number_of_workers_gives_the_same_curve(
         document = job(data, GPT, **{**parts, "workers": {**parts.get("workers", {}), "count": count}})
         runs[count] = processes.run(count, tmp_path / str(count), run_job, document, tmp_path / str(count))
     alone, first = runs[1][0][1], runs[2][0][1]
-    assert len(alone.series("train/loss")) == 6
+    assert len(alone.series("train/loss")) == len(alone.series("train/tokens_per_second")) == 6
     for key in ("train/loss", "gradient/norm", "eval/loss", "eval/accuracy"):
         np.testing.assert_allclose(first.series(key), alone.series(key), rtol=1e-4, err_msg=key)
     assert alone.series("eval/perplexity") == pytest.approx(np.exp(alone.series("eval/loss")))
@@ -128,6 +128,20 @@ def test_a_first_job_and_adapters_on_it(tmp_path: Path) -> None:
         torch.testing.assert_close(also(tokens).logits, expected)
         assert not torch.allclose(base(tokens).logits, expected, atol=1e-3), "the adapters do something"
     assert len(_load_pyfunc(str(second / "model")).predict(np.array(["the", "a"]))) == 2
+
+
+def test_adapters_on_sharded_weights(processes: Processes, tmp_path: Path) -> None:
+    """Most parameters are frozen there; the samples are drawn by all ranks together."""
+    run_job(0, 1, job(text(tmp_path), GPT, training={"steps": 1}), tmp_path / "first")
+    lora = {"checkpoint": str(tmp_path / "first" / "model"), "lora": {"rank": 2}}
+    samples = {"prompts": ["1 cats"], "max_new_tokens": 20}
+    curves = {}
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        document = job(chats(tmp_path), lora, workers={"count": count, "strategy": "fsdp"}, task={"samples": samples})
+        curves[count] = processes.run(count, tmp_path / str(count), run_job, document, tmp_path / str(count))[0][1]
+    for key in ("train/loss", "gradient/norm", "eval/loss"):
+        np.testing.assert_allclose(curves[2].series(key), curves[1].series(key), rtol=1e-4, err_msg=key)
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:

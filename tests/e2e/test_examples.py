@@ -58,6 +58,7 @@ def first_job(folder: Path) -> None:
 
 RUNS: Mapping[str, Example] = {
     "breast-cancer.yaml": Example(),
+    "custom/job.yaml": Example(),
     "digits.yaml": Example(steps=46),
     "fashion-mnist.yaml": Example(steps=12, shared={"fashion-mnist.npz": "fashion-mnist/fashion-mnist-12k-2k.npz"}),
     "language.yaml": Example(steps=12),
@@ -110,6 +111,16 @@ def test_it_succeeds(product: Product, tmp_path: Path, name: str, request: pytes
     job = product.until(answer.json()["id"], name, lambda job: job["finished_at"] is not None, 240)
     assert job["status"] == "succeeded", job["reason"]
     assert ("train/loss" if document["task"]["kind"] == "script" else "eval/loss") in job["latest"]
+
+
+def test_what_init_makes_trains_as_it_stands(product: Product, tmp_path: Path) -> None:
+    """Packed, uploaded and unpacked on the way."""
+    product.chainrule("init", str(tmp_path / "mine"))
+    followed = product.chainrule("submit", str(tmp_path / "mine" / "job.yaml"), "--follow")
+    assert "succeeded" in followed
+    job = product.http.get("/v1/jobs").json()["data"][0]
+    assert job["spec"]["task"]["code"]["file"].startswith("file-")
+    assert job["latest"]["eval/accuracy"] >= 0.93
 
 
 def replaced(value: Any, texts: Mapping[str, str]) -> Any:

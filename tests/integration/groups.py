@@ -56,6 +56,7 @@ class Group:
         mlflow_url: str | None = None,
         job_id: str | None = None,
         number: int = 1,
+        bundle: Path | None = None,
     ) -> None:
         self.job_id = job_id or f"job-{uuid.uuid4().hex[:12]}"
         self.name = f"{self.job_id}.{number}"
@@ -71,6 +72,8 @@ class Group:
             mlflow_url,
             "chainrule",
             train,
+            None,
+            str(bundle) if bundle is not None else None,
         )
         self.start()
 

@@ -12,6 +12,7 @@ import torch
 
 from workers.kinds.language import DocumentData, TextData, TokenData
 from workers.language.blocks import PackedDocuments, TextBlocks, TokenizedDocument, pack
+from workers.problems import SpecError
 from workers.sources.documents import read_documents
 from workers.sources.inspect import inspect_data
 from workers.sources.problems import BadDataError
@@ -28,6 +29,31 @@ def look(data: dict[str, Any], **parts: Any) -> list[str]:
         f"{p.path}: {p.message}"
         for p in inspect_data(parse_spec({"name": "x", "task": task, "training": {"batch_size": 2}}))
     ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"model": {"architecture": "gpt9"}}, "task.model.architecture: Input should be 'gpt2'"),
+        ({"model": {"architecture": "gpt2", "checkpoint": "./x"}}, "task.model.architecture: unknown field"),
+        ({"model": {"architecture": "gpt2", "heads": 3}}, "task.model: width 128 is not a multiple of heads 3"),
+        ({"model": {"checkpoint": "./x"}, "tokenizer": {"kind": "char"}}, "task: a checkpoint has a tokenizer"),
+        ({"tokenizer": {"kind": "word"}}, "task.tokenizer.kind: kind must be one of: default, char, byte"),
+        (
+            {"data": {"source": "tokens", "path": "x", "vocabulary_size": 9}, "samples": {"prompts": ["a"]}},
+            "task: samples",
+        ),
+        ({"data": {"source": "csv"}}, "task.data.source: source must be one of: text, jsonl, parquet or tokens"),
+        ({"samples": {"prompts": []}}, "task.samples.prompts: List should have at least 1 item"),
+        ({"block_size": 0}, "task.block_size: Input should be greater than or equal to 1"),
+    ],
+    ids=str,
+)
+def test_jobs_that_do_not_fit_together(parts: dict[str, Any], says: str) -> None:
+    task = {"kind": "language_model", "data": {"source": "text", "path": "x"}, **parts}
+    with pytest.raises(SpecError) as caught:
+        parse_spec({"name": "x", "task": task})
+    assert str(caught.value.problems[0]).startswith(says)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -122,11 +148,14 @@ def test_bad_documents(tmp_path: Path, row: object, says: str) -> None:
     assert says.replace("{file}", str(path)) in problem
 
 
-def test_documents_that_are_none(tmp_path: Path) -> None:
+def test_documents_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path)
     assert "has no documents" in look({"source": "jsonl", "path": str(path)})[0]
     path.write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
     assert "byte 0xff at offset 25" in look({"source": "jsonl", "path": str(path)})[0]
+    monkeypatch.setattr("workers.sources.text.MAX_LINE", 20)
+    path.write_text(json.dumps({"text": "x" * 20}))
+    assert "line 1 of" in look({"source": "jsonl", "path": str(path)})[0]
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
     assert "cannot be read as parquet" in look({"source": "parquet", "path": str(tmp_path / "x.parquet")})[0]
     with pytest.raises(BadDataError, match="at least 2 are needed"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from workers.compilation import compile_in_place
 from workers.kinds.language import BpeTokenizer, ByteTokenizer, CausalArchitecture, CharTokenizer, NewModel, Samples
 from workers.language import vocabulary
 from workers.language.cross_entropy import cross_entropy
@@ -125,6 +126,20 @@ def test_architectures(architecture: Any) -> None:
     assert model.keeps_documents_apart
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) < 10_000
+
+
+def test_it_is_compiled_whole_and_once_for_any_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches what the compiler cannot follow (each such place would cut the program in two) and a program for each batch size."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=counter))
+    model = causal.new_model(NewModel(architecture="gpt2", layers=1, heads=2, width=16), 33, 8, 32)
+    compile_in_place([model])
+    for count in (5, 3, 1):
+        tokens = torch.randint(0, 33, (count, 8))
+        model(tokens, tokens)[0].backward()
+    assert counter.frame_count == 1
 
 
 def test_settings_that_are_none() -> None:

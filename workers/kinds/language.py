@@ -8,10 +8,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Discriminator, Field, JsonValue, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from workers.kinds.hub import FolderOrRepository, is_folder
 from workers.spec_base import ColumnName, Model, PathText, PositiveInt, TaskModel, chosen_by, filled
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
-HUB = "hub:"  # before the name of a model or tokenizer on the Hugging Face hub; everything else is a path
 
 
 class HeldOut(Model):
@@ -79,10 +79,10 @@ class BpeTokenizer(Model):
 
 
 class FileTokenizer(Model):
-    """A tokenizer that is there already: a folder or a tokenizer.json, or ``hub:`` and a name."""
+    """A tokenizer that is there already: a folder or a tokenizer.json that begins with / or ./, or a repository of the hub."""
 
     kind: Literal["file"]
-    path: PathText
+    path: FolderOrRepository
 
 
 TokenizerModel = Annotated[
@@ -138,20 +138,21 @@ class Lora(Model):
 
 
 class CheckpointModel(Model):
-    """A model that is there already: the folder of an earlier job's model, any transformers folder, or ``hub:`` and a name."""
+    """A model that is there already: the folder of an earlier job's model, any of transformers, or a repository of the hub."""
 
-    checkpoint: PathText
+    checkpoint: FolderOrRepository
     lora: Lora | None = Field(None, description="null: all weights are trained")
     attention: Attention = "sdpa"
 
 
 def _by_checkpoint(value: object) -> str:
     given = "checkpoint" in value if isinstance(value, Mapping) else isinstance(value, CheckpointModel)
-    return "checkpoint" if given else "new"
+    return "from_checkpoint" if given else "from_config"  # no names of fields: problems are found by their path
 
 
 CausalModel = Annotated[
-    Annotated[CheckpointModel, Tag("checkpoint")] | Annotated[NewModel, Tag("new")], Discriminator(_by_checkpoint)
+    Annotated[CheckpointModel, Tag("from_checkpoint")] | Annotated[NewModel, Tag("from_config")],
+    Discriminator(_by_checkpoint),
 ]
 
 
@@ -200,7 +201,6 @@ class LanguageModelTask(TaskModel):
         return ("loss", "perplexity", "accuracy")
 
     def paths(self) -> list[tuple[str, str]]:
-        found = filled(self.data, ("path", "evaluation_path"))
-        found += filled(self.model, ("checkpoint",), "task.model")
-        found += filled(self.tokenizer, ("path",), "task.tokenizer")
-        return [(field, value) for field, value in found if not value.startswith(HUB)]
+        named = filled(self.model, ("checkpoint",), "task.model") + filled(self.tokenizer, ("path",), "task.tokenizer")
+        folders = [(field, value) for field, value in named if is_folder(value)]
+        return filled(self.data, ("path", "evaluation_path")) + folders

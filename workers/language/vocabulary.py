@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.kinds.language import HUB, BpeTokenizer, CharTokenizer, TokenizerModel
+from workers.kinds.language import BpeTokenizer, CharTokenizer, TokenizerModel
 from workers.sources.problems import BadDataError
 
 END = "<|endoftext|>"
@@ -66,18 +66,17 @@ def wrapped(tokenizer: Any) -> Any:
     )
 
 
-def load_tokenizer(path: str, field: str) -> Any:
-    """From a folder, a tokenizer.json or the hub. Raises BadDataError."""
+def load_tokenizer(path: str, field: str, *, local: bool) -> Any:
+    """From a folder or a tokenizer.json (``local``), or the hub. Raises BadDataError."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    local = not path.startswith(HUB)
     if local and not os.path.exists(path):
         raise BadDataError(field, f"there is no file or folder {path}")
     try:
         if local and Path(path).is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=path)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(path.removeprefix(HUB), local_files_only=local)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except Exception as error:  # whatever the library raises for files that are none of its own
         raise BadDataError(field, f"there is no tokenizer at {path}: {_first_line(error)}") from error
     if tokenizer.chat_template is None:

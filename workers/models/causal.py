@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.kinds.language import HUB, CheckpointModel, Lora, NewModel
+from workers.kinds.hub import is_folder
+from workers.kinds.language import CheckpointModel, Lora, NewModel
 from workers.language.cross_entropy import cross_entropy
 from workers.sources.problems import BadDataError
 
@@ -115,7 +116,7 @@ def load_model(spec: CheckpointModel, vocabulary_size: int, block_size: int) -> 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    local = not spec.checkpoint.startswith(HUB)
+    local = is_folder(spec.checkpoint)
     if local and not os.path.isdir(spec.checkpoint):
         raise BadDataError("task.model.checkpoint", f"there is no folder {spec.checkpoint}")
     if local and os.path.exists(os.path.join(spec.checkpoint, "adapter_config.json")):
@@ -124,7 +125,7 @@ def load_model(spec: CheckpointModel, vocabulary_size: int, block_size: int) -> 
         )
     try:
         network = AutoModelForCausalLM.from_pretrained(
-            spec.checkpoint.removeprefix(HUB),
+            spec.checkpoint,
             local_files_only=local,
             use_safetensors=True,  # the other format is a pickle
             dtype=torch.float32,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from workers.kinds.language import TextData
 from workers.sources.problems import BadDataError
 
+MAX_LINE = 64 << 20  # bytes; a file without line ends must not fill the memory of who looks at it
 SUFFIXES = (".txt", ".md")
 
 
@@ -90,10 +92,13 @@ def decoded(content: bytes, path: Path, offset: int = 0) -> str:
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
-def lines(stream: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
+def lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of the lines of a file that are not blank."""
-    offset = 0
-    for number, line in enumerate(stream, 1):
+    offset, number = 0, 0
+    while line := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise BadDataError("task.data.path", f"line {number} of {path} is longer than {MAX_LINE:,} bytes")
         text = decoded(line, path, offset)
         if text.strip():
             yield number, text

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from workers.kinds.hub import is_folder
 from workers.kinds.language import (
     ByteTokenizer,
     CheckpointModel,
@@ -33,6 +34,8 @@ from workers.tasks.base import Batch, Datasets, ModelFacts
 
 
 class LanguageModelling:
+    terms = "tokens"  # what its loss counts: reported as train/tokens_per_second
+
     def __init__(self, spec: LanguageModelTask, *, seed: int) -> None:
         self._spec = spec
         self._tokenizer: Any = None
@@ -82,9 +85,13 @@ class LanguageModelling:
         """One that is there already; None when it is built from the data."""
         spec = self._spec
         if isinstance(spec.tokenizer, FileTokenizer):
-            return vocabulary.load_tokenizer(spec.tokenizer.path, "task.tokenizer.path")
+            return vocabulary.load_tokenizer(
+                spec.tokenizer.path, "task.tokenizer.path", local=is_folder(spec.tokenizer.path)
+            )
         if isinstance(spec.model, CheckpointModel):
-            return vocabulary.load_tokenizer(spec.model.checkpoint, "task.model.checkpoint")
+            return vocabulary.load_tokenizer(
+                spec.model.checkpoint, "task.model.checkpoint", local=is_folder(spec.model.checkpoint)
+            )
         return None
 
     def _check_prompts(self) -> None:
@@ -169,7 +176,7 @@ def open_model(folder: Path, spec: LanguageModelTask, facts: ModelFacts) -> nn.M
     from transformers import AutoModelForCausalLM
 
     model = causal.LanguageModel(AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True))
-    model.tokenizer = vocabulary.load_tokenizer(str(folder), "model")
+    model.tokenizer = vocabulary.load_tokenizer(str(folder), "model", local=True)
     return model
 
 

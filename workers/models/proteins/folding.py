@@ -38,13 +38,30 @@ class Prediction(NamedTuple):  # a tuple, in whose tensors the wrappers of data 
         return self.confidence.softmax(-1) @ centres
 
 
+class SequenceContext(nn.Module):
+    """Each residue with its neighbours along the chain: two convolutions over 9 residues. Not in AlphaFold 2, whose alignments tell more."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.residue = nn.Embedding(len(RESIDUES), width)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 9, padding=4) for _ in range(2))
+
+    def forward(self, residues: Tensor, mask: Tensor) -> Tensor:
+        """(B, L) -> (B, L, C); 0 at padding, which so is what the convolutions pad with."""
+        single: Tensor = self.residue(residues) * mask.unsqueeze(-1)
+        for convolution in self.convolutions:
+            seen = nn.functional.relu(convolution(single.transpose(1, 2))).transpose(1, 2)
+            single = single + seen * mask.unsqueeze(-1)
+        return single
+
+
 class Folding(nn.Module):
     def __init__(self, spec: FoldingModel) -> None:
         super().__init__()
         single, pair = spec.single_width, spec.pair_width
         self.recycling = spec.recycling
-        self.residue = nn.Embedding(len(RESIDUES), single)
-        self.left, self.right = nn.Embedding(len(RESIDUES), pair), nn.Embedding(len(RESIDUES), pair)
+        self.context = SequenceContext(single)
+        self.left, self.right = nn.Linear(single, pair), nn.Linear(single, pair)
         self.relative_position = RelativePosition(pair)
         self.recycle_single, self.recycle_pair = nn.LayerNorm(single), nn.LayerNorm(pair)
         self.recycle_distance = nn.Linear(RECYCLED_BINS, pair)
@@ -63,7 +80,7 @@ class Folding(nn.Module):
         A shape, because reading a number from a device would stop the host there. Only the last pass has gradients (Algorithm 31).
         """
         times = self.recycling if recycles is None else recycles.shape[1]
-        single, pair = self._embed(residues, position)
+        single, pair = self._embed(residues, position, mask)
         before: tuple[Tensor, Tensor, Tensor] | None = None
         if times:
             with torch.no_grad():
@@ -74,10 +91,11 @@ class Folding(nn.Module):
         distances = trunk_pair + trunk_pair.transpose(1, 2)
         return Prediction(passes, self.distogram(distances).float(), self.confidence(last).float())
 
-    def _embed(self, residues: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    def _embed(self, residues: Tensor, position: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Algorithms 3 and 4."""
-        pair = self.left(residues).unsqueeze(2) + self.right(residues).unsqueeze(1) + self.relative_position(position)
-        return self.residue(residues), pair
+        single = self.context(residues, mask)
+        sides = self.left(single).unsqueeze(2) + self.right(single).unsqueeze(1)
+        return single, sides + self.relative_position(position)
 
     def _pass(
         self, single: Tensor, pair: Tensor, mask: Tensor, before: tuple[Tensor, Tensor, Tensor] | None
