@@ -6,7 +6,8 @@ escaped characters, and nothing from inside (tracebacks, SQL, paths of this mach
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -72,6 +73,15 @@ class ApiError(Exception):
         self.status, self.code, self.message, self.param = status, code, message, param
         self.headers = dict(headers or {})
         self.problems = tuple(problems)
+
+
+@contextmanager
+def of_a_parameter() -> Iterator[None]:
+    """What a use-case refuses meanwhile is a parameter of the address, not a part of a body."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise ApiError(400, "invalid_parameter", error.message, param=error.param, problems=error.problems) from None
 
 
 def render(error: Exception, request_id: str = "") -> Response:

@@ -10,12 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workers.bundles import MAX_BYTES, MAX_ENTRIES
+from workers.bundles import LEFT_OUT, MAX_BYTES, MAX_ENTRIES
 
-LEFT_OUT = frozenset(
-    {".git", ".hg", ".svn", "__pycache__", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
-     ".ipynb_checkpoints", ".chainrule", "outputs", "mlruns"}
-)  # fmt: skip
 GIT_SECONDS = 600
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry: the same files make the same bundle
 

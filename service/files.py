@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import delete, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from service import idempotency
 from service.database import Store, database_now
-from service.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound
+from service.errors import Conflict, InvalidRequest, NotFound
 from service.keys import require
 from service.rows import file_value
 from service.stored_files import StoredFiles
-from service.tables import FileKeyRow, FileRow, JobRow
+from service.tables import FileRow, JobRow
 from service.values import Caller, Order, Page, Role, StoredFile
 from workers import bundles
 from workers.problems import Problem, shorten
@@ -52,7 +50,9 @@ def add_file(
         if idempotency_key is not None:
             idempotency.check(idempotency_key)
             with store.read() as session:
-                if (earlier := _made_before(session, caller, idempotency_key, upload.digest)) is not None:
+                if (
+                    earlier := idempotency.file_made_before(session, caller, idempotency_key, upload.digest)
+                ) is not None:
                     return file_value(earlier)
         _check(upload)
         return _add(store, caller, stored, upload, idempotency_key)
@@ -143,8 +143,8 @@ def _add(store: Store, caller: Caller, stored: StoredFiles, upload: Upload, key:
     try:
         with store.write() as session:
             now = database_now(session)
-            if key is not None and not _claim(session, caller, key, upload.digest, file_id, now):
-                earlier = _made_before(session, caller, key, upload.digest)
+            if key is not None and not idempotency.claim_for_file(session, caller, key, upload.digest, file_id, now):
+                earlier = idempotency.file_made_before(session, caller, key, upload.digest)
                 assert earlier is not None, "a key that cannot be claimed is there, with its file"
                 return file_value(earlier)
             row = FileRow(
@@ -169,23 +169,3 @@ def _own(row: FileRow | None, caller: Caller) -> FileRow:
     if row is None or row.project != caller.project:
         raise NotFound("There is no such file.", param="file_id")
     return row
-
-
-def _made_before(session: Session, caller: Caller, key: str, digest: str) -> FileRow | None:
-    row = session.get(FileKeyRow, (caller.project, key))
-    if row is None or row.expires_at <= database_now(session):
-        return None
-    if row.digest != digest:
-        raise IdempotencyMismatch(
-            "this Idempotency-Key was used before with another file; use a new key", param="Idempotency-Key"
-        )
-    return session.get(FileRow, row.file_id)
-
-
-def _claim(session: Session, caller: Caller, key: str, digest: str, file_id: str, now: datetime) -> bool:
-    session.execute(delete(FileKeyRow).where(FileKeyRow.expires_at <= now))
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(FileKeyRow).values(
-        project=caller.project, key=key, digest=digest, file_id=file_id, expires_at=now + idempotency.LIFETIME
-    )
-    return session.execute(insert.on_conflict_do_nothing().returning(FileKeyRow.key)).first() is not None

@@ -23,6 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
+# Folders that are no part of anybody's code: caches, environments, results.
+LEFT_OUT = frozenset(
+    {".git", ".hg", ".svn", "__pycache__", ".venv", "venv", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache",
+     ".ipynb_checkpoints", ".chainrule", "outputs", "mlruns"}
+)  # fmt: skip
 MAX_ENTRIES = 20_000
 MAX_BYTES = 1 << 30  # unpacked
 MAX_ZIP_DIRECTORY_BYTES = 8 << 20  # zipfile holds all of it in memory

@@ -25,8 +25,9 @@ from workers.membership import Membership
 from workers.pace import Pace
 from workers.placing import Attempt, end_workers, free_room
 from workers.reports import GroupShape, Observation, Outcome, ReasonCode, Recovery, StopMode
+from workers.scripts.control import FAULTS_OF_A_SIGNAL, ScriptControl
 from workers.spec import JobSpec
-from workers.stacks import place_of, script_stack_of, stack_of
+from workers.stacks import stack_of
 from workers.tracking import Shipper
 
 NEWS_SECONDS = (
@@ -38,11 +39,7 @@ KEPT = 100  # recoveries and past workers that are remembered
 GENERATIONS = 100_000  # of one attempt, at most; so that groups count on over attempts
 FRUITLESS = 3  # losses in a row without a step between them, at least, before the attempt is given up
 REPLACEMENT_SECONDS = 300.0  # for which survivors wait, with all that they have reserved
-TRACKING_SECONDS = 20.0  # for which a script waits to be told its run in MLflow
 STATE = "controller.json"
-
-# With which a script, or its peers, may end when it was asked to.
-FAULTS_OF_A_SIGNAL = frozenset({ReasonCode.USER_ERROR, ReasonCode.SCRIPT_KILLED})
 
 Phase = Literal["starting", "running", "recovering", "stopping", "finished"]
 
@@ -73,8 +70,10 @@ class JobController:
         if self._known is None:
             self._folder.create(attempt.spec_json)
         self._shipper = Shipper(attempt, self._spec, self._folder) if attempt.mlflow_url else None
-        self._runs_script = self._spec.task.kind == "script"
-        self._started_at = time.monotonic()
+        is_script = self._spec.task.kind == "script"
+        self._script = (
+            ScriptControl(attempt, self._spec, self._shipper, self._ledger, self._crew) if is_script else None
+        )
         threading.Thread(target=self._main, name="controller", daemon=True).start()
 
     # --- asked by the control plane ---------------------------------------------------------------------------------
@@ -129,11 +128,17 @@ class JobController:
         """Look, and do the one thing that is to be done, until the job has come to an end."""
         if self._known is not None:
             self._adopt(self._known)
-        if self._shipper and self._runs_script:
+        if self._shipper and self._script:
             self._shipper.start()  # a script is told its run
         while True:
             self._look()
-            outcome = self._stopped() or self._concluded() or self._silent() or self._broken() or self._given_up()
+            outcome = (
+                self._stopped()
+                or self._concluded()
+                or (self._script and self._script.silent(self._view(), self._stop))
+                or self._broken()
+                or self._given_up()
+            )
             if outcome is not None:
                 return outcome
             self._end_hung()
@@ -203,25 +208,9 @@ class JobController:
                         f"Rank {member.rank}: {member.failure.message}",
                         {"rank": member.rank, "traceback": member.failure.traceback},
                     )
-            if self._runs_script and self._stop is not None and outcome.code in FAULTS_OF_A_SIGNAL:
+            if self._script and self._stop is not None and outcome.code in FAULTS_OF_A_SIGNAL:
                 return self._stopped_outcome("while its script was ending")
         return outcome
-
-    def _silent(self) -> Outcome | None:
-        """Scripts hang, or so it looks: the job ends, because what would be started again would hang again."""
-        limit = getattr(self._spec.task, "hang_seconds", None)
-        seconds = decisions.silent_seconds(self._view())
-        if limit is None or seconds <= limit or self._stop is not None:
-            return None
-        group = [member for member in self._crew.group() if member.actor is not None and not member.gone]
-        stacks = {str(member.rank): script_stack_of(member.actor) for member in group}
-        steps = {str(member.rank): member.activity.step for member in group if member.activity}
-        where = "; ".join(
-            f"rank {rank} after step {steps.get(rank, 0)} {place_of(stack)}" for rank, stack in stacks.items()
-        )
-        message = f"the script hangs: no optimizer step and no output for {seconds:.0f} s; {where}"
-        self._ledger.tell("error", "script.hung", f"{message}.", {"seconds": seconds, "steps": steps, "stacks": stacks})
-        return Outcome(ReasonCode.HUNG, message, {"steps": steps, "stacks": stacks})
 
     def _broken(self) -> Outcome | None:
         """Notices that the group has come apart. An Outcome when trying again has become pointless."""
@@ -330,7 +319,7 @@ class JobController:
         formation = decisions.form(view)
         if formation is None:
             return
-        environment = self._environment()
+        environment = self._script.environment() if self._script else {}
         if environment is None:
             return
         first = self._generation == 0
@@ -339,7 +328,7 @@ class JobController:
             return  # it has just died; the next look says so
         self._generation += 1
         if self._loss is not None:
-            self._loss["source"] = "memory" if formation.position else "start" if self._runs_script else "checkpoint"
+            self._loss["source"] = "memory" if formation.position else "start" if self._script else "checkpoint"
         self._crew.seat(formation.members)
         self._adopted = False
         self._forming_since = None
@@ -365,21 +354,6 @@ class JobController:
         self._tell_formed(first)
         if self._shipper:
             self._shipper.start()
-
-    def _environment(self) -> dict[str, str] | None:
-        """What a script is told of its job. None: its run in MLflow is not known yet, and may be soon."""
-        if not self._runs_script:
-            return {}
-        found = {"CHAINRULE_JOB_ID": self._attempt.job_id, "CHAINRULE_ATTEMPT": str(self._attempt.attempt)}
-        if self._shipper is None:
-            return found
-        run = self._shipper.run_variables
-        if "MLFLOW_RUN_ID" not in run:
-            if time.monotonic() - self._started_at < TRACKING_SECONDS:
-                return None
-            said = "MLflow does not answer: the script is not told its run, and what it logs there lands elsewhere."
-            self._ledger.tell("warning", "tracking.unknown", said)
-        return found | run
 
     def _note_recovery(self) -> None:
         """A recovery is over when the group has done its next step, or the run has come to its end."""

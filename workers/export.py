@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from workers.bundles import LEFT_OUT
 from workers.spec import JobSpec, code_of
 from workers.task_spec import Task as TaskSpec
 from workers.tasks import FACTORIES
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import pandas
 
 WEIGHTS, FACTS, CODE, FORMAT = "model.safetensors", "model.json", "code", 1
-NO_CODE = ("__pycache__", "*.pyc", ".git", ".venv", "venv", "outputs", "node_modules")
 REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "peft", "biotite", "mlflow")
 
 
@@ -63,7 +63,7 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
     (partial / FACTS).write_text(json.dumps(document, indent=1), encoding="utf-8")
     code = getattr(task, "code", None)
     if code is not None:  # of the user's own: where MLflow's models have theirs
-        shutil.copytree(code.folder, partial / CODE, ignore=shutil.ignore_patterns(*NO_CODE))
+        shutil.copytree(code.folder, partial / CODE, ignore=shutil.ignore_patterns("*.pyc", *LEFT_OUT))
     for name, content in _mlflow_files(own_code=code is not None, more=_requirements(spec)).items():
         (partial / name).write_text(content, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,7 @@ def build_optimizer(spec: Optimizer, parameters: Iterable[nn.Parameter], device:
         settings["eps"] = spec.epsilon
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     sharded = any(is_part(parameter) for parameter in trained)
-    if device.type in FUSED_DEVICES.get(spec.name, ()) and (spec.name in FUSED_SHARDED or not sharded):
+    if fused(spec, device.type) and (spec.name in FUSED_SHARDED or not sharded):
         settings["fused"] = True
     elif sharded:
         settings["foreach"] = (

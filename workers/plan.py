@@ -158,10 +158,10 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"problem": {"field": error.field, "message": error.message}}
     except ImportError as error:
         return {"failed": f"what trains is not installed where the API runs ({error})"}
-    except MemoryError:
-        return {"failed": TOO_LARGE}
     except Exception as error:  # of a user's model: the answer is for people
-        if "not enough memory" in str(error):  # torch's allocator on a CPU has no error of its own for it
+        from workers.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
             return {"failed": TOO_LARGE}
         return {"failed": f"{type(error).__name__}: {error}"[:2000]}
 

@@ -64,6 +64,11 @@ def _walk(location: tuple[int | str, ...], document: object, *, missing: bool) -
     return path, value, present
 
 
+def first_line(error: BaseException) -> str:
+    """What a library says of a problem, without the paragraphs that may follow."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """``value`` as text that is safe to show: one line, at most ``limit`` characters, ASCII escapes for the rest."""
     if isinstance(value, Mapping | list) and len(value) > 8:

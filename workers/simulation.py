@@ -6,8 +6,7 @@ loss asks for values (``.item()``, a mask that selects) cannot be computed so: i
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,7 +112,7 @@ def _step(
         live.hold(batch.values(), OTHER)
         hooks = live.watch_gradients(model)
         try:
-            with fused_attention(), FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as flops, live:
+            with FusedAttention(), FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as flops, live:
                 with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                     loss_sum, _ = task.loss(model, batch)
                 torch.autograd.backward(loss_sum)
@@ -169,7 +168,7 @@ def _backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: 
 ATTENTION_FLOPS: dict[Any, Any] = {_CPU: _flops, _CPU_BACKWARD: _backward_flops}
 
 
-class _Fused(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
@@ -192,9 +191,3 @@ def _attention(
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     output: Tensor = _CPU(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return output
-
-
-@contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
-    with _Fused():
-        yield

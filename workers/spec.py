@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -333,7 +334,7 @@ def read_from(folder: str, document: dict[str, Any], spec: JobSpec) -> dict[str,
     """A copy of ``document``, whose job is ``spec``, with its relative paths taken from ``folder``; ``~`` is the user's home."""
     moved = copy.deepcopy(document)
     for field, value in data_paths(spec):
-        *parents, last = (int(part) if part.isdigit() else part for part in field.split("."))
+        *parents, last = (int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", field))
         target: Any = moved
         for part in parents:
             target = target[part]

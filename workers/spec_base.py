@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -37,16 +38,16 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True, protected_namespaces=())
 
 
-class TaskModel(Model):
+class TaskModel(Model, ABC):
     """What every kind of task tells about itself without importing what it trains with."""
 
+    @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """The names of what its evaluation measures, ``loss`` among them; reported as ``eval/<name>``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def paths(self) -> list[tuple[str, str]]:
         """Every file or folder that it reads, as (path of the field, value)."""
-        raise NotImplementedError
 
     def unused(self) -> tuple[str, ...]:
         """Parts of a job that mean nothing for this kind; giving one is an error."""

@@ -16,23 +16,19 @@ from torch import Tensor
 
 from workers import batches, optim, parallel
 from workers.agreement import Agreed, Signal
-from workers.checkpoints import CheckpointError, Failed, Saved
-from workers.evaluation import evaluate
 from workers.gradients import clip_factor
 from workers.membership import MisplacedError, RegroupError, Stage, Work
 from workers.memory import advice, is_out_of_memory
 from workers.process_group import broken_by_peer
 from workers.recording import NONFINITE_LIMIT, HostValues
 from workers.reports import Outcome, ReasonCode, StopMode
-from workers.run_state import RunContext, RunState
+from workers.run_duties import RunDuties
+from workers.run_state import RunContext
 from workers.spec import JobSpec
-from workers.tasks.base import Dataset, Task
-from workers.weights import finite, full_state_dict, parameters_sha256
+from workers.tasks.base import Task
+from workers.weights import full_state_dict, parameters_sha256
 
 __all__ = ["Run", "RunContext", "run", "train"]
-
-JUDGE_SECONDS = 5.0
-COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank waits for another's collector
 
 
 def train(spec: JobSpec, context: RunContext) -> Outcome:
@@ -62,7 +58,7 @@ def run(task: Task, spec: JobSpec, context: RunContext) -> Outcome:
         training.close()
 
 
-class Run(RunState):
+class Run(RunDuties):
     """One worker's part of a run: the loop and its steps."""
 
     def train(self) -> Outcome:
@@ -235,130 +231,6 @@ class Run(RunState):
     def over_before(self) -> Outcome | None:
         """Of a run that begins at its very end: what had to be done after the last checkpoint was not done."""
         return self.score.without_gain(self.step) or self.completed()
-
-    # --- now and then -------------------------------------------------------------------------------------------------
-
-    def evaluate_when_due(self) -> Outcome | None:
-        every = self.spec.evaluation.every_steps or self.plan.steps_per_epoch
-        if self.datasets.evaluation is None or not (self.step % every == 0 or self.step == self.plan.steps):
-            return None
-        self.link.at(Work.EVALUATE, self.step)
-        values = self.evaluated(self.datasets.evaluation)
-        self.score.take({f"eval/{name}": value for name, value in values.items()})
-        self.recorder.flush()
-        self.recorder.scalars(self.step, self.score.metrics)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.tell("evaluation", f"Step {self.step}: {shown}.", {"step": self.step, "metrics": self.score.metrics})
-        self.illustrate()
-        return self.score.without_gain(self.step)
-
-    def evaluated(self, dataset: Dataset) -> dict[str, float]:
-        return evaluate(
-            self.task,
-            parallel.plain(self.model),
-            dataset,
-            batch_size=self.spec.evaluation.batch_size or self.spec.training.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            device=self.context.device,
-            bf16=self.bf16,
-        )
-
-    def test(self) -> dict[str, float]:
-        """The finished model on samples that decided nothing: neither when to stop nor which checkpoint is best."""
-        if self.datasets.test is None:
-            return {}
-        self.link.at(Work.EVALUATE, self.step)
-        values = self.evaluated(self.datasets.test)
-        metrics = {f"test/{name}": value for name, value in values.items()}
-        self.recorder.scalars(self.step, metrics)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.tell("test", f"On the test samples: {shown}.", {"step": self.step, "metrics": metrics})
-        return metrics
-
-    def illustrate(self) -> None:
-        """What the task shows of the model, into the job's artifacts."""
-        self.link.at(Work.EVALUATE, self.step)
-        self.illustrator.illustrate(
-            parallel.plain(self.model),
-            self.step,
-            rank=self.rank,
-            world_size=self.world_size,
-            control=self.group.control,
-        )
-
-    def save_when_due(self, *, last: bool) -> Outcome | None:
-        """Begins a checkpoint; the last one is complete when this returns. Raises CheckpointError when that one cannot be written."""
-        every = self.spec.checkpoint.every_steps
-        if not last and not (every and self.step % every == 0):
-            return None
-        self.link.at(Work.SAVE, self.step)
-        outcome = self.settle()  # one at a time
-        if outcome is not None:
-            return outcome
-        if not finite(parallel.plain(self.model)):  # on all ranks alike: their weights are equal
-            self.tell(
-                "checkpoint.skipped",
-                f"No checkpoint of step {self.step}: its weights are not finite numbers. The older ones are kept.",
-                {"step": self.step},
-                level="warning",
-            )
-            return None
-        document = self.document()
-        self.saver.begin(
-            self.step,
-            parallel.plain(self.model),
-            self.optimizer,
-            document,
-            self.score.finite_metrics(),
-            self.recorder.judgement().verdict,
-        )
-        return self.settle(needed=True) if last else None
-
-    def settle(self, *, needed: bool = False) -> Outcome | None:
-        """Waits until nothing is being written any more."""
-        return self.tell_of_checkpoint(self.saver.settle(self.group.control), needed=needed)
-
-    def hear_of_checkpoint(self, agreed: Agreed) -> Outcome | None:
-        writing, publishing, failed = agreed.votes
-        return self.tell_of_checkpoint(self.saver.agreed(writing, publishing, failed))
-
-    def tell_of_checkpoint(self, result: Saved | Failed | None, *, needed: bool = False) -> Outcome | None:
-        """A full disk pauses the job; without any other checkpoint it goes on, unless that one was ``needed``."""
-        if isinstance(result, Saved):
-            self.tell(
-                "checkpoint.saved",
-                f"Checkpoint of step {result.step}: {result.bytes / 1e6:.1f} MB in {result.seconds:.2f} s, "
-                f"of which training waited {result.blocked_seconds:.2f} s.",
-                {
-                    "step": result.step,
-                    "path": result.path,
-                    "bytes": result.bytes,
-                    "seconds": result.seconds,
-                    "blocked_seconds": result.blocked_seconds,
-                    "metrics": dict(result.metrics),
-                    "verdict": result.verdict,
-                },
-            )
-            return None
-        if result is None:
-            return None
-        if result.storage_full:
-            return Outcome(ReasonCode.STORAGE_FULL, f"paused, because there is no room: {result.problem}")
-        if needed:
-            raise CheckpointError(result.problem)
-        self.tell("checkpoint.failed", result.problem, {"step": result.step}, level="warning")
-        return None
-
-    def look_after(self) -> None:
-        """What keeps a long run steady, outside of the timed step."""
-        if self.step % COLLECT_GARBAGE_EVERY == 0:
-            gc.collect()
-        if time.monotonic() - self.judged_at > JUDGE_SECONDS:
-            self.recorder.flush()
-            self.recorder.judge()
-            self.judged_at = time.monotonic()
-        self.recorder.step_begins()
 
     # --- before and after ---------------------------------------------------------------------------------------------
 

@@ -43,10 +43,12 @@ class UserCode:
         """What the code raises meanwhile becomes a BadCodeError of ``field`` that names file and line. Problems with data stay what they are."""
         try:
             yield
-        except (BadDataError, MemoryError, KeyboardInterrupt):
+        except (BadDataError, KeyboardInterrupt):
             raise
         except BaseException as error:  # sys.exit() too
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            from workers.memory import is_out_of_memory  # with torch, which the code's own imports bring anyway
+
+            if is_out_of_memory(error):
                 raise
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise BadCodeError(field, f"{doing} failed: {self.place_of(error)}{said}") from error

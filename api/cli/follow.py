@@ -138,9 +138,10 @@ def summary(client: Client, job: Document) -> None:
     say("")
     say(f"{job['name']} ({job['id']}): {job['status']}" + (f", {reason['message']}" if reason else ""), f"bold {style}")
     rows: list[tuple[str, Any]] = []
-    metrics = {key: value for key, value in job["latest"].items() if key.startswith(("eval/", "test/"))}
-    if metrics:
-        rows.append(("evaluation", ", ".join(f"{key[5:]} {number(value)}" for key, value in sorted(metrics.items()))))
+    for kind, name in (("eval/", "evaluation"), ("test/", "test")):
+        metrics = sorted((key, value) for key, value in job["latest"].items() if key.startswith(kind))
+        if metrics:
+            rows.append((name, ", ".join(f"{key[5:]} {number(value)}" for key, value in metrics)))
     if job["progress"]:
         rows.append(
             ("training", f"step {job['progress']['step']} of {job['progress']['steps'] or '?'}, {figures(job)}")

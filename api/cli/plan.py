@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from api.cli.console import HomeOption, JsonOption, duration, fail, number, print_json, print_table, say, service
 from api.cli.submission import read_job
 from api.client import Document
-
-PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "process", "total")
+from api.plan_table import rows
 
 
 def plan(
@@ -38,8 +37,8 @@ def _show(found: Document) -> None:
     for name, value in facts(found):
         say(f"  {name:12} {value}")
     say("")
-    rows = [_row(found), *map(_row, found["layouts"])]
-    print_table(("layout", "microbatch", *PARTS, "fits"), rows)
+    table = list(rows(found, size))
+    print_table(tuple(table[0]), [tuple(row.values()) for row in table])
     say("")
     for line in found["advice"]:
         say(line, "" if found["fits"] else "yellow")
@@ -72,10 +71,3 @@ def facts(found: Document) -> Iterator[tuple[str, str]]:
 
 def size(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-
-
-def _row(layout: Document) -> tuple[Any, ...]:
-    accumulated = f", accumulate {layout['accumulate']}" if layout["accumulate"] > 1 else ""
-    fits = {None: "", True: "yes", False: "no"}[layout["fits"]]
-    memory = (size(layout["memory"][part]) for part in PARTS)
-    return f"{layout['strategy']} x {layout['workers']}{accumulated}", layout["microbatch"], *memory, fits

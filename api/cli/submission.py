@@ -30,8 +30,13 @@ class Submission:
         return client.create_job(self._uploaded(client))
 
     def plan(self, client: Client) -> Document:
-        """What the job would take; its code is uploaded for that too."""
-        return client.plan_job(self._uploaded(client))
+        """What the job would take. Its code is uploaded for that too, and does not stay."""
+        document = self._uploaded(client)
+        try:
+            return client.plan_job(document)
+        finally:
+            if document is not self.document:
+                client.files.delete(document["task"]["code"]["file"])
 
     def _uploaded(self, client: Client) -> dict[str, Any]:
         if self.code is None:

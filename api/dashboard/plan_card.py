@@ -6,13 +6,10 @@ from typing import Any
 
 from nicegui import ui
 
+from api import plan_table
 from api.dashboard import figures
 
-PARTS = (
-    ("weights", "Weights"), ("gradients", "Gradients"), ("optimizer", "Optimizer"), ("activations", "Activations"),
-    ("buffers", "Buffers"), ("process", "Process"), ("total", "A worker in all"),
-)  # fmt: skip
-FITS = {None: "", True: "yes", False: "no"}
+LABELS = {"total": "A worker in all"}  # others are the column's own name
 
 
 def show(plan: dict[str, Any]) -> None:
@@ -24,10 +21,12 @@ def show(plan: dict[str, Any]) -> None:
         ui.label(sentence(plan)).classes("text-body1")
         for line in plan["advice"]:
             ui.label(line).classes("text-negative" if plan["fits"] is False else "")
-        columns = [("layout", "Layout"), ("microbatch", "Microbatch"), *PARTS, ("fits", "Fits")]
-        described = [{"name": name, "label": label, "field": name, "align": "left"} for name, label in columns]
-        rows = [_row(layout) for layout in (plan, *plan["layouts"])]
-        ui.table(columns=described, rows=rows, row_key="layout").classes("w-full").props("flat dense")
+        rows = list(plan_table.rows(plan, figures.size))
+        columns = [
+            {"name": name, "label": LABELS.get(name, name.capitalize()), "field": name, "align": "left"}
+            for name in rows[0]
+        ]
+        ui.table(columns=columns, rows=rows, row_key="layout").classes("w-full").props("flat dense")
         for line in plan["assumptions"]:
             ui.label(line).classes("text-grey text-caption")
 
@@ -42,13 +41,3 @@ def sentence(plan: dict[str, Any]) -> str:
         f"{figures.size(plan['memory']['total'])} a worker",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _row(layout: dict[str, Any]) -> dict[str, Any]:
-    accumulated = f", accumulate {layout['accumulate']}" if layout["accumulate"] > 1 else ""
-    return {
-        "layout": f"{layout['strategy']} x {layout['workers']}{accumulated}",
-        "microbatch": layout["microbatch"],
-        "fits": FITS[layout["fits"]],
-        **{name: figures.size(layout["memory"][name]) for name, _ in PARTS},
-    }

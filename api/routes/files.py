@@ -16,13 +16,13 @@ from api import examples, schemas
 from api.auth import Member, Viewer
 from api.dependencies import Provided
 from api.documented import binary, protected, success
-from api.errors import ApiError
+from api.errors import of_a_parameter
 from api.pagination import FilesQuery, page
 from api.responses import json_response
 from api.routes.jobs import IdempotencyKey
 from api.uploads import receive
 from service import files
-from service.errors import InvalidRequest, NotFound, StorageFull
+from service.errors import NotFound, StorageFull
 from workers.storage import no_room
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -76,10 +76,8 @@ async def create_file(
 )
 def list_files(caller: Viewer, services: Provided, query: Annotated[FilesQuery, Query()]) -> Response:
     """Files of the key's project, newest first."""
-    try:
+    with of_a_parameter():
         found = files.list_files(services.store, caller, **query.model_dump())
-    except InvalidRequest as error:  # of a parameter, not of a body
-        raise ApiError(400, "invalid_parameter", error.message, param=error.param, problems=error.problems) from None
     return json_response(page([dict(schemas.File.of(file)) for file in found.data], has_more=found.has_more))
 
 

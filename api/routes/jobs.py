@@ -16,11 +16,10 @@ from api.bodies import digest, media_type, parse_document
 from api.changes import JobChange, parse
 from api.dependencies import Document, JobId, Provided, Services
 from api.documented import of_job, protected, success
-from api.errors import ApiError
+from api.errors import of_a_parameter
 from api.pagination import CreateQuery, JobsQuery, page
 from api.responses import json_response
 from service import admission, files, jobs, plans
-from service.errors import InvalidRequest
 from service.values import Caller, Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -102,10 +101,8 @@ def _plan(services: Services, caller: Caller, body: bytes, kind: str) -> plans.P
 )
 def list_jobs(caller: Viewer, services: Provided, query: Annotated[JobsQuery, Query()]) -> Response:
     """Jobs of the key's project, newest first. For the next page give ``after=<last_id>`` while ``has_more`` is true."""
-    try:
+    with of_a_parameter():
         found = jobs.list_jobs(services.store, caller, **query.model_dump())
-    except InvalidRequest as error:  # of a parameter, not of a body
-        raise ApiError(400, "invalid_parameter", error.message, param=error.param, problems=error.problems) from None
     return json_response(page([dict(schemas.Job.of(job)) for job in found.data], has_more=found.has_more))
 
 

@@ -14,8 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from upath import UPath
 
 from tests.distributed.toys import CLASSES, Memory, Points, Result, Toy, job, train_toy
-from workers import checkpoints
-from workers import train as loop
+from workers import checkpoints, run_duties
 from workers.batches import Plan
 from workers.checkpoint_folders import MANIFEST, Manifest, key_of
 from workers.recording import NONFINITE_LIMIT
@@ -124,7 +123,7 @@ def test_a_damaged_checkpoint_is_told_and_an_older_one_taken(tmp_path: Path) -> 
 
 
 def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "JUDGE_SECONDS", math.inf)  # so that the only verdict is the one at the end
+    monkeypatch.setattr(run_duties, "JUDGE_SECONDS", math.inf)  # so that the only verdict is the one at the end
     result = train(
         tmp_path,
         Toy(samples=400, evaluation_samples=200),

@@ -413,3 +413,12 @@ def test_a_service_cannot_choose_where_a_file_lands(
     assert result.exit_code == 1
     assert "no artifact's" in result.stderr
     assert list(tmp_path.rglob("evil.txt")) == []
+
+
+def test_a_plan_of_code_leaves_no_file_behind(service: Service) -> None:
+    template = Path(__file__).parents[2] / "workers" / "template" / "job.yaml"
+    result = chainrule("plan", str(template), "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["parameters"] > 0
+    assert "uploaded" in result.stderr
+    assert service.get("/v1/files").json()["data"] == []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from workers.jobfile import JobFileError, parse_job_text, read_job_file
-from workers.spec import parse_spec
+from workers.spec import parse_spec, read_from
 
 pytestmark = pytest.mark.unit
 
@@ -74,3 +75,11 @@ def test_the_examples_are_jobs(path: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 4
+
+
+def test_paths_in_lists_are_the_files_folders_too() -> None:
+    data = {"path": ["a.pdb", "/there/b.pdb"], "clusters": "kin.csv"}
+    document: dict[str, Any] = {"name": "x", "task": {"kind": "protein_structure", "data": data}}
+    moved = read_from("/jobs", document, parse_spec(document))
+    assert moved["task"]["data"] == {"path": ["/jobs/a.pdb", "/there/b.pdb"], "clusters": "/jobs/kin.csv"}
+    assert document["task"]["data"] is data, "the document stays as it was"

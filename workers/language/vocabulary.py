@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.kinds.language import BpeTokenizer, CharTokenizer, TokenizerModel
+from workers.problems import first_line
 from workers.sources.problems import BadDataError
 
 END = "<|endoftext|>"
@@ -78,14 +79,10 @@ def load_tokenizer(path: str, field: str, *, local: bool) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except Exception as error:  # whatever the library raises for files that are none of its own
-        raise BadDataError(field, f"there is no tokenizer at {path}: {_first_line(error)}") from error
+        raise BadDataError(field, f"there is no tokenizer at {path}: {first_line(error)}") from error
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _byte_names() -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.kinds.hub import is_folder
 from workers.kinds.language import CheckpointModel, Lora, NewModel
 from workers.language.cross_entropy import cross_entropy
+from workers.problems import first_line
 from workers.sources.problems import BadDataError
 
 # Settings that the data or other fields of the job decide.
@@ -71,7 +72,9 @@ def new_model(spec: NewModel, vocabulary_size: int, block_size: int, end: int | 
         model = LanguageModel(AutoModelForCausalLM.from_config(config, attn_implementation=spec.attention))
         _try(model, vocabulary_size, block_size)
     except Exception as error:  # whatever the library raises for settings that do not go together
-        raise BadDataError("task.model.config", f"{spec.architecture} cannot be built so: {_line(error)}") from error
+        raise BadDataError(
+            "task.model.config", f"{spec.architecture} cannot be built so: {first_line(error)}"
+        ) from error
     return model
 
 
@@ -106,7 +109,7 @@ def _configuration(spec: NewModel, vocabulary_size: int, block_size: int, end: i
         return AutoConfig.for_model(spec.architecture, **chosen, **tokens, pad_token_id=None)
     except Exception as error:
         raise BadDataError(
-            "task.model.config", f"{spec.architecture} cannot be configured so: {_line(error)}"
+            "task.model.config", f"{spec.architecture} cannot be configured so: {first_line(error)}"
         ) from error
 
 
@@ -133,7 +136,7 @@ def load_model(spec: CheckpointModel, vocabulary_size: int, block_size: int) -> 
         )
     except Exception as error:  # whatever the library raises for folders that are none of its own
         raise BadDataError(
-            "task.model.checkpoint", f"there is no causal language model at {spec.checkpoint}: {_line(error)}"
+            "task.model.checkpoint", f"there is no causal language model at {spec.checkpoint}: {first_line(error)}"
         ) from error
     _fits(network.config, vocabulary_size, block_size)
     model = LanguageModel(network if spec.lora is None else _adapted(network, spec.lora))
@@ -169,7 +172,7 @@ def _adapted(network: Any, spec: Lora) -> nn.Module:
     try:
         adapted: nn.Module = get_peft_model(network, config)
     except ValueError as error:
-        raise BadDataError("task.model.lora.target_modules", _line(error)) from error
+        raise BadDataError("task.model.lora.target_modules", first_line(error)) from error
     return adapted
 
 
@@ -207,7 +210,3 @@ def _keeps_apart(model: LanguageModel, tokens: Tensor) -> bool:
         together = model(tokens, tokens, positions)[0]
         apart = model(tokens[:, :half], tokens[:, :half])[0] + model(tokens[:, half:], tokens[:, half:])[0]
     return torch.allclose(together, apart, rtol=1e-4)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -61,13 +61,16 @@ def find_module(code: Code, bundle: Path | None, module: str) -> tuple[str, ast.
     if path is None and code.requirements:
         return None
     if path is None:
-        there = sorted({name.partition("/")[0] + ("/" if "/" in name else "") for name in files})
-        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-        raise BadCodeError(
-            "task.factory",
-            f"the code has no {wanted[0]}; at its top are {', '.join(map(shorten, there[:SHOWN]))}{more}",
-        )
+        raise missing("task.factory", wanted[0], files)
     return path, parsed(path, files[path]())
+
+
+def missing(field: str, wanted: str, files: Collection[str]) -> BadCodeError:
+    """Says what is there instead. ``files``: their names."""
+    there = sorted({name.partition("/")[0] + ("/" if "/" in name else "") for name in files})
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    named = ", ".join(map(shorten, there[:SHOWN])) or "no files"
+    return BadCodeError(field, f"the code has no {wanted}; at its top are {named}{more}")
 
 
 def files_of(code: Code, bundle: Path | None, wanted: Collection[str]) -> Mapping[str, Callable[[], bytes]]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from workers.kinds.hub import is_folder
 from workers.kinds.image_data import EncodedData, HuggingFaceData, ParquetData
+from workers.problems import first_line
 from workers.sources import folders
 from workers.sources.arrays import check_labels, stratified_holdout
 from workers.sources.problems import BadDataError
@@ -177,9 +178,8 @@ def _splits(data: HuggingFaceData) -> dict[str, Any]:
     try:
         found = datasets.load_from_disk(path) if local and saved else datasets.load_dataset(path, data.name)
     except Exception as error:  # whatever the library raises for what it cannot load
-        problem = str(error).strip().partition("\n")[0]
         raise BadDataError(
-            "task.data.path", f"{data.path} cannot be loaded: {type(error).__name__}: {problem}"
+            "task.data.path", f"{data.path} cannot be loaded: {type(error).__name__}: {first_line(error)}"
         ) from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 

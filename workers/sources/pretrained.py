@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.kinds.hub import is_folder
+from workers.problems import first_line
 from workers.sources.problems import BadDataError
 
 FIELD = "task.model.checkpoint"
@@ -78,9 +79,9 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        problem = str(error).strip().partition("\n")[0]
         raise BadDataError(
-            FIELD, f"{name} cannot be fetched from the Hugging Face hub: {problem}. A folder begins with / or ./"
+            FIELD,
+            f"{name} cannot be fetched from the Hugging Face hub: {first_line(error)}. A folder begins with / or ./",
         ) from error
 
 

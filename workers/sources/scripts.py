@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from workers.kinds.scripts import ScriptTask
-from workers.problems import shorten
-from workers.sources.code import SHOWN, files_of, parsed
+from workers.sources.code import files_of, missing, parsed
 from workers.sources.problems import BadCodeError
 
 
@@ -16,12 +15,7 @@ def look_at_script(task: ScriptTask, bundle: Path | None) -> None:
     files = files_of(task.code, bundle, [*wanted, task.output])
     path = next((path for path in wanted if path in files), None)
     if path is None and not (task.module and task.code.requirements):
-        there = sorted({name.partition("/")[0] + ("/" if "/" in name else "") for name in files})
-        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-        raise BadCodeError(
-            field,
-            f"the code has no {wanted[0]}; at its top are {', '.join(map(shorten, there[:SHOWN])) or 'no files'}{more}",
-        )
+        raise missing(field, wanted[0], files)
     if path is not None:
         parsed(path, files[path](), field)
     if task.output in files:

@@ -121,8 +121,8 @@ def category(value: Any) -> str | None:
 
 def codes_of(values: Iterable[Any], categories: Sequence[str]) -> NDArray[np.float64]:
     """What was not seen in training, or is missing, has the code after the last one."""
-    known = {name: code for code, name in enumerate(categories)}
-    return np.array([known.get(category(value) or "", len(categories)) for value in values], dtype=np.float64)
+    known: dict[str | None, int] = {name: code for code, name in enumerate(categories)}
+    return np.array([known.get(category(value), len(categories)) for value in values], dtype=np.float64)
 
 
 def _take(rows: Rows, mask: NDArray[np.bool_]) -> Rows:

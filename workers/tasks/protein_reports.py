@@ -116,16 +116,11 @@ def backbone_with_oxygen(frames: Frames) -> Tensor:
     """N, CA, C, O (B, L, 4, 3) in Å. O lies in the plane of CA, C and the next N, and points away from both."""
     atoms = rigid.backbone(frames)
     ca, c, following = atoms[:, :-1, 1], atoms[:, :-1, 2], atoms[:, 1:, 0]
-    away = _unit(_unit(c - ca) + _unit(c - following))
+    away = rigid.unit(rigid.unit(c - ca) + rigid.unit(c - following))
     last = Frames(frames.rotation[:, -1:], frames.translation[:, -1:])
     last_oxygen = last.apply(torch.tensor([LAST_OXYGEN], device=c.device)).squeeze(-2)
     oxygen = torch.cat([c + CARBONYL * away, last_oxygen], dim=1)
     return torch.cat([atoms, oxygen.unsqueeze(-2)], dim=-2)
-
-
-def _unit(vector: Tensor) -> Tensor:
-    length: Tensor = vector.norm(dim=-1, keepdim=True)
-    return vector / length.clamp_min(1e-6)
 
 
 def pdb_text(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.models.proteins.scores import lddt, rmsd, tm_score, whole_lddt_of_distances
+from workers.models.proteins.scores import distances, lddt, lddt_of_distances, rmsd, tm_score
 from workers.sources.structures import Chain
 
 MOST_CHAINS = 500  # that mean distances are taken from
@@ -55,10 +55,10 @@ def scores(chain: Chain, distances_by_separation: Tensor) -> dict[str, Scores]:
     mask = torch.from_numpy(chain.resolved[None]).float()
     position = torch.from_numpy(chain.position)
     apart = (position.unsqueeze(1) - position.unsqueeze(0)).abs().clamp(max=len(distances_by_separation) - 1)
-    distances = distances_by_separation[apart].unsqueeze(0)
-    by_distance = _scores(embedded(distances[0]).unsqueeze(0), true, mask)
-    mirrored = _scores(embedded(distances[0]).unsqueeze(0) * torch.tensor([1.0, 1.0, -1.0]), true, mask)
-    lddt_ca = whole_lddt_of_distances(distances, true_distances(true), mask).item()
+    expected = distances_by_separation[apart].unsqueeze(0)
+    points = embedded(expected[0]).unsqueeze(0)
+    by_distance, mirrored = (_scores(points * torch.tensor([1.0, 1.0, hand]), true, mask) for hand in (1.0, -1.0))
+    lddt_ca = lddt_of_distances(expected, distances(true), mask).item()
     return {
         "ideal_helix": _scores(helix(int(position[-1]) + 1)[position].unsqueeze(0), true, mask),
         # lDDT knows no handedness and needs no coordinates; for the others the luckier hand counts.
@@ -77,10 +77,6 @@ def best(found: dict[str, Scores]) -> Scores:
         max(each.tm_score for each in found.values()),
         min(each.rmsd for each in found.values()),
     )
-
-
-def true_distances(points: Tensor) -> Tensor:
-    return torch.cdist(points, points)
 
 
 def embedded(distances: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from workers.models.proteins.frames import Frames
 from workers.models.proteins.pairs import RelativePosition
 from workers.models.proteins.structure_module import StructureModule
 from workers.models.proteins.trunk import Trunk
+from workers.sources.structures import ONE_LETTER
 
-RESIDUES = "ARNDCQEGHILKMFPSTWYVX"  # X: unknown
+RESIDUES = f"{ONE_LETTER}X"  # X: unknown
 DISTOGRAM_BINS = 64  # supplement 1.9.8: equal ones from 2 to 22 Å, the last one for all beyond
 CONFIDENCE_BINS = 50  # Algorithm 29: of the predicted lDDT-CA, from 0 to 1
 RECYCLED_BINS = 15  # Algorithm 32: from 3.25 Å by 1.25 Å

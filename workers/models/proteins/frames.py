@@ -45,13 +45,13 @@ def identity(shape: torch.Size | tuple[int, ...], device: torch.device) -> Frame
 
 def from_three_points(n: Tensor, ca: Tensor, c: Tensor) -> Frames:
     """Algorithm 21 with x1 = N, x2 = CA, x3 = C, each (..., 3); Gram-Schmidt: x along CA-C, N in the xy plane with y > 0."""
-    x = _unit(c - ca)
+    x = unit(c - ca)
     towards_n = n - ca
-    y = _unit(towards_n - (towards_n * x).sum(-1, keepdim=True) * x)
+    y = unit(towards_n - (towards_n * x).sum(-1, keepdim=True) * x)
     return Frames(torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), ca)
 
 
-def _unit(vector: Tensor) -> Tensor:
+def unit(vector: Tensor) -> Tensor:
     length: Tensor = vector.norm(dim=-1, keepdim=True)
     return vector / length.clamp_min(1e-8)
 

@@ -17,33 +17,32 @@ SEED_LENGTHS = (1.0, 0.5, 0.25)  # of fragments that a superposition starts from
 
 def lddt_per_residue(predicted: Tensor, true: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Each residue's lDDT-CA (B, L), 0 to 1 (Mariani et al. 2013), and 1 where it has one: where a neighbour is within 15 Å."""
-    return lddt_of_distances(_distances(predicted), _distances(true), mask)
-
-
-def lddt_of_distances(predicted: Tensor, true: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from distances (B, L, L), which need not belong to a structure."""
-    near = (true < INCLUSION) * mask.unsqueeze(2) * mask.unsqueeze(1)
-    near = near * (1 - torch.eye(true.shape[1], device=true.device))
-    off = (predicted - true).abs()
-    kept = torch.stack([(off < tolerance).to(near.dtype) for tolerance in TOLERANCES]).mean(0)
-    neighbours = near.sum(-1)
-    return (kept * near).sum(-1) / neighbours.clamp_min(1), (neighbours > 0).to(near.dtype)
+    kept, neighbours = _kept(distances(predicted), distances(true), mask)
+    return kept / neighbours.clamp_min(1), (neighbours > 0).to(kept.dtype)
 
 
 def lddt(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
     """(B,): the share of the distances up to 15 Å that are kept, over all pairs of a chain."""
-    return whole_lddt_of_distances(_distances(predicted), _distances(true), mask)
+    return lddt_of_distances(distances(predicted), distances(true), mask)
 
 
-def whole_lddt_of_distances(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
+def lddt_of_distances(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
+    """The same from distances (B, L, L), which need not belong to a structure."""
+    kept, neighbours = _kept(predicted, true, mask)
+    return kept.sum(-1) / neighbours.sum(-1).clamp_min(1)
+
+
+def _kept(predicted: Tensor, true: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each residue (B, L): how many distances to neighbours are kept, on the mean over the tolerances, and how many there are."""
     near = (true < INCLUSION) * mask.unsqueeze(2) * mask.unsqueeze(1)
-    neighbours = (near * (1 - torch.eye(true.shape[1], device=true.device))).sum(-1)
-    each, _ = lddt_of_distances(predicted, true, mask)
-    return (each * neighbours).sum(-1) / neighbours.sum(-1).clamp_min(1)
+    near = near * (1 - torch.eye(true.shape[1], device=true.device))
+    off = (predicted - true).abs()
+    kept = torch.stack([(off < tolerance).to(near.dtype) for tolerance in TOLERANCES]).mean(0)
+    return (kept * near).sum(-1), near.sum(-1)
 
 
-def _distances(points: Tensor) -> Tensor:
-    """Not by a matrix product, whose rounding is larger than the smallest tolerance for far-away coordinates."""
+def distances(points: Tensor) -> Tensor:
+    """(B, L, L). Not by a matrix product, whose rounding is larger than the smallest tolerance for far-away coordinates."""
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
