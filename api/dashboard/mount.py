@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -26,9 +27,11 @@ def mount(api: FastAPI, settings: Settings) -> None:
     os.environ["NICEGUI_STORAGE_PATH"] = str(kept)  # read when NiceGUI is imported
 
     from nicegui import ui
+    from nicegui.storage import Storage
 
     from api.dashboard import pages
 
+    Storage._create_user_storage = seen_when_read  # type: ignore[method-assign,assignment]
     pages.register(api)
     for path in ("/", PATH):  # before the API's own first page, which is its description
         api.router.routes.insert(0, Route(path, _redirect))
@@ -42,6 +45,16 @@ def mount(api: FastAPI, settings: Settings) -> None:
         reconnect_timeout=20.0,
         show_welcome_message=False,
     )
+
+
+async def seen_when_read(storage: Any, session_id: str) -> None:
+    """In place of NiceGUI's own (3.18), which puts an empty storage in its table first and reads the file then: of two pages that come back at
+    once after a restart, the second one would find no key in it and ask for it again."""
+    from nicegui.storage import USER_PREFIX
+
+    user = storage._create_persistent_dict(f"{USER_PREFIX}{session_id}")
+    await user.initialize()
+    storage._users.setdefault(session_id, user)
 
 
 async def _redirect(_: Request) -> Response:
