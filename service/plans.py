@@ -58,7 +58,7 @@ def _asked(spec: JobSpec, settings: Settings, bundle: Path | None) -> Mapping[st
     request = request_of(spec.model_dump_json(), prices(settings), settings.plan_memory, bundle)
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "workers.plan"],
+            [sys.executable, "-P", "-m", "workers.plan"],  # not a folder of that name where the service was started
             input=request,
             capture_output=True,
             timeout=settings.plan_timeout_seconds,

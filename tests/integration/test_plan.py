@@ -51,6 +51,16 @@ def test_a_dry_run_answers_with_a_plan_and_creates_nothing(service: Service) -> 
     assert service.job_count() == 0
 
 
+def test_a_folder_called_like_ours_where_the_service_stands_is_not_asked(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("raise SystemExit('somebody else')\n")
+    monkeypatch.chdir(tmp_path)
+    plan = service.post("/v1/jobs?dry_run=true", json=DIGITS | {"task": MLP}).json()
+    assert plan["computed"], plan
+
+
 def test_a_job_that_does_not_fit_is_told_what_does(service: Service) -> None:
     """Computed, not canned: a layout that is named has to fit by the plan of its own."""
     big = MLP | {"model": {"architecture": "mlp", "hidden": [2048] * 8}}
