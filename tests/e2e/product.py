@@ -71,14 +71,13 @@ class Product:
             )
 
     def wait_until_ready(self) -> None:
-        def ready() -> bool:
+        def ready() -> str | None:
+            """The address, which is said in a line of its own after that the service is ready."""
             assert self.process.poll() is None, self.output.read_text()
-            return "ready after" in self.output.read_text()
+            found = re.search(r"ready after[\s\S]*API\s+(http://\S+)\s[\s\S]*Ctrl-C", self.output.read_text())
+            return found[1] if found else None
 
-        wait_for("the service", ready, 120)
-        found = re.search(r"API\s+(http://\S+)", self.output.read_text())
-        assert found
-        self.url = found[1]
+        self.url = wait_for("the service", ready, 120)
         self.key = (self.home / "admin.key").read_text().strip()
         self.http.close()
         self.http = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=30)

@@ -37,9 +37,11 @@ LONG_JOB = {
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     running = Product(tmp_path_factory.mktemp("dashboard") / "home", "--cpus", "3")  # for both jobs at once
-    running.wait_until_ready()
-    yield running
-    running.end()
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.end()
 
 
 def _picture() -> bytes:
