@@ -39,6 +39,7 @@ bench: $(VENV)   ## measure against the peers, side by side; JSON into benchmark
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.dashboard_open
 	$(BIN)/python -m benchmarks.nanogpt
+	$(BIN)/python -m benchmarks.reached
 
 soak: $(VENV)    ## run 200 short jobs and compare what is left with what there was before
 	$(BIN)/python -m benchmarks.soak

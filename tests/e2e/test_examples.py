@@ -63,6 +63,7 @@ RUNS: Mapping[str, Example] = {
     "fashion-mnist.yaml": Example(steps=12, shared={"fashion-mnist.npz": "fashion-mnist/fashion-mnist-12k-2k.npz"}),
     "language.yaml": Example(steps=12),
     "lora.yaml": Example(steps=4, make=first_job),
+    "pneumonia.yaml": Example(steps=4, shared={"pneumoniamnist-balanced.npz": "medical/pneumoniamnist-balanced.npz"}),
     "proteins.yaml": Example(steps=2, shared={name: name for name in ("proteins/train", "proteins/train.csv")}),
     "resnet-images.yaml": Example(steps=3, make=pictures),
     "script/job.yaml": Example(),
