@@ -58,10 +58,10 @@ EXAMPLES = {
 
 def trained(example: Example, data: Path, seed: int) -> dict[str, Any]:
     """Metrics of the end of the run (the last evaluation's, and the test's), and seconds."""
-    document = json.dumps(read_job_file(HOME / "examples" / example.file))
-    for old, new in sorted(example.moved.items(), reverse=True):
-        document = document.replace(json.dumps(old), json.dumps(str(data / new)))
-    document = json.loads(document)
+    text = json.dumps(read_job_file(HOME / "examples" / example.file))
+    for old, new in example.moved.items():
+        text = text.replace(json.dumps(old), json.dumps(str(data / new)))
+    document = json.loads(text)
     document["training"]["seed"] = seed
     document["workers"] = {"count": 2, "threads": 1}
     document = read_from(str(HOME), document, parse_spec(document))
