@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tests.proteins import MODEL, atoms, backbone, data_set, write
 from workers.export import export_model, load_model
 from workers.models.proteins.folding import Folding
+from workers.models.proteins.trunk import SharedDropout
 from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, parse_spec
 from workers.tasks import build_task
@@ -238,3 +239,15 @@ def test_sequences_that_are_none_are_refused(spec: JobSpec, task: Task, tmp_path
     export_model(tmp_path / "model", full_state_dict(task.model()), task, spec)
     with pytest.raises(BadDataError, match="row 1"):
         load_model(tmp_path / "model").predict(np.array(["AA", value], dtype=object))
+
+
+def test_dropout_leaves_out_whole_rows_in_training_alone() -> None:
+    """A mask for each pair by itself would be undone by the pair's neighbours, which say the same."""
+    torch.manual_seed(0)
+    pair = torch.ones(2, 5, 5, 8)
+    dropped = SharedDropout(0.5, 1)
+    out = dropped(pair)
+    assert torch.equal(out, out[:, :1].expand_as(out))
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(out, out[:, :, :1].expand_as(out))
+    assert torch.equal(dropped.eval()(pair), pair)

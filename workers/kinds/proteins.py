@@ -57,6 +57,9 @@ class FoldingModel(Model):
     blocks: Few = Field(3, description="of the trunk")
     heads: Few = Field(4, description="of the trunk's attention; they divide single_width and pair_width")
     triangle_attention: bool = Field(False, description="besides triangle multiplication; slower, for larger data")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="of the trunk's updates, along whole rows or columns of pairs; for few chains, 0.1 to 0.25"
+    )
     structure_iterations: Few = Field(4, description="passes of the structure module, which share their weights")
     point_heads: Few = Field(6, description="heads of invariant point attention")
     recycling: Annotated[int, Field(ge=0, le=16)] = Field(

@@ -47,9 +47,26 @@ class PairBiasedAttention(nn.Module):
         return gated
 
 
+class SharedDropout(nn.Module):
+    """Dropout of pairs that leaves out the same channels along a whole row (``along`` 1) or column (2) of pairs (supplement 1.11.6)."""
+
+    def __init__(self, share: float, along: int) -> None:
+        super().__init__()
+        self.share, self.along = share, along
+
+    def forward(self, pair: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return pair
+        shape = list(pair.shape)
+        shape[self.along] = 1
+        return pair * functional.dropout(pair.new_ones(shape), self.share)
+
+
 class Block(nn.Module):
     def __init__(self, spec: FoldingModel) -> None:
         super().__init__()
+        self.drop_single = nn.Dropout(spec.dropout)
+        self.drop_rows, self.drop_columns = SharedDropout(spec.dropout, 1), SharedDropout(spec.dropout, 2)
         single, pair = spec.single_width, spec.pair_width
         self.attention = PairBiasedAttention(single, pair, spec.heads)
         self.single_transition = Transition(single, 4)
@@ -62,14 +79,14 @@ class Block(nn.Module):
 
     def forward(self, single: Tensor, pair: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         pairs = pair_mask(mask)
-        single = single + self.attention(single, pair, mask)
+        single = single + self.drop_single(self.attention(single, pair, mask))
         single = single + self.single_transition(single)
         pair = pair + self.outer_product(single, mask)
-        pair = pair + self.outgoing(pair, pairs)
-        pair = pair + self.incoming(pair, pairs)
+        pair = pair + self.drop_rows(self.outgoing(pair, pairs))
+        pair = pair + self.drop_rows(self.incoming(pair, pairs))
         if self.starting is not None and self.ending is not None:
-            pair = pair + self.starting(pair, mask)
-            pair = pair + self.ending(pair, mask)
+            pair = pair + self.drop_rows(self.starting(pair, mask))
+            pair = pair + self.drop_columns(self.ending(pair, mask))
         return single, pair + self.pair_transition(pair)
 
 
