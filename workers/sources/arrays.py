@@ -174,7 +174,9 @@ def _images(part: str, pixels: NDArray[Any], labels: NDArray[Any]) -> Images:
         pixels = pixels.astype(np.float32, copy=False)
         bad = ~np.isfinite(pixels.reshape(len(pixels), -1)).all(axis=1)
         if bad.any():
-            raise BadDataError(where, f"image {int(np.argmax(bad))} has a value that is NaN or infinite")
+            others = int(bad.sum()) - 1
+            also = f", and so {'has' if others == 1 else 'have'} {others} other{'s' * (others > 1)}" if others else ""
+            raise BadDataError(where, f"image {int(np.argmax(bad))} has a value that is NaN or infinite{also}")
     return Images(pixels, _labels(f"task.data.{part}_labels", labels, len(pixels)))
 
 
