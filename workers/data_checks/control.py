@@ -25,9 +25,12 @@ SAID = 300  # characters of what a process that died said last
 class DataControl:
     """The result is kept in the job's folder, so that no later attempt looks again."""
 
-    def __init__(self, spec: JobSpec, folder: JobFolder, ledger: Ledger, *, look: bool) -> None:
-        """``look``: workers may still be taken; else only what is known already counts."""
+    def __init__(
+        self, spec: JobSpec, folder: JobFolder, ledger: Ledger, *, look: bool, seconds: float = GIVE_UP_SECONDS
+    ) -> None:
+        """``look``: workers may still be taken; else only what is known already counts. ``seconds``: after which the job goes on without."""
         self._spec, self._folder, self._ledger = spec, folder, ledger
+        self._seconds = seconds
         self._report: Mapping[str, Any] | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self.pending = False
@@ -74,11 +77,11 @@ class DataControl:
 
     def _listen(self, child: subprocess.Popen[bytes]) -> None:
         try:
-            answer, said = child.communicate(self._spec.model_dump_json().encode(), timeout=GIVE_UP_SECONDS)
+            answer, said = child.communicate(self._spec.model_dump_json().encode(), timeout=self._seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
-            self._report = unchecked(f"reading it takes longer than {GIVE_UP_SECONDS:.0f} s")
+            self._report = unchecked(f"reading it takes longer than {self._seconds:.0f} s")
             return
         try:
             self._report = json.loads(answer)
