@@ -32,7 +32,8 @@ def job(folder: Path, *, leaked: int = 0, wrong_label: bool = False, **changes: 
     if wrong_label:
         labels["train"][17] = 5
     arrays = {f"x_{part}": each.astype(np.uint8) for part, each in pixels.items()}
-    np.savez(folder / "images.npz", **arrays, y_train=labels["train"], y_test=labels["test"])
+    arrays |= {f"y_{part}": each.astype(np.uint8) for part, each in labels.items()}
+    np.savez(folder / "images.npz", **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for its allow_pickle
     data = {"source": "npz", "path": str(folder / "images.npz"), "classes": 2}
     task = {"kind": "image_classification", "data": data, "model": {"architecture": "mlp", "hidden": [16]}}
     return DIGITS | {"task": task, "training": {"epochs": 3, "batch_size": 24}} | changes

@@ -39,6 +39,11 @@ class Contents:
         return len(self.digests)
 
 
+def namer(part: str, item: str, rows: NDArray[np.int64] | None) -> Callable[[int], str]:
+    """Says which one of a file's it is. ``rows``: their numbers there, where a part of the file was held out."""
+    return lambda row: f"{part} {item} {row}" if rows is None else f"{item} {rows[row]}"
+
+
 def contents_of(rows: NDArray[Any], name: Callable[[int], str], order: Iterable[int]) -> Contents:
     """Of the rows (first dimension) of an array, as far as ``order`` goes."""
     found = Contents(len(rows), name)

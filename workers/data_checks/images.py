@@ -69,7 +69,7 @@ def _check_arrays(task: ImageClassificationTask, images: arrays.ImageArrays, clo
     parts = {}
     for part in reversed(list(there)):  # what is held out first: it is smaller, and all of it is compared
         found = there[part]
-        name = f"{part} image {{}}".format
+        name = duplicates.namer(part, "image", found.rows)
         contents = duplicates.contents_of(found.pixels, name, sampled(len(found.pixels), clock))
         parts[part] = Part(found.labels, contents, _blank_rows(found.pixels), len(found.pixels))
     parts = {part: parts[part] for part in there}

@@ -31,7 +31,8 @@ def check(task: TabularTask, clock: Clock) -> Report:
     contents = {}
     for part in ("evaluation", "training"):
         rows = np.column_stack([parts[part].features, parts[part].targets.astype(np.float64)])
-        contents[part] = duplicates.contents_of(rows, f"{part} row {{}}".format, sampled(len(rows), clock))
+        name = duplicates.namer(part, "row", parts[part].rows)
+        contents[part] = duplicates.contents_of(rows, name, sampled(len(rows), clock))
     held_out = {"evaluation": contents["evaluation"]}
     names = found.feature_names
     findings = [
