@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from api.cli.follow import told
 from tests import proteins
 from workers.data_checks import run
 from workers.data_checks.report import Report
@@ -422,6 +424,14 @@ def test_protein_chains(tmp_path: Path) -> None:
     assert "2.pdb has no ATOM record" in message
 
 
+# --- what comes with the package --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [("image_classification", "digits"), ("tabular", "breast_cancer")])
+def test_built_in_sets_are_healthy(task: tuple[str, str]) -> None:
+    assert severities(look({"kind": task[0], "data": {"source": task[1]}})) == {}
+
+
 # --- what becomes of a look -------------------------------------------------------------------------------------------
 
 
@@ -457,3 +467,18 @@ def test_findings_on_data_outlive_verdicts_on_gradients() -> None:
     assert with_data(healthy, note) == healthy | {"findings": note}
     assert with_data(sick, [*data, *note]) == sick | {"findings": [gradients, *data, *note]}
     assert with_data({"verdict": "unknown", "findings": []}, data)["verdict"] == "warning"
+
+
+def test_every_code_is_in_the_docs() -> None:
+    root = Path(run.__file__).parents[2]
+    sources = [path.read_text() for path in (root / "workers/data_checks").glob("*.py")]
+    codes = {code for source in sources for code in re.findall(r'finding\(\s*"([a-z_]+)"', source)}
+    assert len(codes) > 15, "the search finds them"
+    docs = (root / "docs/jobs.md").read_text()
+    assert {code for code in codes if f"`{code}`" not in docs} == set()
+
+
+def test_the_terminal_explains_what_the_verdict_does_not() -> None:
+    finding = {"code": "label_error", "severity": "note", "explanation": "Twins differ.", "suggestion": "Look."}
+    assert told(finding, {"sentence": "All flows."}) == "label_error (note): Twins differ. Look."
+    assert told(finding, {"sentence": "Twins differ. All flows."}) == "label_error (note): Look."
