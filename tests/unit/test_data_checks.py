@@ -58,11 +58,11 @@ def images(train: int = 400, evaluation: int = 100, seed: int = 0) -> dict[str, 
     }
 
 
-def npz(folder: Path, arrays: Mapping[str, NDArray[Any]], **more: Any) -> Report:
+def npz(folder: Path, arrays: Mapping[str, NDArray[Any]], seconds: float = 10.0, **more: Any) -> Report:
     path = folder / "images.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes every keyword for its allow_pickle
     data = {"source": "npz", "path": str(path), **more.pop("data", {})}
-    return look({"kind": "image_classification", "data": data, **more})
+    return look({"kind": "image_classification", "data": data, **more}, seconds=seconds)
 
 
 def test_healthy_images_have_no_finding(tmp_path: Path) -> None:
@@ -111,6 +111,13 @@ def test_blank_images(tmp_path: Path, blank: int, severity: str) -> None:
     arrays["x_train"][:blank] = (np.arange(blank) % 251).astype(np.uint8)[:, None, None]
     found = the(npz(tmp_path, arrays), "empty_samples")
     assert (found.severity, found.evidence["count"]) == (severity, blank)
+
+
+def test_blank_images_are_told_once(tmp_path: Path) -> None:
+    """Would catch labels that are called wrong because there is nothing to see."""
+    arrays = images()
+    arrays["x_train"][:60] = 0
+    assert severities(npz(tmp_path, arrays)) == {"empty_samples": "warning"}
 
 
 def test_parts_on_different_scales(tmp_path: Path) -> None:
@@ -218,6 +225,9 @@ def test_without_time_a_sample_is_looked_at(tmp_path: Path) -> None:
     assert report.unchecked is not None
     assert "of 120 images, drawn at random" in report.unchecked
     assert report.summary["samples"] == {"training": 60, "evaluation": 60}
+    for part in (npz(tmp_path, images(), seconds=0.0), table(tmp_path, rows(), seconds=0.0)):
+        assert "drawn at random" in (part.unchecked or "")
+        assert severities(part) == {}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -230,7 +240,13 @@ def rows(count: int = 300, seed: int = 0) -> dict[str, Any]:
     return {"size": size, "weight": random.normal(0, 1, count), "colour": colour, "y": (size > 50).astype(int)}
 
 
-def table(folder: Path, train: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None, **more: Any) -> Report:
+def table(
+    folder: Path,
+    train: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None = None,
+    seconds: float = 10.0,
+    **more: Any,
+) -> Report:
     import pandas
 
     pandas.DataFrame(train).to_csv(folder / "train.csv", index=False)
@@ -240,7 +256,7 @@ def table(folder: Path, train: Mapping[str, Any], evaluation: Mapping[str, Any] 
     if evaluation is not None:
         pandas.DataFrame(evaluation).to_csv(folder / "held_out.csv", index=False)
         data["evaluation_path"] = str(folder / "held_out.csv")
-    return look({"kind": "tabular", "objective": "classification", "data": data, **more})
+    return look({"kind": "tabular", "objective": "classification", "data": data, **more}, seconds=seconds)
 
 
 def test_healthy_tables_have_no_finding(tmp_path: Path) -> None:

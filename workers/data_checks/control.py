@@ -72,7 +72,11 @@ class DataControl:
         # -P: not a package of that name in the folder where Ray started this process.
         command = [sys.executable, "-P", "-m", "workers.data_checks"]
         pipe = subprocess.PIPE
-        self._child = subprocess.Popen(command, env=_environment(), stdin=pipe, stdout=pipe, stderr=pipe)
+        try:
+            self._child = subprocess.Popen(command, env=_environment(), stdin=pipe, stdout=pipe, stderr=pipe)
+        except OSError as error:  # no memory, no room for another process
+            self._report = unchecked(f"no process for it could be started: {error.strerror}")
+            return
         threading.Thread(target=self._listen, args=(self._child,), name="data checks", daemon=True).start()
 
     def _listen(self, child: subprocess.Popen[bytes]) -> None:
@@ -80,8 +84,8 @@ class DataControl:
             answer, said = child.communicate(self._spec.model_dump_json().encode(), timeout=self._seconds)
         except subprocess.TimeoutExpired:
             child.kill()
-            child.communicate()
             self._report = unchecked(f"reading it takes longer than {self._seconds:.0f} s")
+            child.communicate()  # which may take its time, where a file system does not answer: nobody waits for that
             return
         try:
             self._report = json.loads(answer)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data_checks.report import NAMED, finding, listed, percent
+from workers.data_checks.report import NAMED, finding, listed, looked_at, percent
 from workers.health import Finding
 
 REPEATED = 0.001  # share of the training items that repeat another one, from which on it is worth a note
@@ -38,6 +38,11 @@ class Contents:
     def looked_at(self) -> int:
         return len(self.digests)
 
+    def without(self, rows: Iterable[int]) -> Contents:
+        left_out = set(rows)
+        kept = {row: digest for row, digest in self.digests.items() if row not in left_out}
+        return Contents(self.total, self.name, kept)
+
 
 def namer(part: str, item: str, rows: NDArray[np.int64] | None) -> Callable[[int], str]:
     """Says which one of a file's it is. ``rows``: their numbers there, where a part of the file was held out."""
@@ -47,16 +52,20 @@ def namer(part: str, item: str, rows: NDArray[np.int64] | None) -> Callable[[int
 def contents_of(rows: NDArray[Any], name: Callable[[int], str], order: Iterable[int]) -> Contents:
     """Of the rows (first dimension) of an array, as far as ``order`` goes."""
     found = Contents(len(rows), name)
-    if rows.dtype.kind == "f":
-        rows = rows + 0.0  # -0.0 is 0.0
     for row in order:
-        found.add(row, np.ascontiguousarray(rows[row]).tobytes())
+        content = rows[row] + 0.0 if rows.dtype.kind == "f" else rows[row]  # -0.0 is 0.0
+        found.add(row, content.tobytes())
     return found
+
+
+def partly(parts: Sequence[Contents], items: str) -> str | None:
+    """What is to be said when there was no time for all of them."""
+    return looked_at(sum(part.looked_at for part in parts), sum(part.total for part in parts), items)
 
 
 def repeated_share(train: Contents) -> float:
     """Share of the items looked at that repeat another one; of three equal ones two do."""
-    return 1 - len(set(train.digests.values())) / max(1, train.looked_at)
+    return 1 - len(set(train.digests.values())) / train.looked_at if train.looked_at else 0.0
 
 
 def repeats(train: Contents, items: str, *, natural: bool = False) -> list[Finding]:

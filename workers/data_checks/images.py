@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def _check_arrays(task: ImageClassificationTask, images: arrays.ImageArrays, clo
     parts = {part: parts[part] for part in there}
     others = {part: found.pixels for part, found in there.items() if part != "training"}
     findings = _other_scale(images.train.pixels, others)
-    return _report(task, parts, images.class_names, images.train.pixels.shape[1:], findings)
+    report = _report(task, parts, images.class_names, images.train.pixels.shape[1:], findings)
+    return replace(report, unchecked=duplicates.partly([part.contents for part in parts.values()], "images"))
 
 
 def _blank_rows(pixels: NDArray[Any]) -> list[int]:
@@ -187,7 +188,7 @@ def _check_files(
     certain = used is None or used >= len(files["training"].labels)
     undecodable = _undecodable(broken, seen, len(order), certain=certain)
     report = _report(task, parts, names, shape or (), undecodable)
-    return Report(report.sentence, report.summary, report.findings, looked_at(seen, len(order), "images"))
+    return replace(report, unchecked=looked_at(seen, len(order), "images"))
 
 
 def _undecodable(broken: Mapping[str, Mapping[int, str]], seen: int, total: int, *, certain: bool) -> list[Finding]:
@@ -224,14 +225,15 @@ def _report(
     train, held_out = parts["training"], {part: found for part, found in parts.items() if part != "training"}
     counts = {part: len(found.labels) for part, found in parts.items()}
     others = {part: found.contents for part, found in held_out.items()}
+    distinct = train.contents.without(train.blank)  # of these it is said already that they are alike
     weighted = task.class_weights is not None
     findings = [
         *findings,
         *labels.classes(train.labels, {p: found.labels for p, found in held_out.items()}, names, weighted=weighted),
         *_blank(parts),
         *duplicates.overlaps(train.contents, others, "images"),
-        *duplicates.contradictions(train.contents, train.labels.tolist(), names, "images"),
-        *duplicates.repeats(train.contents, "images"),
+        *duplicates.contradictions(distinct, train.labels.tolist(), names, "images"),
+        *duplicates.repeats(distinct, "images"),
         *labels.few_to_evaluate({part: counts[part] for part in held_out}, "images"),
     ]
     summary = {

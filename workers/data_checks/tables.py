@@ -59,7 +59,7 @@ def check(task: TabularTask, clock: Clock) -> Report:
         summary["target"] = _figures(train.targets)
     goal = counted(len(found.class_names), "class", "classes") if found.class_names else "a number to predict"
     said = f"Rows: {len(train.targets):,} for training, {len(evaluation.targets):,} for evaluation; {counted(len(names), 'column')}; {goal}."
-    return Report(said, summary, findings)
+    return Report(said, summary, findings, duplicates.partly(list(contents.values()), "rows"))
 
 
 def _read(task: TabularTask) -> Tables:
