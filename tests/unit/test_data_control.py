@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +112,22 @@ def test_it_ends_with_the_controller(tmp_path: Path) -> None:
     assert children() - before
     control.end()
     wait_for("the child's end", lambda: children() == before, 10)
+
+
+def test_what_does_not_fit_into_memory_is_not_called_bad(tmp_path: Path) -> None:
+    """Would catch an archive that is said to be broken because the look had no room for it."""
+    large = np.zeros((8_000, 256, 256), np.uint8)  # 500 MiB, packed to almost nothing
+    np.savez_compressed(tmp_path / "x.npz", x_train=large, y_train=np.arange(8_000) % 2)
+    data = {"source": "npz", "path": str(tmp_path / "x.npz"), "evaluation_images": None, "evaluation_labels": None}
+    spec = parse_spec({"name": "x", "task": {"kind": "image_classification", "data": data}})
+    limited = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, 2 * ({400 << 20},)); "
+    run = subprocess.run(
+        [sys.executable, "-c", limited + "runpy.run_module('workers.data_checks', run_name='__main__')"],
+        input=spec.model_dump_json().encode(),
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=60,
+        check=True,
+    )
+    report = json.loads(run.stdout)
+    assert (report["problem"], report["unchecked"]) == (None, "it does not fit into the memory for this look")

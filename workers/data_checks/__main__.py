@@ -27,6 +27,8 @@ def main() -> int:
 def own_memory_only() -> None:
     """What does not fit must end this process, and neither the controller nor a worker beside it."""
     limit = int(MEMORY * psutil.virtual_memory().available) + psutil.Process().memory_info().vms
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         with open("/proc/self/oom_score_adj", "w") as score:
