@@ -111,7 +111,7 @@ class Job(Wire):
     attempt: int = Field(description="number of the newest attempt; 0 before the first")
     progress: Progress | None
     latest: dict[str, Number] = Field(description="newest value of each series", examples=[{"train/loss": 0.21}])
-    health: dict[str, Any] = Field(description="verdict on the gradients, with findings")
+    health: dict[str, Any] = Field(description="verdict on data and gradients, with findings")
     workers: list[JobWorker] = Field(description="at work now; of a job that has ended, those that were to the end")
     recoveries: int = Field(description="how often workers were lost and replaced; /attempts tells of each")
     metadata: dict[str, str]

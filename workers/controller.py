@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from workers import group_decisions as decisions
 from workers.crew import Crew, Member
+from workers.data_checks.control import DataControl
 from workers.group_decisions import Recoveries, View
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
@@ -69,6 +70,8 @@ class JobController:
         self._known = self._restore()
         if self._known is None:
             self._folder.create(attempt.spec_json)
+        untouched = self._generation == 0 and self._outcome is None
+        self._data = DataControl(self._spec, self._folder, self._ledger, look=untouched)
         self._shipper = Shipper(attempt, self._spec, self._folder) if attempt.mlflow_url else None
         is_script = self._spec.task.kind == "script"
         self._script = (
@@ -134,6 +137,7 @@ class JobController:
             self._look()
             outcome = (
                 self._stopped()
+                or self._data.outcome()
                 or self._concluded()
                 or (self._script and self._script.silent(self._view(), self._stop))
                 or self._broken()
@@ -141,6 +145,10 @@ class JobController:
             )
             if outcome is not None:
                 return outcome
+            if self._data.pending:  # nothing is taken before the data was looked at
+                self._forming_since = time.monotonic()
+                self._crew.wait_for_news(FORM_SECONDS)
+                continue
             self._end_hung()
             self._staff()
             if self._forming_since is not None:
@@ -425,6 +433,7 @@ class JobController:
                 return
 
     def _tear_down(self) -> None:
+        self._data.end()
         with contextlib.suppress(RayError):
             self._crew.end_all()
             end_workers(self._attempt.name)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Verdict = Literal["unknown", "healthy", "warning", "critical"]
+Severity = Literal["note", "warning", "critical"]  # a note leaves the verdict as it is
 
 MIN_STEPS = 20  # fewer say nothing
 STUCK_SHARE_OF_RUN = 0.3  # patience before a flat loss counts
@@ -41,7 +42,7 @@ class History:
 @dataclass(frozen=True)
 class Finding:
     code: str
-    severity: Literal["warning", "critical"]
+    severity: Severity
     first_bad_step: int
     layer: str | None
     evidence: Mapping[str, Any]
@@ -70,8 +71,23 @@ def judge(history: History) -> Judgement:
         )
     finding = finding or _exploding(history) or _vanishing(history)
     if finding is not None:
-        return Judgement(finding.severity, finding.explanation, (finding,))
+        return Judgement("critical", finding.explanation, (finding,))
     return Judgement("healthy", _healthy_sentence(history))
+
+
+def with_data(judged: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A judgement of the gradients, together with the findings on the data, both as documents. The worst severity is the verdict.
+
+    Data comes first among equals: it is a cause, what gradients show is a consequence.
+    """
+    order = ("critical", "warning", "note")
+    findings = sorted([*data, *judged["findings"]], key=lambda each: order.index(each["severity"]))
+    verdict, sentence = judged["verdict"], judged.get("sentence", "")
+    if findings and findings[0]["severity"] != "note" and verdict != "critical":
+        worst = findings[0]
+        if worst["severity"] != verdict:
+            verdict, sentence = worst["severity"], " ".join(filter(None, [worst["explanation"], sentence]))
+    return {"verdict": verdict, "sentence": sentence, "findings": findings}
 
 
 def _not_finite(history: History) -> Finding | None:

@@ -2,6 +2,7 @@
 
     job.json                                       the job specification
     controller.json                                what a restarted controller needs
+    data.json                                      what was seen of the data before workers were taken
     metrics/attempt-0001.jsonl                     {"step", "timestamp", "values": {series: value}}, one line a report
     gradients/attempt-0001-part-000000.*           the norms of every layer, see workers/gradient_files.py
     events/attempt-0001.jsonl                      the controller's events

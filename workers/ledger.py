@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.gradient_files import GradientWriter
+from workers.health import with_data
 from workers.jobfolder import JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
 from workers.worker_link import Poll
@@ -35,7 +36,8 @@ class Ledger:
         self.told_through = -1
         self.progress: Progress | None = None
         self.latest: dict[str, float] = {}
-        self.health: Mapping[str, Any] = {"verdict": "unknown", "findings": []}
+        self._judged: Mapping[str, Any] = {"verdict": "unknown", "findings": []}  # the gradients, by a worker
+        self._data: Sequence[Mapping[str, Any]] = ()  # findings on the data
         self._restore_marks()
 
     def take(self, worker: str, rank: int | None, poll: Poll) -> None:
@@ -51,6 +53,15 @@ class Ledger:
         if poll.progress is not None and rank == 0:
             with self._lock:
                 self.progress = poll.progress
+
+    @property
+    def health(self) -> Mapping[str, Any]:
+        """The newest verdict on the gradients, with what is known of the data."""
+        return with_data(self._judged, self._data) if self._data else self._judged
+
+    def know_data(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        with self._lock:
+            self._data = findings
 
     def acknowledged(self, worker: str) -> int:
         return self._taken.get(worker, 0)
@@ -93,7 +104,7 @@ class Ledger:
             self._once.add(what)
         if body["type"] == "health.verdict":
             with self._lock:
-                self.health = _health(body["data"])
+                self._judged = _health(body["data"])
         self.tell(body["level"], body["type"], body["message"], body["data"], body["timestamp"], (worker, sequence))
 
     def tell(
@@ -120,7 +131,7 @@ class Ledger:
             if row["type"] in ONCE_A_STEP:
                 self._once.add((row["type"], row["data"]["step"]))
             if row["type"] == "health.verdict":
-                self.health = _health(row["data"])
+                self._judged = _health(row["data"])
 
     def _restore_marks(self) -> None:
         """What was measured before, in earlier attempts too: steps that are done again from a checkpoint are not told again."""

@@ -189,6 +189,9 @@ class Health(Model):
     budget: None = None
     preflight: Literal[False] = False
     on_critical: Literal["continue"] = "continue"
+    data_checks: bool = Field(
+        True, description="look at the data before workers are taken: what is wrong or odd with it becomes findings"
+    )
 
     @field_validator("mode", mode="before")
     @classmethod

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from workers import process_group
+from workers.data_checks.run import check, to_be_checked
+from workers.data_checks.telling import REPORT, tell
 from workers.gradient_files import GradientWriter
 from workers.jobfile import JobFileError, read_job_file
 from workers.jobfolder import JobFolder, append_lines, encode
 from workers.membership import Alone
 from workers.problems import SpecError
-from workers.reports import Level, Progress, ReasonCode
+from workers.reports import Level, Progress, ReasonCode, Reporter
 from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, code_of, parse_spec, read_from
 from workers.train import RunContext, train
@@ -104,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (code := code_of(spec)) is not None:
             context = replace(context, code=provide(code, None, folder.code_path))
+        if rank == 0 and to_be_checked(spec):
+            _check_data(spec, folder, context.reporter)
         outcome = train(spec, context)
     except BadDataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -116,6 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{outcome.code}: {outcome.message}. {metrics}. Everything is in {folder.path}.")
     return 0 if outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED) else 1
+
+
+def _check_data(spec: JobSpec, folder: JobFolder, reporter: Reporter) -> None:
+    began = time.monotonic()
+    found = check(spec).document()
+    if found["problem"] is not None:
+        raise BadDataError(*found["problem"])
+    folder.write_document(REPORT, found)
+    tell(reporter.event, found, time.monotonic() - began)
 
 
 def _folder_name(spec: JobSpec) -> str:

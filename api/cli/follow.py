@@ -152,7 +152,7 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("recoveries", f"{job['recoveries']}; `chainrule attempts {job['id']}` tells of each"))
     if job["health"].get("sentence"):
         rows.append(("gradients", f"{job['health']['verdict']}: {job['health']['sentence']}"))
-    rows += [("finding", f"{f['code']}: {f['suggestion']}") for f in job["health"].get("findings", [])]
+    rows += [("finding", told(each, job["health"])) for each in job["health"].get("findings", [])]
     checkpoints = client.checkpoints(job["id"])["data"]
     if checkpoints:
         kept = ", ".join(str(checkpoint["step"]) for checkpoint in checkpoints)
@@ -165,6 +165,13 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("goes on with", f"chainrule resume {job['id']}"))
     for name, value in rows:
         say(f"  {name:12} {value}")
+
+
+def told(finding: Document, health: Document) -> str:
+    """A finding in a line; its explanation where the verdict's sentence does not say it already."""
+    explained = finding["explanation"] in health.get("sentence", "")
+    said = finding["suggestion"] if explained else f"{finding['explanation']} {finding['suggestion']}"
+    return f"{finding['code']} ({finding['severity']}): {said}"
 
 
 def _seconds(job: Document) -> float:

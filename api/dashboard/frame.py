@@ -25,7 +25,7 @@ STATUS_COLOURS = {
     "failed": "negative",
     "cancelled": "grey-7",
 }
-HEALTH_COLOURS = {"healthy": "positive", "warning": "orange", "critical": "negative"}
+HEALTH_COLOURS = {"healthy": "positive", "note": "blue-grey", "warning": "orange", "critical": "negative"}
 # NiceGUI's own box for a lost connection, with our words and where it is seen; it comes after a second, so that a hiccup does not flash.
 AWAY = {
     "connection_lost": "The service does not answer just now.",

@@ -132,7 +132,7 @@ class JobPage:
         self.status.text = job["status"]
         self.status.props(f"color={STATUS_COLOURS.get(job['status'], 'grey')}")
         verdict = job["health"].get("verdict")
-        self.health.text, self.health.visible = f"gradients: {verdict}", verdict is not None
+        self.health.text, self.health.visible = f"health: {verdict}", verdict is not None
         self.health.props(f"color={HEALTH_COLOURS.get(verdict, 'grey')}")
         done = job["progress"] or {}
         self.bar.value = done["step"] / done["steps"] if done.get("steps") else 0
@@ -203,19 +203,23 @@ class JobPage:
         self.shown: tuple[Any, ...] | None = None  # by which a newer matrix is known
 
     def show_findings(self, health: dict[str, Any]) -> None:
-        """What the service makes of the gradients, why, and what helps."""
+        """What the service makes of the data and the gradients, why, and what helps."""
         if health == self.judged:
             return
         self.judged = health
         self.findings.clear()
         with self.findings:
-            if health.get("sentence") and not health.get("findings"):  # else it is what the first finding says
-                ui.label(health["sentence"]).classes("text-body1")
+            sentence = health.get("sentence", "")
+            for each in health.get("findings", []):  # whose own cards say the same
+                sentence = sentence.replace(each["explanation"], "").strip()
+            if sentence:
+                ui.label(sentence).classes("text-body1")
             for each in health.get("findings", []):
                 with ui.card().props("flat bordered").classes("w-full q-pa-sm gap-1"):
                     with ui.row().classes("items-center"):
                         ui.badge(each["code"].replace("_", " "), color=HEALTH_COLOURS[each["severity"]])
-                        ui.label(f"first at step {each['first_bad_step']:,}").classes("text-grey")
+                        step = each["first_bad_step"]
+                        ui.label(f"first at step {step:,}" if step else "in the data").classes("text-grey")
                     ui.label(each["explanation"])
                     ui.label(f"What helps: {each['suggestion']}")
 

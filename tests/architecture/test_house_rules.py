@@ -96,6 +96,11 @@ def test_control_plane_processes_load_neither_torch_nor_ray(module: str) -> None
     assert not loaded_after(f"import {module}") & {"torch", "ray"}
 
 
+def test_data_is_looked_at_without_torch() -> None:
+    families = ", ".join(f"workers.data_checks.{name}" for name in ("images", "tables", "texts", "tokens", "chains"))
+    assert not loaded_after(f"import workers.data_checks.__main__, {families}") & {*HEAVY, "biotite", "datasets"}
+
+
 def test_every_service_error_has_an_http_status() -> None:
     from api.errors import STATUS
     from service.errors import ServiceError

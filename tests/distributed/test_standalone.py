@@ -71,3 +71,22 @@ def test_what_is_wrong_is_said_in_a_line_each(tmp_path: Path) -> None:
     assert (large.returncode, large.stderr.count("\n")) == (2, 1)
     assert "training.batch_size" in large.stderr
     assert not (tmp_path / "output/checkpoints").exists()
+
+
+def test_the_data_is_looked_at_first(tmp_path: Path) -> None:
+    """Would catch findings that only the service gets to see."""
+    job = JOB.replace("{source: digits}", "{source: npz, path: images.npz, classes: 2}")
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (200, 8, 8), dtype=np.uint8), np.arange(200) % 2
+    np.savez(tmp_path / "images.npz", x_train=pixels, y_train=labels, x_test=pixels[:50], y_test=labels[:50])
+    run = start(PYTHON, tmp_path, job)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0] == "Images: 200 for training, 50 for evaluation; 2 classes; 8 x 8 x 1."
+    assert lines[1].startswith("50 of 50 evaluation images (100 %) are in the training part as well")
+    (finding,) = json.loads((tmp_path / "output/data.json").read_text())["findings"]
+    assert finding["code"] == "train_evaluation_overlap"
+    labels[3] = 2
+    np.savez(tmp_path / "images.npz", x_train=pixels, y_train=labels, x_test=pixels[:50], y_test=labels[:50])
+    run = start(PYTHON, tmp_path, job)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "label 2 of row 3 is out of range" in run.stderr

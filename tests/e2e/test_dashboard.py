@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
@@ -138,6 +139,28 @@ def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product,
     expect(page.get_by_text("cancelled", exact=True).first).to_be_visible(timeout=20_000)
     assert watched.complaints == []
     assert watched.hosts == {"127.0.0.1"}
+
+
+def test_findings_on_data_are_on_the_page_of_the_job(browser: Any, product: Product, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels, labels = random.integers(0, 256, (200, 8, 8), dtype=np.uint8), np.arange(200) % 2
+    np.savez(tmp_path / "images.npz", x_train=pixels, y_train=labels, x_test=pixels[:50], y_test=labels[:50])
+    data = {"source": "npz", "path": str(tmp_path / "images.npz")}
+    task = {"kind": "image_classification", "data": data, "model": {"architecture": "mlp"}}
+    training = {"steps": 30, "batch_size": 50}
+    job_id = product.http.post("/v1/jobs", json={"name": "leaked", "task": task, "training": training}).json()["id"]
+    job = product.until(job_id, "its end", lambda job: job["finished_at"])
+    assert job["status"] == "succeeded", job["reason"]
+    assert job["health"]["verdict"] == "warning"
+    page = browser.new_page()
+    sign_in(page, product)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}")
+    expect(page.get_by_text("health: warning")).to_be_visible(timeout=20_000)
+    page.get_by_role("tab", name="Gradient flow").click()
+    expect(page.get_by_text("train evaluation overlap")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("in the data", exact=True)).to_be_visible()
+    expect(page.get_by_text("50 of 50 evaluation images (100 %) are in the training part")).to_be_visible()
+    assert "train_evaluation_overlap (warning)" in product.chainrule("status", job_id)
 
 
 AWAY = "The service does not answer just now."

@@ -191,7 +191,8 @@ def test_bad_data_ends_the_job_with_its_field(groups: Any, tmp_path: Path) -> No
     path = tmp_path / "empty.npz"
     np.savez(path, x_train=np.zeros((0, 8, 8), np.uint8), y_train=np.zeros(0, np.int64))
     data = {"source": "npz", "path": str(path), "evaluation_images": None, "evaluation_labels": None}
-    group = groups(DIGITS | {"task": {"kind": "image_classification", "data": data}})
+    spec = DIGITS | {"task": {"kind": "image_classification", "data": data}}
+    group = groups(spec | {"health": {"data_checks": False}})  # which would see it before there is a worker
     end = group.finished()
     assert end.outcome.code is ReasonCode.BAD_DATA
     assert "task.data.train_images" in end.outcome.message

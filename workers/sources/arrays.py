@@ -27,10 +27,14 @@ IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: np.int16, 0x0C: np.int32, 0x0D
 
 @dataclass(frozen=True)
 class Images:
-    """``pixels`` (N, H, W, C), uint8 in 0-255 or float32; ``labels`` (N,) int64 in [0, classes)."""
+    """``pixels`` (N, H, W, C), uint8 in 0-255 or float32; ``labels`` (N,) int64 in [0, classes).
+
+    ``rows`` (N,): which ones of the file's they are, where a part is held out; None: all, in their order.
+    """
 
     pixels: NDArray[Any]
     labels: NDArray[np.int64]
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ def read_digits(_: DigitsData) -> ImageArrays:
     table = np.array(builtin_rows("digits.csv.gz", skip=0), dtype=np.float32)
     pixels, labels = table[:, :64].reshape(-1, 8, 8, 1), table[:, 64].astype(np.int64)
     held_out = stratified_holdout(labels, 360)
+    images = Images(pixels, labels)
     return ImageArrays(
-        Images(pixels[~held_out], labels[~held_out]),
-        Images(pixels[held_out], labels[held_out]),
+        _taken(images, ~held_out),
+        _taken(images, held_out),
         10,
         tuple("0123456789"),
         16.0,
@@ -174,7 +179,9 @@ def _images(part: str, pixels: NDArray[Any], labels: NDArray[Any]) -> Images:
         pixels = pixels.astype(np.float32, copy=False)
         bad = ~np.isfinite(pixels.reshape(len(pixels), -1)).all(axis=1)
         if bad.any():
-            raise BadDataError(where, f"image {int(np.argmax(bad))} has a value that is NaN or infinite")
+            others = int(bad.sum()) - 1
+            also = f", and so {'has' if others == 1 else 'have'} {others} other{'s' * (others > 1)}" if others else ""
+            raise BadDataError(where, f"image {int(np.argmax(bad))} has a value that is NaN or infinite{also}")
     return Images(pixels, _labels(f"task.data.{part}_labels", labels, len(pixels)))
 
 
@@ -204,10 +211,11 @@ def _split(images: Images, holdout: float) -> tuple[Images, Images]:
     if not 0 < size < len(images.labels):
         raise BadDataError("task.data.holdout", f"{holdout} of {len(images.labels)} images leaves a part without any")
     held_out = stratified_holdout(images.labels, size)
-    return (
-        Images(images.pixels[~held_out], images.labels[~held_out]),
-        Images(images.pixels[held_out], images.labels[held_out]),
-    )
+    return _taken(images, ~held_out), _taken(images, held_out)
+
+
+def _taken(images: Images, mask: NDArray[np.bool_]) -> Images:
+    return Images(images.pixels[mask], images.labels[mask], np.flatnonzero(mask))
 
 
 def stratified_holdout(labels: NDArray[np.int64], size: int) -> NDArray[np.bool_]:

@@ -31,7 +31,7 @@ def training_samples(task: ProteinStructureTask) -> int:
     With more files than that, each of those that were not read counts as one chain.
     """
     data = task.data
-    train, held_out = _files(data)
+    train, held_out = files_of(data)
     looked_at = [train[index] for index in range(0, len(train), -(-len(train) // MAX_LOOKED_AT))]
     found = _read("task.data.path", looked_at, data)
     if held_out:
@@ -41,12 +41,13 @@ def training_samples(task: ProteinStructureTask) -> int:
 
 
 def read(data: StructureData) -> Chains:
-    train, held_out = _files(data)
+    train, held_out = files_of(data)
     field = "task.data.path" if data.evaluation_path is None else "task.data.evaluation_path"
     return Chains(tuple(_read("task.data.path", train, data)), tuple(_read(field, held_out, data)))
 
 
-def _files(data: StructureData) -> tuple[list[Path], list[Path]]:
+def files_of(data: StructureData) -> tuple[list[Path], list[Path]]:
+    """Those to train on, and those that are held out."""
     files = _listed("task.data.path", data.path)
     if data.evaluation_path is not None:
         return files, _listed("task.data.evaluation_path", data.evaluation_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,14 @@ def read_documents(data: DocumentData) -> Documents:
     found = tuple(documents_of("task.data.path", data.path, data.source))
     if data.evaluation_path is not None:
         return Documents(found, tuple(documents_of("task.data.evaluation_path", data.evaluation_path, data.source)))
+    return hold_out(found, data)
+
+
+def hold_out(found: Sequence[Document], data: DocumentData) -> Documents:
     if len(found) < 2:
         raise BadDataError("task.data.path", f"{data.path} has one document; at least 2 are needed, to hold one out")
     left = min(len(found) - 1, max(1, math.floor(len(found) * (1 - data.holdout))))
-    return Documents(found[:left], found[left:])
+    return Documents(tuple(found[:left]), tuple(found[left:]))
 
 
 def documents_of(field: str, path: str, source: str, limit: int | None = None) -> Iterator[Document]:

@@ -34,6 +34,7 @@ class Rows:
 
     features: NDArray[np.float64]
     targets: NDArray[Any]
+    rows: NDArray[np.int64] | None = None  # (N,) of the file, where a part is held out; None: all, in their order
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def codes_of(values: Iterable[Any], categories: Sequence[str]) -> NDArray[np.flo
 
 
 def _take(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
-    return Rows(rows.features[mask], rows.targets[mask])
+    return Rows(rows.features[mask], rows.targets[mask], np.flatnonzero(mask))
 
 
 def _frame(field: str, path: str, source: str) -> pandas.DataFrame:
