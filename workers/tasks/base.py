@@ -19,6 +19,7 @@ from workers.sources.problems import BadDataError
 __all__ = [
     "BadDataError",
     "Batch",
+    "Counted",
     "Dataset",
     "Datasets",
     "Deriving",
@@ -96,6 +97,15 @@ class Deriving(Protocol):
 
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Metric name -> value, from the metrics over the whole data set; the same on every rank."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A task that knows what its model computes: reported as system/model_flops_per_second. Optional, besides Task."""
+
+    def flops_per_sample(self, model: nn.Module) -> float:
+        """Model FLOPs of one training sample, forward and backward (``workers.flops``). ``model``: one of its own, plain; changes nothing of it."""
         ...
 
 
