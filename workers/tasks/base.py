@@ -39,7 +39,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
-        """The samples at ``indices``, on the CPU. ``seed`` (job seed and epoch mixed) is for random augmentation, which must
+        """The samples at ``indices``, on the CPU. ``seed`` (job seed and epoch mixed, 63 bits) is for random augmentation, which must
         depend on it and on the sample's index only, so that every number of workers sees the same pictures.
 
         Raises BadDataError that names file or row when a sample cannot be read.
