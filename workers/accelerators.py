@@ -1,4 +1,6 @@
-"""What accelerators can do at most, as their makers declare it: for a plan's times, which are estimates. Standard library only.
+"""What accelerators can do at most, as their makers declare it: for a plan's times, which are estimates, and for the share of it that a run reaches.
+
+Standard library only.
 
 Sources: the data sheets of NVIDIA (H200, H100 SXM, A100, L40S, L4, A10, T4, V100), dense figures without sparsity. fp32 is what torch uses by
 default, without TF32.
@@ -6,6 +8,7 @@ default, without TF32.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,6 +31,22 @@ ACCELERATORS: Mapping[str, Accelerator] = {
     "V100": Accelerator(32 * 10**9, 15.7e12, 15.7e12),  # has no bf16
     "T4": Accelerator(16 * 10**9, 8.1e12, 8.1e12),  # has no bf16
 }
+# By the words of the name that the driver gives a device; the first row whose words are all in it. Of the same data sheets: (fp32, bf16), None where
+# there is no such unit. A card that is not here has no utilisation.
+_PEAKS: tuple[tuple[frozenset[str], float, float | None], ...] = (
+    (frozenset({"H200", "NVL"}), 60e12, 835e12),
+    (frozenset({"H200"}), 67e12, 989e12),
+    (frozenset({"H100", "NVL"}), 60e12, 835e12),
+    (frozenset({"H100", "PCIE"}), 51e12, 756e12),
+    (frozenset({"H100"}), 67e12, 989e12),
+    (frozenset({"A100"}), 19.5e12, 312e12),
+    (frozenset({"L40S"}), 91.6e12, 362e12),
+    (frozenset({"L4"}), 30.3e12, 121e12),
+    (frozenset({"A10"}), 31.2e12, 125e12),
+    (frozenset({"V100", "PCIE"}), 14e12, None),
+    (frozenset({"V100"}), 15.7e12, None),
+    (frozenset({"T4"}), 8.1e12, None),
+)
 OPERATION_SECONDS = 1e-5  # that starting one operation takes, on any device: what small models spend their time with
 CONTEXT_BYTES = 512 << 20  # of an accelerator's memory, for CUDA itself
 
@@ -42,3 +61,17 @@ class Prices:
     cpu_flops: float = 5e10  # of one processor core, fp32
     efficiency: float = 0.4  # share of the declared peak that training reaches
     currency: str = "USD"
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """FLOP/s of the whole device, dense; ``device_name`` as the driver gives it ("NVIDIA H100 80GB HBM3"). None: not known.
+
+    A part of a device (MIG) can do less than the sheet says, and is not known.
+    """
+    words = frozenset(re.findall(r"[A-Z0-9]+", device_name.upper()))
+    if "MIG" in words:
+        return None
+    for known, fp32, bf16 in _PEAKS:
+        if known <= words:
+            return bf16 if precision == "bf16" else fp32
+    return None

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workers import health
+from workers.flops import Rates
 from workers.reports import Level, Progress, Reporter, mark_of
 
 ROWS = 64  # the ring's size
@@ -35,6 +36,7 @@ class HostValues:
     samples: int
     epoch: float
     data_wait_seconds: float
+    workers: int = 1  # that made the step together
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,11 @@ class Recorder:
         warmup_steps: int,
         told_through: Callable[[], int],
         terms: str | None = None,
+        rates: Rates | None = None,
     ) -> None:
-        """``told_through``: the mark up to which the controller has everything. ``terms``: what the loss counts, if not samples."""
-        self._told_through, self._terms = told_through, terms
+        """``told_through``: the mark up to which the controller has everything. ``terms``: what the loss counts, if not samples. ``rates``: None
+        where the FLOPs of a step are not known."""
+        self._told_through, self._terms, self._rates = told_through, terms, rates
         self._teller = False
         self._untold: deque[Row] = deque()
         self._reporter, self._layers, self._steps = reporter, layers, steps
@@ -158,6 +162,7 @@ class Recorder:
             "train/step_seconds": seconds,
             "train/data_wait_seconds": host.data_wait_seconds,
             **{f"train/{name}_per_second": value / seconds if seconds > 0 else 0.0 for name, value in rates.items()},
+            **(self._rates.series(host.samples, seconds, host.workers) if self._rates is not None else {}),
             "gradient/norm": norm,
             "gradient/norm_clipped": norm * factor,
             "gradient/clipped": float(factor < 1.0),

@@ -18,6 +18,7 @@ from workers import batches, checkpoints, optim, parallel
 from workers.agreement import Agreement
 from workers.checkpoint_folders import Retention, newest_generation
 from workers.checkpoint_saver import Saver
+from workers.flops import rates_of
 from workers.gradients import GradientDigest, GradientMonitor
 from workers.handover import BufferKeeper, hand_over
 from workers.illustration import Illustrator
@@ -104,6 +105,7 @@ class RunState:
             warmup_steps=spec.schedule.warmup_steps,
             told_through=self.link.told_through,
             terms=getattr(task, "terms", None),
+            rates=rates_of(task, self.plain_model, spec, context.device),
         )
 
     def build(self) -> None:

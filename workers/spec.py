@@ -135,6 +135,11 @@ class Workers(Model):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="threads of a worker's tensor operations; default: cpus, at least 1"
     )
+    peak_flops: Annotated[float, Field(gt=0, le=1e18)] | None = Field(
+        None,
+        description="FLOP/s that the device of a worker can do at most in the job's precision, for system/mfu; "
+        "default: as its maker declares it, for accelerators that are known",
+    )
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="ddp: every worker holds the model; fsdp: it is split over the workers, with its gradients and the optimizer's state",

@@ -172,7 +172,8 @@ class Run(RunDuties):
 
     def host_values(self, data: batches.StepData) -> HostValues:
         rate = optim.learning_rate(self.step, self.plan.steps, self.spec.schedule, self.spec.optimizer.learning_rate)
-        return HostValues(rate, data.samples, (self.step + 1) / self.plan.steps_per_epoch, self.waited_seconds)
+        epoch = (self.step + 1) / self.plan.steps_per_epoch
+        return HostValues(rate, data.samples, epoch, self.waited_seconds, self.world_size)
 
     def digest(self, norms: Tensor, step: int) -> None:
         """Evidence that all workers saw equal gradients and each its own samples; not on accelerators, where it would wait."""

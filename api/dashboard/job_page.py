@@ -22,8 +22,16 @@ CHARTS = (
     ("Gradient norm, all layers", {"gradient/norm": "before clipping", "gradient/norm_clipped": "after"}, True),
     ("Learning rate", {"train/learning_rate": "learning rate"}, False),
     ("Samples per second", {"train/samples_per_second": "samples per second"}, False),
+    ("Tokens per second", {"train/tokens_per_second": "tokens per second"}, False),
+    ("Model FLOP/s, all workers", {"system/model_flops_per_second": "forward and backward"}, False),
+    ("Utilisation (MFU)", {"system/mfu": "share of the devices' peak"}, False),
     ("Accuracy", {"eval/accuracy": "evaluation"}, False),
 )
+WHERE_KNOWN = {
+    "Tokens per second",
+    "Model FLOP/s, all workers",
+    "Utilisation (MFU)",
+}  # without values there is no chart
 ACTIONS = (
     (
         "pause",
@@ -169,10 +177,11 @@ class JobPage:
     # --- curves and gradients -----------------------------------------------------------------------------------------
 
     def build_curves(self) -> None:
-        self.charts = []
+        self.charts, self.cards = [], []
         with ui.grid().classes("w-full gap-3").style("grid-template-columns: repeat(auto-fit, minmax(420px, 1fr))"):
             for title, keys, logarithmic in CHARTS:
-                with ui.card().props("flat bordered").classes("q-pa-xs"):
+                with ui.card().props("flat bordered").classes("q-pa-xs") as card:
+                    self.cards.append(card)
                     options = figures.line_chart(title, list(keys.values()), logarithmic=logarithmic)
                     self.charts.append(chart(options, self.frame.is_dark).style("height: 260px"))
 
@@ -182,8 +191,10 @@ class JobPage:
         if found is None:
             return
         series = {each["key"]: each for each in found["data"]}
-        for drawn, (_, keys, logarithmic) in zip(self.charts, CHARTS, strict=True):
+        for drawn, card, (title, keys, logarithmic) in zip(self.charts, self.cards, CHARTS, strict=True):
             curves = [figures.points(series[key], logarithmic=logarithmic) for key in keys]
+            if title in WHERE_KNOWN:
+                card.set_visibility(any(curves))
             if curves == [each["data"] for each in drawn.options["series"]]:
                 continue  # nothing new; the browser would draw it all again
             for each, curve in zip(drawn.options["series"], curves, strict=True):

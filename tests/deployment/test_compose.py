@@ -111,3 +111,13 @@ def test_parts_that_speak_to_each_other_agree(config: dict[str, Any]) -> None:
         if "build" in service:
             assert service["build"]["target"] in made
             assert service["image"] == f"chainrule-{service['build']['target']}"
+
+
+def test_code_of_users_runs_only_where_somebody_has_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in [key for key in os.environ if key.startswith("CHAINRULE_")]:
+        monkeypatch.delenv(key)
+    for given, allowed in (({}, False), ({"CHAINRULE_ALLOW_CODE": "true"}, True)):
+        services = compose.config(tmp_path, **given)["services"]
+        for name in ("api", "scheduler"):
+            monkeypatch.setenv("CHAINRULE_ALLOW_CODE", str(services[name]["environment"]["CHAINRULE_ALLOW_CODE"]))
+            assert Settings(api_host="0.0.0.0").code_allowed is allowed, name

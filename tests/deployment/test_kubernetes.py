@@ -178,7 +178,10 @@ def test_the_settings_are_settings(
     for key, value in values.items():
         monkeypatch.setenv(key, value)
     settings = Settings()
-    assert not [key for key in ours if not getattr(settings, key.removeprefix("CHAINRULE_").lower())]
+    empty = [key for key in ours if not getattr(settings, key.removeprefix("CHAINRULE_").lower())]
+    assert empty == ["CHAINRULE_ALLOW_CODE"], "code of users runs only where somebody has said so"
+    monkeypatch.setenv("CHAINRULE_ALLOW_CODE", "true")
+    assert Settings().code_allowed
     assert settings.mlflow_url == address(documents, "mlflow")
     if component == "api":
         assert not settings.on_loopback

@@ -46,6 +46,9 @@ def chats(folder: Path) -> dict[str, Any]:
 
 
 GPT = {"architecture": "gpt2", "layers": 2, "heads": 2, "width": 16}
+# 6 N a token (two blocks of 12 squares of the width, the output layer), 12 x layers x width x length for attention.
+# Of a block of 16 tokens, by the size of the vocabulary: 26 letters, space, end of line and end of text; or 256 bytes and the end of text.
+GPT_SAMPLE_FLOPS = {size: 16 * (6 * (2 * 12 * 16**2 + 16 * size) + 12 * 2 * 16 * 16) for size in (29, 257)}
 LLAMA = {"architecture": "llama", "layers": 2, "heads": 2, "width": 16}
 
 
@@ -87,6 +90,11 @@ def test_any_number_of_workers_gives_the_same_curve(
         runs[count] = processes.run(count, tmp_path / str(count), run_job, document, tmp_path / str(count))
     alone, first = runs[1][0][1], runs[2][0][1]
     assert len(alone.series("train/loss")) == len(alone.series("train/tokens_per_second")) == 6
+    for row in [*alone.rows.values(), *first.rows.values()]:
+        if "train/loss" in row:
+            flops = row["train/samples_per_second"] * GPT_SAMPLE_FLOPS[29 if source is text else 257]
+            assert row["system/model_flops_per_second"] == pytest.approx(flops)
+        assert "system/mfu" not in row  # a processor has no declared peak
     for key in ("train/loss", "gradient/norm", "eval/loss", "eval/accuracy"):
         np.testing.assert_allclose(first.series(key), alone.series(key), rtol=1e-4, err_msg=key)
     assert alone.series("eval/perplexity") == pytest.approx(np.exp(alone.series("eval/loss")))

@@ -158,3 +158,11 @@ def test_closing_ends_the_thread_of_a_reader_that_is_ahead() -> None:
     next(iter(prefetcher))
     prefetcher.close()
     assert not prefetcher._thread.is_alive()
+
+
+def test_seeds_of_batches_have_63_bits() -> None:
+    """As docs/jobs.md says: they fit torch's generators and numpy's, and not what takes 32 bits."""
+    seeds = [step_seed(seed, epoch, 0) for seed in (0, 2**63 - 1) for epoch in range(64)]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert max(seeds) >= 2**62 > 2**32
+    assert len(set(seeds)) == len(seeds)

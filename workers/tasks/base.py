@@ -19,6 +19,7 @@ from workers.sources.problems import BadDataError
 __all__ = [
     "BadDataError",
     "Batch",
+    "Counted",
     "Dataset",
     "Datasets",
     "Deriving",
@@ -38,7 +39,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
-        """The samples at ``indices``, on the CPU. ``seed`` (job seed and epoch mixed) is for random augmentation, which must
+        """The samples at ``indices``, on the CPU. ``seed`` (job seed and epoch mixed, 63 bits) is for random augmentation, which must
         depend on it and on the sample's index only, so that every number of workers sees the same pictures.
 
         Raises BadDataError that names file or row when a sample cannot be read.
@@ -96,6 +97,15 @@ class Deriving(Protocol):
 
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Metric name -> value, from the metrics over the whole data set; the same on every rank."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A task that knows what its model computes: reported as system/model_flops_per_second. Optional, besides Task."""
+
+    def flops_per_sample(self, model: nn.Module) -> float:
+        """Model FLOPs of one training sample, forward and backward (``workers.flops``). ``model``: one of its own, plain; changes nothing of it."""
         ...
 
 

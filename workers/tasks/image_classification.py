@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from workers import flops
 from workers.kinds.image_data import DigitsData, FolderData, HuggingFaceData, NpzData, ParquetData
 from workers.kinds.images import CnnModel, ImageClassificationTask, TransformersImageModel
 from workers.kinds.networks import MlpModel
@@ -126,6 +127,15 @@ class ImageClassification:
     def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         weights = self._weights.to(logits.device) if self._weights is not None else None
         return classification.weighted_loss(logits, labels, weights, self._spec.label_smoothing)
+
+    def flops_per_sample(self, model: nn.Module) -> float:
+        return flops.of_passes(model, *self._input_shape())
+
+    def _input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the pixels that the model gets, which a checkpoint may want of more channels than the images have."""
+        _, height, width = self.facts().input_shape
+        mean: Any = self.facts().preprocessing["mean"]
+        return len(mean), height, width
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
         return self.sums(self.answers(model, batch))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from workers import flops
 from workers.kinds.hub import is_folder
 from workers.kinds.language import (
     ByteTokenizer,
@@ -121,6 +122,9 @@ class LanguageModelling:
 
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         return {"perplexity": perplexity(metrics["loss"])}
+
+    def flops_per_sample(self, model: nn.Module) -> float:
+        return flops.of_language_sample(cast(causal.LanguageModel, model).network, self._spec.block_size)
 
     def illustrate(self, model: nn.Module, device: torch.device) -> Mapping[str, bytes]:
         """``samples.txt``: what the model writes now."""

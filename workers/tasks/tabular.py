@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers import flops
 from workers.kinds.tables import BreastCancerData, TabularTask
 from workers.models import builtin
 from workers.sources import tables
@@ -58,6 +59,9 @@ class Tabular:
             return losses.sum(), counts.sum()
         losses = functional.mse_loss(outputs.squeeze(1), targets, reduction="none")
         return losses.sum(), torch.tensor(len(targets), device=targets.device)
+
+    def flops_per_sample(self, model: nn.Module) -> float:
+        return flops.of_passes(model, inputs_of(self.facts()))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
         return self.sums(self.answers(model, batch))

@@ -66,7 +66,7 @@ class Digits:
         return len(self.labels)
 
     def batch(self, indices: Sequence[int], *, seed: int) -> dict[str, Tensor]:
-        """The samples at these places. Random augmentation must depend on `seed` and the place of a sample alone."""
+        """The samples at these places. Random augmentation must depend on `seed` (63 bits) and the place of a sample alone."""
         chosen = torch.as_tensor(indices)
         return {"images": self.images[chosen], "labels": self.labels[chosen]}
 
