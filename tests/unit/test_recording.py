@@ -60,6 +60,9 @@ class Worker:
         self.told_norms += [step for step, _ in rows]
         self.memory.gradients(layers, rows)
 
+    def probes(self, layers: Any, activations: Any, rows: Any) -> None:
+        self.memory.probes(layers, activations, rows)
+
     def progress(self, progress: Any) -> None:
         self.memory.progress(progress)
 
