@@ -43,7 +43,7 @@ class Net(nn.Module):
         self.head = nn.Linear(10, CLASSES)
         with torch.no_grad():
             self.wide.bias[:4] = -100.0
-            self.one.weight.mul_(40)
+            self.one.weight.mul_(20)
 
     def forward(self, x: Tensor) -> Tensor:
         ids = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
@@ -80,7 +80,7 @@ def net_job(workers: int, strategy: str, budget: float, **optimizer: Any) -> Job
     return job(
         training={"epochs": None, "steps": STEPS, "batch_size": BATCH, "accumulate": 2, "clip_norm": 0.5},
         workers={"count": workers, "strategy": strategy},
-        optimizer={"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, **optimizer},
+        optimizer={"name": "adamw", "learning_rate": 0.003, "weight_decay": 0.1, **optimizer},
         gradients={"overhead_budget": budget},
     )
 
@@ -178,7 +178,7 @@ def test_what_autograd_says(
             for name in set(row[layer]) - {"bins"}:
                 found = getattr(probes, name)[step, column]
                 np.testing.assert_allclose(
-                    found, row[layer][name], rtol=2e-4, atol=1e-9, err_msg=f"{step} {layer} {name}"
+                    found, row[layer][name], rtol=1e-3, atol=1e-9, err_msg=f"{step} {layer} {name}"
                 )
     for step, active in enumerate(expected["active"]):
         np.testing.assert_allclose(probes.silent[step], [active["filters"], active["units"], np.nan], rtol=1e-6)
@@ -213,7 +213,7 @@ def test_series_and_cost(processes: Processes, tmp_path: Path) -> None:
     assert 1e-4 < last["probe/update_ratio_median"] <= last["probe/update_ratio_max"]
     assert last["probe/zero_rows_max"] >= 0.4  # of ten units four are dead
     assert last["probe/silent_max"] >= 0.4
-    assert 0 < last["watch/cost_share"]
+    assert last["watch/cost_share"] > 0
     assert result.memory.probed().cost_share == pytest.approx(last["watch/cost_share"])
 
 
