@@ -1,7 +1,7 @@
 """What watching costs a job: GPT-like models on one thread, watched steps and steps with clipping alone in turns within one process.
 
-Watched: norms of every layer at every step, recorded and reported into an outbox, with probes in two modes: at every step, and as jobs have it, within
-their budget of 2 %. A step of the other side clips by ``torch.nn.utils.clip_grad_norm_`` and records nothing.
+Watched: norms of every layer at every step, recorded and reported into an outbox; no probes, probes within the budget of 2 % as jobs have them, or a
+probe at every step. A step of the other side clips by ``torch.nn.utils.clip_grad_norm_`` and records nothing.
 """
 
 from __future__ import annotations
@@ -89,7 +89,14 @@ class Pair:
         self.probed += probe is not None
         count = torch.tensor(float(self.samples))
         self.recorder.record(
-            self.step, loss.detach() * count, count, norms, norm, factor, HostValues(1e-4, self.samples, 0.0, 0.0), probe
+            self.step,
+            loss.detach() * count,
+            count,
+            norms,
+            norm,
+            factor,
+            HostValues(1e-4, self.samples, 0.0, 0.0),
+            probe,
         )
         return time.perf_counter() - began
 
@@ -107,7 +114,7 @@ def measure(size: str, mode: str, rounds: int, each: int) -> dict[str, Any]:
         watched.append(statistics.fmean(pair[0] for pair in steps))
         alone.append(statistics.fmean(pair[1] for pair in steps))
     ratios = [a / b for a, b in zip(watched, alone, strict=True)]
-    found = {
+    found: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in pair.model.parameters()),
         "watched": watched,
         "alone": alone,
