@@ -89,7 +89,10 @@ class Prober:
         self._step = step
         budget = self._spending.budget
         self._probing = budget > 0 and (budget >= 1 or surely_probed(step) or step == self._next)
-        if self._probing and self.activations is not None:
+        if not self._probing:
+            return
+        self._spending.probes(step)
+        if self.activations is not None:
             with self._watch:
                 self.activations.begin()
 

@@ -31,6 +31,12 @@ class Spending:
         self._latest: deque[float] = deque(maxlen=REMEMBERED)
         self._own_step: float | None = None  # seconds of a step without what was measured in it, lately
         self._cost_counted = 0.0
+        self._probed = 0  # the last step that was probed
+        self._unknown = 0  # probes whose cost is not known yet
+
+    def probes(self, step: int) -> None:
+        self._probed = step
+        self._unknown += 1
 
     def step_took(self, seconds: float) -> None:
         self.seconds += seconds
@@ -39,8 +45,10 @@ class Spending:
         self._own_step = own if self._own_step is None else 0.9 * self._own_step + 0.1 * own
 
     def probe_took(self, seconds: float) -> None:
+        """Of all probes that were begun since it was told last."""
         self.cost += seconds
-        self._latest.append(seconds)
+        self._latest.append(seconds / max(1, self._unknown))
+        self._unknown = 0
 
     @property
     def share(self) -> float | None:
@@ -54,11 +62,11 @@ class Spending:
             return 0
         if self.budget >= 1:
             return step + 1
-        soonest = step + max(1, min(SPARSEST, step // 100))
+        soonest = max(step + 1, self._probed + max(1, min(SPARSEST, step // 100)))
         if not self._latest or not self._own_step:
             return soonest
         expected = sorted(self._latest)[len(self._latest) // 2]
-        missing = (self.cost + expected) / self.budget - (self.seconds - self.cost)
+        missing = (self.cost + expected * (1 + self._unknown)) / self.budget - (self.seconds - self.cost)
         return max(soonest, step + math.ceil(missing / self._own_step))
 
     def document(self) -> dict[str, float]:
