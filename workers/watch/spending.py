@@ -10,7 +10,7 @@ from typing import Any
 
 SURE_UP_TO = 1000  # steps 1, 2, 3, 5, 10, 20, 50, ... up to here are probed whatever it costs: runs go wrong early
 SPARSEST = 100  # steps between two probes that the budget could pay for
-REMEMBERED = 5  # probes, of whose cost the median is taken
+REMEMBERED = 5  # probes; the next is expected to cost as much as the dearest of these
 
 
 def surely_probed(step: int) -> bool:
@@ -65,7 +65,7 @@ class Spending:
         soonest = max(step + 1, self._probed + max(1, min(SPARSEST, step // 100)))
         if not self._latest or not self._own_step:
             return soonest
-        expected = sorted(self._latest)[len(self._latest) // 2]
+        expected = max(self._latest)
         missing = (self.cost + expected * (1 + self._unknown)) / self.budget - (self.seconds - self.cost)
         return max(soonest, step + math.ceil(missing / self._own_step))
 
