@@ -83,10 +83,19 @@ class GradientMonitor:
             return
         gradients = [parameter.grad for parameter in self.layers.parameters if parameter.grad is not None]
         if gradients:
-            torch._foreach_mul_(self._here(gradients), factor.to(gradients[0].dtype))
+            # Of a sparse one all that is named, also twice: a multiple of the sum is the sum of multiples.
+            parts = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
+            torch._foreach_mul_([local(part) for part in parts] if self._sharded else parts, factor.to(parts[0].dtype))
 
     def _here(self, gradients: list[Tensor]) -> list[Tensor]:
-        return [local(gradient) for gradient in gradients] if self._sharded else gradients
+        """What of them lies here; of a sparse one the elements that it names."""
+        here = [local(gradient) for gradient in gradients] if self._sharded else gradients
+        return [named(gradient) if gradient.is_sparse else gradient for gradient in here]
+
+
+def named(sparse: Tensor) -> Tensor:
+    """The elements that a sparse gradient names, each once."""
+    return sparse.coalesce().values()
 
 
 def clip_factor(norm: Tensor, limit: float | None) -> Tensor:

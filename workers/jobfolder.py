@@ -5,6 +5,7 @@
     data.json                                      what was seen of the data before workers were taken
     metrics/attempt-0001.jsonl                     {"step", "timestamp", "values": {series: value}}, one line a report
     gradients/attempt-0001-part-000000.*           the norms of every layer, see workers/gradient_files.py
+    probes/attempt-0001-part-000000.*              what is measured now and then, see workers/watch/probe_files.py
     events/attempt-0001.jsonl                      the controller's events
     logs/attempt-0001/rank-0.log                   what the worker printed, each line with its time
     checkpoints/step-0000000100-g000001/           see workers/checkpoint_folders.py; may lie elsewhere
@@ -30,6 +31,7 @@ from workers.checkpoint_folders import Manifest, complete
 from workers.gradient_files import GradientMatrix, GradientReader
 from workers.metric_series import Series, SeriesReader
 from workers.storage import folder_at
+from workers.watch.probe_files import read_probes
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -78,6 +80,10 @@ class JobFolder:
     @property
     def gradients_path(self) -> Path:
         return self.path / "gradients"
+
+    @property
+    def probes_path(self) -> Path:
+        return self.path / "probes"
 
     @property
     def metrics_folder(self) -> Path:
@@ -131,6 +137,11 @@ class JobFolder:
     def last_gradient_step(self) -> int:
         """-1 when there is none."""
         return max(GradientReader(self.gradients_path).steps.tolist()[-1:], default=-1)
+
+    def last_probe_step(self) -> int:
+        """-1 when there is none."""
+        found = read_probes(self.probes_path)
+        return -1 if found is None else int(found.steps[-1])
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from workers.gradient_files import GradientWriter
 from workers.health import with_data
 from workers.jobfolder import JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
+from workers.watch.probe_files import ProbeWriter
 from workers.worker_link import Poll
 
 ONCE_A_STEP = frozenset(
@@ -27,6 +28,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._gradients = GradientWriter(folder.gradients_path, attempt)
         self._gradient_step = -1
+        self._probes = ProbeWriter(folder.probes_path, attempt)
+        self._probe_step = -1
         self._taken: dict[str, int] = {}  # sequence of each worker's newest report that was taken
         self._relayed: set[tuple[str, int]] = (
             set()
@@ -44,6 +47,7 @@ class Ledger:
         """Keeps what is new in an answer; with the next question it is acknowledged."""
         fresh = [report for report in poll.reports if report.sequence > self.acknowledged(worker)]
         self._take_gradients([report.body for report in fresh if report.kind == "gradients"])
+        self._take_probes([report.body for report in fresh if report.kind == "probes"])
         self._take_metrics([report.body for report in fresh if report.kind == "metrics"])
         for report in fresh:
             if report.kind == "event":
@@ -94,6 +98,12 @@ class Ledger:
         self._gradients.append(layers, rows)
         self._gradient_step = last  # only now: when the disk was full, the workers tell again what is not kept
 
+    def _take_probes(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+        for body in bodies:
+            fresh = [(step, row) for step, row in body["rows"] if step > self._probe_step]
+            self._probes.append(body["layers"], body["activations"], [row for _, row in fresh])
+            self._probe_step = max([self._probe_step, *(step for step, _ in fresh)])
+
     def _relay(self, worker: str, sequence: int, body: Mapping[str, Any]) -> None:
         if (worker, sequence) in self._relayed:
             return  # kept before the controller was restarted
@@ -140,6 +150,7 @@ class Ledger:
                 mark = mark_of(row["step"], row["values"])
                 self.told_through = max(self.told_through, -1 if mark is None else mark)
         self._gradient_step = self._folder.last_gradient_step()
+        self._probe_step = self._folder.last_probe_step()
 
 
 def _health(data: Mapping[str, Any]) -> Mapping[str, Any]:

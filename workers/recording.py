@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,9 @@ from torch import Tensor
 from workers import health
 from workers.flops import Rates
 from workers.reports import Level, Progress, Reporter, mark_of
+from workers.watch.probe_rows import Names, ProbeLog, pack, summary
+from workers.watch.record import Probes
+from workers.watch.spending import Spending
 
 ROWS = 64  # the ring's size
 FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
@@ -41,12 +44,13 @@ class HostValues:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured after a step. ``norms``: of each layer's gradient, where they are to be reported."""
+    """What was measured after a step. ``norms``: of each layer's gradient, where they are to be reported. ``probe``: a record of ``probe_rows``."""
 
     step: int
     timestamp: float
     values: Mapping[str, float]
     norms: list[float] | None = None
+    probe: str | None = None
 
     @property
     def mark(self) -> int:
@@ -71,9 +75,12 @@ class Recorder:
         told_through: Callable[[], int],
         terms: str | None = None,
         rates: Rates | None = None,
+        spending: Spending | None = None,
     ) -> None:
-        """``told_through``: the mark up to which the controller has everything. ``terms``: what the loss counts, if not samples. ``rates``: None
-        where the FLOPs of a step are not known."""
+        """``told_through``: the mark up to which the controller has everything. ``terms``: what the loss counts, if not samples.
+
+        ``rates``: None where the FLOPs of a step are not known. ``spending``: what probes cost; it is told here how long the steps take.
+        """
         self._told_through, self._terms, self._rates = told_through, terms, rates
         self._teller = False
         self._untold: deque[Row] = deque()
@@ -85,6 +92,9 @@ class Recorder:
         self._losses: list[float] = []
         self._norms: list[np.ndarray] = []
         self._kept_steps: list[int] = []
+        self._spending = spending or Spending(0.0)
+        self._probes = ProbeLog(Names(layers, ()))
+        self._pending_probes: dict[int, tuple[Tensor, float | None]] = {}
         self._verdict: str | None = None
         self._seconds_per_step: float | None = None
         self.bad_steps = 0  # in a row, up to the last flush
@@ -97,19 +107,35 @@ class Recorder:
             self._forget_told()
             self._report(self._untold)
 
+    def probes_have(self, names: Names) -> None:
+        """What the rows of probes are about; before the first of them."""
+        if names != self._probes.names:
+            self._probes = ProbeLog(names)
+
     def step_begins(self) -> None:
         """Called after anything that is not part of a step (evaluation, a checkpoint), so that steps are timed alone."""
         self._step_ended_at = time.perf_counter()
 
     def record(
-        self, step: int, loss_sum: Tensor, count: Tensor, norms: Tensor, norm: Tensor, factor: Tensor, host: HostValues
+        self,
+        step: int,
+        loss_sum: Tensor,
+        count: Tensor,
+        norms: Tensor,
+        norm: Tensor,
+        factor: Tensor,
+        host: HostValues,
+        probe: Tensor | None = None,
     ) -> None:
-        """``step`` counts from 1: optimizer steps done."""
+        """``step`` counts from 1: optimizer steps done. ``probe``: a row of ``probe_rows``, when the step was probed."""
         row = self._ring[len(self._pending)]
         row[: len(SCALARS)] = torch.stack([loss_sum.double(), count.double(), norm, factor.double()])
         row[len(SCALARS) :] = norms
         now = time.perf_counter()
         self._pending.append((step, time.time(), now - self._step_ended_at, host))
+        self._spending.step_took(now - self._step_ended_at)
+        if probe is not None:
+            self._pending_probes[step] = (probe, self._spending.share)
         self._step_ended_at = now
         if len(self._pending) == ROWS or now - self._flushed_at > FLUSH_SECONDS:
             self.flush()
@@ -123,13 +149,24 @@ class Recorder:
             norms = row[len(SCALARS) :]
             values = self._values(row, norms, seconds, host)
             wanted = step % self._every_steps == 0 or step == 1
-            found.append(Row(step, timestamp, values, norms.tolist() if wanted else None))
+            probe = self._packed_probe(step)
+            if probe is not None:
+                values |= summary(self._probes.names, probe)
+            found.append(Row(step, timestamp, values, norms.tolist() if wanted else None, probe))
             self._remember(step, values["train/loss"], norms)
             self.latest.update(values)
         self._keep(found)
         self._report_progress(len(rows))
         self._pending.clear()
         self._flushed_at = time.perf_counter()
+
+    def _packed_probe(self, step: int) -> str | None:
+        if step not in self._pending_probes:
+            return None
+        row, cost_share = self._pending_probes.pop(step)
+        packed = pack(self._probes.names, step, cost_share, row.cpu().numpy())
+        self._probes.add(packed)
+        return packed
 
     def _keep(self, rows: list[Row]) -> None:
         self._untold.extend(rows)
@@ -147,6 +184,9 @@ class Recorder:
         gradients = [(row.step, row.norms) for row in rows if row.norms is not None]
         if gradients:
             self._reporter.gradients(self._layers, gradients)
+        probes = [(row.step, row.probe) for row in rows if row.probe is not None]
+        if probes:
+            self._reporter.probes(self._probes.names.layers, self._probes.names.activations, probes)
         for row in rows:
             self._reporter.metrics(row.step, row.values, row.timestamp)
 
@@ -204,11 +244,16 @@ class Recorder:
             "norms": norms,
             "untold": [asdict(row) for row in self._untold],
             "verdict": self._verdict,
+            "probes": self._probes.document() | self._spending.document(),
         }
 
     def restore(self, document: Mapping[str, Any]) -> None:
         """Takes over what ``document`` gave; what this worker measured itself is no longer true."""
         self._pending.clear()
+        self._pending_probes.clear()
+        if "probes" in document:  # not in those of earlier versions
+            self._probes.restore(document["probes"])
+            self._spending.restore(document["probes"])
         self._kept_steps, self._losses = list(document["steps"]), list(document["losses"])
         self._norms = [np.array(row) for row in document["norms"]]
         self._verdict = document["verdict"]
@@ -216,6 +261,10 @@ class Recorder:
         self._forget_told()
         if self._teller:
             self._report(self._untold)
+
+    def probes(self) -> Probes:
+        """Those of the run so far, thinned, up to the last flush."""
+        return replace(self._probes.probes(), cost_share=self._spending.share)
 
     def judgement(self) -> health.Judgement:
         return health.judge(

@@ -102,8 +102,8 @@ class Event:
 class Reporter(Protocol):
     """Where the training loop tells what happens. Implementations must be quick and must never raise.
 
-    Only rank 0 calls ``metrics``, ``gradients`` and ``progress``; every rank may call ``event``. What is told again (after another worker became
-    rank 0) comes with the same step.
+    Only rank 0 calls ``metrics``, ``gradients``, ``probes`` and ``progress``; every rank may call ``event``. What is told again (after another
+    worker became rank 0) comes with the same step.
     """
 
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
@@ -114,6 +114,9 @@ class Reporter(Protocol):
 
     def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
         """Norm of each layer's gradient: rows of (step, norms in the order of ``layers``, which is network order)."""
+
+    def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None:
+        """What probes measured of layers and activation modules: rows of (step, record), see workers/watch/probe_rows.py."""
 
     def progress(self, progress: Progress) -> None: ...
 

@@ -104,7 +104,7 @@ class RunDuties(RunState):
         return self.tell_of_checkpoint(self.saver.settle(self.group.control), needed=needed)
 
     def hear_of_checkpoint(self, agreed: Agreed) -> Outcome | None:
-        writing, publishing, failed = agreed.votes
+        writing, publishing, failed = agreed.votes[:3]
         return self.tell_of_checkpoint(self.saver.agreed(writing, publishing, failed))
 
     def tell_of_checkpoint(self, result: Saved | Failed | None, *, needed: bool = False) -> Outcome | None:

@@ -30,6 +30,8 @@ from workers.scoring import Score
 from workers.spec import JobSpec
 from workers.tasks.base import Task
 from workers.user_code import UserCode
+from workers.watch.probes import Prober
+from workers.watch.spending import Spending
 
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
 
@@ -96,6 +98,7 @@ class RunState:
         self.started_at = self.judged_at = time.monotonic()
         self.prefetcher: batches.Prefetcher | None = None
         self.build()
+        self.spending = Spending(spec.gradients.overhead_budget)
         self.recorder = Recorder(
             context.reporter,
             GradientMonitor(self.plain_model, context.device).layers.names,
@@ -106,6 +109,7 @@ class RunState:
             told_through=self.link.told_through,
             terms=getattr(task, "terms", None),
             rates=rates_of(task, self.plain_model, spec, context.device),
+            spending=self.spending,
         )
 
     def build(self) -> None:
@@ -138,6 +142,8 @@ class RunState:
         self.untouched = False
         self.agree_on_microbatches()
         self.monitor = GradientMonitor(parallel.plain(self.model), device)
+        self.prober = self.new_prober()
+        self.recorder.probes_have(self.prober.names)
         self.buffers = BufferKeeper(parallel.plain(self.model))
         self.agreement = Agreement(device, self.world_size, self.group.control)
         self.saver = self.new_saver(membership.writer or self.next_writer())
@@ -151,6 +157,18 @@ class RunState:
             most = torch.tensor(self.accumulate)
             dist.all_reduce(most, dist.ReduceOp.MAX, group=self.group.control)
             self.accumulate = int(most)
+
+    def new_prober(self) -> Prober:
+        return Prober(
+            parallel.plain(self.model),
+            self.optimizer,
+            self.context.device,
+            self.spending,
+            rank=self.rank,
+            world_size=self.world_size,
+            control=self.group.control,
+            compiled=self.spec.training.compile,
+        )
 
     def new_saver(self, generation: int) -> Saver:
         keep, evaluation = self.spec.checkpoint, self.spec.evaluation
@@ -263,6 +281,7 @@ class RunState:
     def break_off(self) -> None:
         """Everything is again as it stood when the step began that is under way, if one is."""
         self.stop_reading()
+        self.prober.abandon()
         self.optimizer.zero_grad(set_to_none=True)
         if self.in_step:
             self.buffers.put_back()
@@ -293,8 +312,16 @@ class RunState:
                 "threads": torch.get_num_threads(),
                 "world_size": self.world_size,
                 "resumed_from": self.step or None,
+                "activations": list(self.prober.names.activations),
             },
         )
+        if self.spec.training.compile and self.spec.gradients.overhead_budget > 0:
+            self.tell(
+                "watch.activations_skipped",
+                "What activations give is not watched, because the model is compiled: silent units and saturation are not measured. "
+                "Zero rows of gradients still show dead units.",
+                {},
+            )
 
     def tell(self, type: str, message: str, data: Mapping[str, Any], level: Level = "info") -> None:
         if self.rank == 0:

@@ -23,6 +23,7 @@ from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, code_of, parse_spec, read_from
 from workers.train import RunContext, train
 from workers.user_code import provide
+from workers.watch.probe_files import ProbeWriter
 
 
 class FolderReporter:
@@ -31,6 +32,7 @@ class FolderReporter:
     def __init__(self, folder: JobFolder) -> None:
         self._folder = folder
         self._gradients = GradientWriter(folder.gradients_path, 1)
+        self._probes = ProbeWriter(folder.probes_path, 1)
         self._events = 0
         self._loss = float("nan")
         self._printed_at = 0.0
@@ -42,6 +44,9 @@ class FolderReporter:
 
     def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
         self._gradients.append(layers, rows)
+
+    def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None:
+        self._probes.append(layers, activations, [row for _, row in rows])
 
     def progress(self, progress: Progress) -> None:
         if time.monotonic() - self._printed_at < 2.0:
@@ -68,6 +73,8 @@ class SilentReporter:
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None: ...
 
     def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None: ...
+
+    def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None: ...
 
     def progress(self, progress: Progress) -> None: ...
 

@@ -98,6 +98,7 @@ class Run(RunDuties):
                 self.begin_step(host)
                 self.forward_backward(data)
                 agreed = self.agreement.result()
+                self.prober.agree(agreed.votes[-1])
                 self.step_with_gradients(data, agreed, host)
                 outcome = self.hear_of_checkpoint(agreed) or self.after_step(agreed.signal)
                 if outcome is not None:
@@ -113,6 +114,7 @@ class Run(RunDuties):
         self.in_step = self.in_passes = True
         batches.seed_everything(batches.step_seed(self.spec.training.seed, self.step, self.rank))
         optim.set_learning_rate(self.optimizer, host.learning_rate)
+        self.prober.begin(self.step + 1)
 
     def forward_backward(self, data: batches.StepData) -> None:
         """Gradients of the mean loss over the step's samples of all workers, all-reduced."""
@@ -121,6 +123,7 @@ class Run(RunDuties):
         totals = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         for index, (batch, weight) in enumerate(data.microbatches):
             more = index < last
+            self.prober.begin_pass(weight > 0)
             with parallel.no_sync(self.model) if more else contextlib.nullcontext(), self.counted(weight):
                 with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.bf16):
                     loss_sum, count = self.task.loss(self.model, batch)
@@ -128,7 +131,7 @@ class Run(RunDuties):
                 if not more:
                     self.link.at(Work.EXCHANGE, self.step)
                     # Travels while the backward pass computes.
-                    self.agreement.start(totals, self.signal(), self.saver.votes())
+                    self.agreement.start(totals, self.signal(), (*self.saver.votes(), self.prober.vote()))
                 torch.autograd.backward(loss_sum * (scale * weight))
             self.samples_seen += int(weight) * len(next(iter(batch.values())))
         if self.exchanged is not None:
@@ -161,14 +164,17 @@ class Run(RunDuties):
         norms = norms * correction
         norm = norms.square().sum().sqrt()
         factor = clip_factor(norm, self.spec.training.clip_norm)
+        self.prober.before_update(correction)
         self.monitor.scale(factor * correction)
         self.link.at(Work.UPDATE, self.step)
         self.saver.before_update()
         self.optimizer.step()
         self.step, self.stage, self.in_step = self.step + 1, Stage.STEPPED, False
+        # Communicates only when sharded: then nothing of a step outlives a lost worker, so that no row can be missing where this breaks off.
+        probe = self.prober.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         self.digest(norms, data.step)
-        self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host)
+        self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host, probe)
 
     def host_values(self, data: batches.StepData) -> HostValues:
         rate = optim.learning_rate(self.step, self.plan.steps, self.spec.schedule, self.spec.optimizer.learning_rate)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workers.membership import Alone, MeetingPoint
@@ -16,6 +18,8 @@ from workers.reports import Outcome, Progress, StopMode
 from workers.spec import JobSpec, parse_spec
 from workers.tasks.base import BadDataError, Batch, Datasets, ModelFacts
 from workers.train import RunContext, run
+from workers.watch.probe_rows import WHOLE, Names, probes_of, unpack
+from workers.watch.record import Probes
 
 FEATURES, CLASSES = 12, 4
 
@@ -119,6 +123,8 @@ class Memory:
     layers: tuple[str, ...] = ()
     norms: dict[int, list[float]] = field(default_factory=dict)
     events: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    probe_names: Names = field(default_factory=lambda: Names((), ()))
+    probe_rows: dict[int, str] = field(default_factory=dict)
     progressed: list[Progress] = field(default_factory=list)
 
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
@@ -127,6 +133,18 @@ class Memory:
     def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
         self.layers = tuple(layers)
         self.norms.update({step: list(norms) for step, norms in rows})
+
+    def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None:
+        self.probe_names = Names(tuple(layers), tuple(activations))
+        self.probe_rows.update(rows)
+
+    def probed(self) -> Probes:
+        return probes_of(self.probe_names, unpack(self.probe_names, list(self.probe_rows.values())))
+
+    def probe_histograms(self) -> NDArray[np.float64]:
+        """(P, L, BINS), shares"""
+        records = unpack(self.probe_names, list(self.probe_rows.values()))
+        return np.asarray(records["histograms"] / WHOLE)
 
     def progress(self, progress: Progress) -> None:
         self.progressed.append(progress)

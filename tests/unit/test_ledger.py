@@ -14,6 +14,8 @@ from workers.jobfolder import JobFolder, read_lines
 from workers.ledger import Ledger
 from workers.outbox import Outbox
 from workers.reports import Progress, mark_of
+from workers.watch.probe_files import read_probes
+from workers.watch.probe_rows import BINS, STATISTICS, Names, pack
 from workers.worker_link import Activity, Poll
 
 pytestmark = pytest.mark.unit
@@ -180,3 +182,26 @@ def _step(ledger: Ledger) -> int | None:
 
 def _verdict(name: str) -> dict[str, Any]:
     return {"verdict": name, "sentence": "It explodes.", "findings": []}
+
+
+def test_probes_are_kept_once_too(folder: JobFolder) -> None:
+    """Two workers tell of them, and then a controller that was restarted hears of old ones again."""
+    names = Names(LAYERS, ("act",))
+
+    def probed(worker: Outbox, steps: Sequence[int], value: float) -> None:
+        for step in steps:
+            row = np.full(len(STATISTICS) * 2 + 2 + 2 * BINS, value)
+            worker.probes(names.layers, names.activations, [(step, pack(names, step, 0.01, row))])
+
+    first, second, third = Outbox(), Outbox(), Outbox()
+    probed(first, [1, 2, 3], 0.25)
+    probed(second, [2, 3, 5], 0.5)
+    probed(third, [3, 5, 10], 0.75)
+    ledger = Ledger(folder, 1)
+    ledger.take("a", 0, poll(first))
+    ledger.take("b", 0, poll(second))
+    Ledger(folder, 1).take("c", 0, poll(third))
+    probes = read_probes(folder.probes_path)
+    assert probes is not None
+    assert probes.steps.tolist() == [1, 2, 3, 5, 10]
+    assert probes.weight_norms[:, 0].tolist() == [0.25, 0.25, 0.25, 0.5, 0.75]

@@ -13,6 +13,7 @@ from tests.distributed.toys import Memory
 from workers import recording
 from workers.recording import ROWS, HostValues, Recorder
 from workers.reports import mark_of
+from workers.watch.probe_rows import BINS, STATISTICS, Names
 
 pytestmark = pytest.mark.unit
 
@@ -59,6 +60,9 @@ class Worker:
     def gradients(self, layers: Any, rows: Any) -> None:
         self.told_norms += [step for step, _ in rows]
         self.memory.gradients(layers, rows)
+
+    def probes(self, layers: Any, activations: Any, rows: Any) -> None:
+        self.memory.probes(layers, activations, rows)
 
     def progress(self, progress: Any) -> None:
         self.memory.progress(progress)
@@ -218,3 +222,27 @@ def test_a_row_without_samples_has_no_loss() -> None:
     worker.recorder.record(1, zero, zero, torch.zeros(2), zero, zero + 1, host)
     worker.recorder.flush()
     assert math.isnan(worker.memory.rows[1]["train/loss"])
+
+
+def test_who_goes_on_tells_the_probes_that_nobody_has_told() -> None:
+    first, second = Worker(teller=True), Worker(teller=False, told=2)
+    for worker in (first, second):
+        worker.recorder.probes_have(Names(("a", "b"), ()))
+    for step in range(1, 5):
+        norms = torch.ones(2, dtype=torch.float64)
+        row = torch.full((len(STATISTICS) * 2 + 2 * BINS,), step / 8, dtype=torch.float64)
+        host = HostValues(0.1, samples=10, epoch=0.1, data_wait_seconds=0.0)
+        one = torch.tensor(1.0)
+        first.recorder.record(step, one, one, norms, norms.norm(), one, host, None if step == 1 else row)
+    document = first.recorder.document() | {"untold": []}
+    first.recorder.flush()
+    assert first.memory.probed().steps.tolist() == [2, 3, 4]
+    assert first.memory.rows[4]["probe/update_ratio_max"] == 0.5
+    assert "probe/update_ratio_max" not in first.memory.rows[1]
+    second.recorder.restore(passed_on(first.recorder.document()))
+    second.recorder.tell(True)
+    assert second.memory.probed().steps.tolist() == [3, 4]  # the first two were told
+    assert second.recorder.probes().steps.tolist() == [2, 3, 4]  # all are judged
+    assert second.recorder.probes().weight_norms[:, 1].tolist() == [0.25, 0.375, 0.5]
+    without = {key: value for key, value in document.items() if key != "probes"}
+    second.recorder.restore(passed_on(without))  # a checkpoint of an earlier version

@@ -64,12 +64,21 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
         {"health": {"mode": "repair"}},
         {"health": {"preflight": True}},
         {"health": {"on_critical": "stop"}},
-        {"gradients": {"overhead_budget": 0.02}},
     ],
     ids=str,
 )
 def test_what_is_not_there_yet_is_refused_and_says_so(change: dict[str, Any]) -> None:
     assert any("not available yet" in text for text in problems(DIGITS | change).values())
+
+
+def test_what_probes_may_cost() -> None:
+    assert parse_spec(DIGITS).gradients.overhead_budget == 0.02
+    assert parse_spec(DIGITS | {"gradients": {"overhead_budget": None}}).gradients.overhead_budget == 0.02  # old jobs
+    assert parse_spec(DIGITS | {"gradients": {"overhead_budget": 0}}).gradients.overhead_budget == 0
+    assert (
+        "less than or equal to 1"
+        in problems(DIGITS | {"gradients": {"overhead_budget": 2}})["gradients.overhead_budget"]
+    )
 
 
 def test_strategy_and_compile() -> None:
