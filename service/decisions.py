@@ -82,6 +82,7 @@ class JobState:
     most: int
     each: Resources  # of a worker
     waiting: str | None
+    resumable: bool  # after a pause it goes on from where it was
     attempts: tuple[AttemptState, ...]  # those not removed, oldest first
 
     @property

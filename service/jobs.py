@@ -20,7 +20,7 @@ from service.errors import Conflict, InvalidRequest, NotFound
 from service.files import check_bundle
 from service.keys import require
 from service.nodes import cluster_view as cluster_view  # a use-case like those here
-from service.rows import attempt_value, event_value, job_value
+from service.rows import attempt_value, event_value, job_value, resumable
 from service.states import append_event, locked_job, transition
 from service.tables import AttemptRow, EventRow, JobRow
 from service.values import Attempt, Caller, Desired, Job, JobEvent, Order, Page, Reason, Role, Status, WorkerRange
@@ -271,8 +271,7 @@ def _want(store: Store, caller: Caller, job_id: str, desired: Desired) -> Job:
 
 
 def _refuse_if_lost_by_a_pause(row: JobRow) -> None:
-    task = row.spec["task"]
-    if task["kind"] == "script" and not task["resumable"] and row.status != Status.QUEUED:
+    if not resumable(row.spec["task"]) and row.status != Status.QUEUED:
         raise Conflict(
             f"job {row.id} is a script, which would begin anew after a pause; cancel it, or, if it goes on from what it has written into its "
             "output folder, say task.resumable: true in its job"

@@ -4,7 +4,8 @@ Order is priority, then age. A job's workers start together or not at all. Small
 only for so long: then everything behind it waits, so that what ends makes room for it.
 
 For a job that does not fit, room is made where that helps at all: jobs with a range of workers shrink, those of equal priority too;
-if that is not enough, jobs of strictly lower priority are paused besides, as few and as small ones as will do. Until the room is
+if that is not enough, jobs of strictly lower priority are paused besides, as few and as small ones as will do, and only such as go on later from
+where they were. Until the room is
 free, nobody else is put into it. Jobs with a range grow only while nobody waits.
 """
 
@@ -61,6 +62,9 @@ class Active:
     ending: bool = False  # paused, cancelled, ...: what it holds will be free
     known: bool = True  # its controller has said which workers there are
     settled: bool = True  # it trains, with as many workers as it should have
+    resumable: bool = (
+        True  # after a pause it goes on from where it was; a script that cannot is never paused for another job
+    )
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class _Planner:
         elif self._take(job.gang):
             self._started[job.job_id] = job
         else:
-            self._waiting[job.job_id] = self._make_room(job) or self._shortage(job.gang)
+            self._waiting[job.job_id] = self._make_room(job) or self._spared(job) or self._shortage(job.gang)
             if self._now - job.ready_at >= self._rules.backfill:
                 self._closed_by = job.job_id
         self._blocked |= job.job_id in self._waiting and fits(self._capacity, job.gang)
@@ -190,7 +194,7 @@ class _Planner:
             for active in those
             if active.priority <= job.priority and active.size > active.fewest
         }
-        lower = [a for a in those if a.priority < job.priority] if self._rules.preemption else []
+        lower = [a for a in those if a.priority < job.priority and a.resumable] if self._rules.preemption else []
         if not least and not lower:
             return None
         changes = dict(least)
@@ -210,6 +214,15 @@ class _Planner:
     def _may_be_disturbed(self, active: Active) -> bool:
         """Not one that just starts: where it will be is a guess, and so is whether it is in anybody's way."""
         return not active.ending and (active.known or self._now - active.resized_at >= START)
+
+    def _spared(self, job: Candidate) -> str | None:
+        """A sentence for the user where only jobs are in the way that would lose all they have done."""
+        those = [a for a in self._active.values() if not a.ending and not a.resumable and a.priority < job.priority]
+        changes = {active.job_id: replace(active, ending=True) for active in those}
+        if not (those and self._rules.preemption and self._would_fit(job.gang, changes)):
+            return None
+        scripts = f"scripts {' and '.join(sorted(changes))}" if len(those) > 1 else f"script {those[0].job_id}"
+        return f"waits for {scripts} of lower priority, which would begin anew after a pause (task.resumable is false)"
 
     def _largest(self, gang: Gang, changes: Mapping[str, Active], key: str) -> Active:
         """Of the sizes that a shrinking job can keep."""

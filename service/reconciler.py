@@ -383,4 +383,5 @@ def _active(job: JobState, attempt: AttemptState, answers: Mapping[str, Observat
         ending=job.leaving or (seen is not None and seen.phase in ("stopping", "finished")),
         known=seen is not None and seen.phase in ("running", "recovering"),
         settled=ready and job.status is Status.RUNNING,
+        resumable=job.resumable or job.status is Status.STARTING,  # nothing is lost that has not begun
     )

@@ -17,7 +17,7 @@ from service.cluster import Capacity, Resources
 from service.database import Store
 from service.decisions import AttemptState, Decision, JobState
 from service.leases import Lease
-from service.rows import node_document
+from service.rows import node_document, resumable
 from service.states import append_event, locked_job, reason_document, transition
 from service.tables import AttemptRow, ClusterRow, CordonRow, JobRow, clean_json
 from service.values import Desired, Reason, Status
@@ -32,6 +32,7 @@ JOB_COLUMNS = (
     JobRow.id, JobRow.status, JobRow.desired, JobRow.desired_at, JobRow.priority, JobRow.created_at, JobRow.deadline_at,
     JobRow.retry_at, JobRow.pause_at, JobRow.attempt, JobRow.failures, JobRow.cluster_losses, JobRow.max_attempts,
     JobRow.worker_min, JobRow.worker_max, JobRow.worker_cpus, JobRow.worker_gpus, JobRow.worker_memory, JobRow.waiting,
+    JobRow.spec["task"].label("task"),
 )  # fmt: skip
 
 
@@ -310,5 +311,6 @@ def _job_state(row: Any, attempts: Sequence[AttemptState]) -> JobState:
         most=row.worker_max,
         each=Resources(row.worker_cpus, row.worker_gpus, row.worker_memory),
         waiting=row.waiting,
+        resumable=resumable(row.task),
         attempts=tuple(attempts),
     )

@@ -120,3 +120,8 @@ def node_document(node: Node) -> dict[str, Any]:
         "memory": total.memory,
         "draining": node.draining,
     }
+
+
+def resumable(task: Mapping[str, Any]) -> bool:
+    """Whether a job goes on, after a pause, from where it was: all but scripts that do not say so of themselves."""
+    return task["kind"] != "script" or bool(task.get("resumable", False))

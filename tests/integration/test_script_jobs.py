@@ -61,3 +61,23 @@ def test_the_number_of_its_workers_is_fixed_while_it_runs(store: Store, tmp_path
     here.run_until(job, Status.RUNNING)
     with pytest.raises(Conflict, match="fixed while it runs"):
         jobs.update_job(store, CALLER, job, workers=WorkerRange(2, 2))
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_job_of_higher_priority_never_makes_one_begin_anew(store: Store, tmp_path: Path, resumable: bool) -> None:
+    here = world(store, tmp_path)
+    workers = {"cpus": 2}
+    script = here.create(task=task(resumable=resumable), workers=workers)
+    here.run_until(script, Status.RUNNING)
+    here.run_pass(60)
+    urgent = here.create(workers=workers, priority=5)
+    if resumable:
+        here.run_until(urgent, Status.RUNNING)
+        assert here.job(script).status is Status.QUEUED
+        return
+    for _ in range(5):
+        here.run_pass(2)
+    assert here.job(script).status is Status.RUNNING
+    assert here.job(urgent).waiting == (
+        f"waits for script {script} of lower priority, which would begin anew after a pause (task.resumable is false)"
+    )

@@ -55,6 +55,7 @@ JOB = JobState(
     most=2,
     each=Resources(1, 0, 0),
     waiting=None,
+    resumable=True,
     attempts=(ATTEMPT,),
 )
 NEW = replace(ATTEMPT, seen=False)

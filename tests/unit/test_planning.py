@@ -100,6 +100,7 @@ def worlds(draw: st.DrawFn, machines: int | None = None) -> tuple[Capacity, list
                     f"active-{index}", Resources(cpus, 0, 0), size, max(1, size - less), size + more, priority,
                     LONG_AGO, NOW - timedelta(seconds=calm), () if state == "new" else tuple(places),
                     ending=state == "ending", known=state != "new", settled=state == "settled",
+                    resumable=calm % 3 > 0,
                 )
             )  # fmt: skip
     return capacity, actives, draw(candidates)
@@ -160,7 +161,9 @@ def test_only_a_job_of_strictly_lower_priority_gives_way_and_only_for_one_that_w
     for job_id, other in result.preempt.items():
         assert priority[job_id] < priority[other]
         assert other in result.waiting
-        assert not next(job for job in actives if job.job_id == job_id).ending
+        left = next(job for job in actives if job.job_id == job_id)
+        assert not left.ending
+        assert left.resumable
     assert planned(capacity, actives, queue, replace(RULES, preemption=False)).preempt == {}
 
 
@@ -362,6 +365,27 @@ def test_a_more_important_job_pauses_the_cheapest_less_important_ones() -> None:
     assert planned(cluster(6), running, [replace(urgent, size=2)]).preempt == {"large": "urgent"}
     assert planned(cluster(6), running, [replace(urgent, size=5)]).preempt == {}, "it would not help"
     assert planned(cluster(6), running, [replace(urgent, priority=0)]).preempt == {}
+
+
+def test_a_script_that_would_begin_anew_does_not_give_way() -> None:
+    """Although it is the smallest and the least important one."""
+    script = replace(active("script", "n0", priority=-1), resumable=False)
+    urgent = candidate("urgent", 1, priority=1)
+    assert planned(cluster(3), [script, active("model", "n0", "n0")], [urgent]).preempt == {"model": "urgent"}
+    both = planned(cluster(3), [script, active("model", "n0", "n0")], [replace(urgent, size=3)])
+    assert both.preempt == {}, "and nobody is paused when that does not help without it"
+    alone = planned(cluster(1), [script], [urgent])
+    assert alone.preempt == {}
+    assert alone.waiting == {
+        "urgent": "waits for script script of lower priority, which would begin anew after a pause (task.resumable is false)"
+    }
+    other = replace(script, job_id="other")
+    assert (
+        "scripts other and script" in planned(cluster(2), [script, other], [replace(urgent, size=2)]).waiting["urgent"]
+    )
+    same = planned(cluster(1), [replace(script, priority=1)], [urgent]).waiting["urgent"]
+    assert same == "needs 1 CPUs, 0 free"
+    assert planned(cluster(1), [replace(script, resumable=True)], [urgent]).preempt == {"script": "urgent"}
 
 
 def test_the_least_important_gives_way_first() -> None:
