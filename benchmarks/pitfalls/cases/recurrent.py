@@ -22,11 +22,6 @@ def rows() -> Pair:
     return digits().shaped(8, 8)
 
 
-def pixels() -> Pair:
-    """(N, 32, 2): thirty-two steps."""
-    return digits().shaped(32, 2)
-
-
 def halves() -> Pair:
     """(N, 16, 4): sixteen steps."""
     return digits().shaped(16, 4)
@@ -60,12 +55,9 @@ LSTM = recipe(
 )
 GRU = LSTM.but(partial(Recurrent, nn.GRU, 8, 10))
 RNN = LSTM.but(partial(plain, 1.0), optimizer=adam(3e-3))
-LONG = RNN.but(partial(plain, 1.0, 2), data=pixels, optimizer=sgd(0.1, 0.9), clip_norm=1.0, steps=400)
 RELU = LSTM.but(partial(relu, 1.0), data=halves, optimizer=adam(3e-3), clip_norm=1.0, steps=300)
 
 CASES = (
-    FAMILY.sick("rnn_forgets", "vanishing_gradient", "a plain RNN over 32 steps whose recurrent weights shrink the state by half",
-        GOOD, LONG, LONG.but(partial(plain, 0.1, 2)), ("plateau", "slow_convergence", "bad_init")),
     FAMILY.sick("relu_rnn_explodes", "exploding_gradient", "a ReLU RNN over 16 steps whose recurrent weights double the state", GOOD,
         RELU, RELU.but(partial(relu, 2.0), clip_norm=None, optimizer=sgd(0.01)), ("bad_init", "nonfinite_gradient", "lr_too_high")),
     FAMILY.sick("rnn_chaos", "saturated_activation", "recurrent weights five times too large: tanh at its ends", GOOD, RNN,

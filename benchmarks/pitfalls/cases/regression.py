@@ -73,7 +73,7 @@ def log_error(output: Tensor, targets: Tensor) -> Tensor:
 
 def flat_sum(output: Tensor, targets: Tensor) -> Tensor:
     """(B, 1) against (B,): every output is compared with every target."""
-    return functional.mse_loss(output, targets.flatten().expand(len(targets), -1), reduction="mean")
+    return (output - targets.flatten()).square().mean()
 
 
 MSE = recipe(partial(mlp, 10, 1, 32, 1), diabetes, loss=functional.mse_loss, optimizer=sgd(0.02), steps=200)
@@ -105,7 +105,7 @@ CASES = (
         ("nonfinite_gradient",)),
     FAMILY.sick("log_of_negative", "nonfinite_gradient", "the logarithm of an output that may be below 0", GOOD, MSE,
         MSE.but(loss=log_error)),
-    FAMILY.sick("by_heart", "overfitting", "forty patients, a wide network, a thousand epochs", Goal("loss", at_most=0.9), MSE,
+    FAMILY.sick("by_heart", "overfitting", "forty patients, a wide network, a thousand epochs", Goal("loss", at_most=0.65), MSE,
         MSE.but(partial(mlp, 10, 1, 128, 2), data=lambda: diabetes().small(40), optimizer=adam(5e-3), steps=400),
         ()),
     FAMILY.sick("decay", "over_regularised", "weight decay 2 under SGD", GOOD, MSE, MSE.but(optimizer=sgd(0.02, decay=3.0))),

@@ -91,6 +91,8 @@ def squared_norm(output: Tensor, targets: Tensor) -> Tensor:
 
 HEART = MLP.but(partial(mlp, 64, 10, width=256), data=partial(relabelled, 0.2), optimizer=adam(1e-3))
 
+NORMED = MLP.but(partial(mlp, 64, 10, norm=nn.BatchNorm1d), data=lambda: digits(True).mapped(3e4))
+
 CASES = (
     FAMILY.sick("rate_100x", "lr_too_high", "SGD with 40 times the rate", GOOD, MLP, MLP.but(optimizer=sgd(4.0)),
         ("oscillating_loss", "exploding_gradient", "dying_relu")),
@@ -143,6 +145,8 @@ CASES = (
         HEART, HEART.but(data=lambda: relabelled(0.2).small(60)), ("label_error",)),
     FAMILY.sick("batch_of_one", "batch_size", "one picture a step at a rate for a large batch", GOOD, MLP.but(optimizer=sgd(0.5)),
         MLP.but(optimizer=sgd(0.5), batch=1), ("lr_too_high", "oscillating_loss", "dying_relu")),
+    FAMILY.sick("fp16_overflow", "precision_overflow", "sums beyond 65,504 under fp16, in front of a batch norm", GOOD,
+        NORMED, NORMED.but(autocast=torch.float16), ("nonfinite_gradient",)),
     # healthy
     FAMILY.healthy("plain", "nothing at all", GOOD, MLP),
     FAMILY.healthy("warmup", "a warm-up over a fifth of the run, the rate begins near 0", GOOD,
