@@ -117,7 +117,13 @@ class Transformer(nn.Module):
     """A small decoder over (B, T) ids: an answer at every position."""
 
     def __init__(
-        self, vocabulary: int, length: int, width: int = 32, layers: int = 2, norm_first: bool = True, tied: bool = False
+        self,
+        vocabulary: int,
+        length: int,
+        width: int = 32,
+        layers: int = 2,
+        norm_first: bool = True,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(length, width)

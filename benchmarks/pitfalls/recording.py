@@ -141,9 +141,7 @@ class Recorder:
         several = self.job.ranks > 1
         return Record(
             facts=self.facts,
-            series=Series(
-                self.monitor.layers.names, steps, losses, np.array(self.norms), rates, clips, seconds, waits
-            ),
+            series=Series(self.monitor.layers.names, steps, losses, np.array(self.norms), rates, clips, seconds, waits),
             probes=Probes(
                 layers=self.monitor.layers.names,
                 activations=self.activations,

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from benchmarks.pitfalls.case import Case
-from benchmarks.pitfalls.cases import deep, distributed, embeddings, held_back, recurrent, regression, tabular, text, vision
+from benchmarks.pitfalls.cases import (
+    deep,
+    distributed,
+    embeddings,
+    held_back,
+    recurrent,
+    regression,
+    tabular,
+    text,
+    vision,
+)
 
 ALL: tuple[Case, ...] = (
     *vision.CASES,
