@@ -1,0 +1,28 @@
+"""All cases, by family."""
+
+from __future__ import annotations
+
+from benchmarks.pitfalls.case import Case
+from benchmarks.pitfalls.cases import (
+    deep,
+    distributed,
+    embeddings,
+    held_back,
+    recurrent,
+    regression,
+    tabular,
+    text,
+    vision,
+)
+
+ALL: tuple[Case, ...] = (
+    *vision.CASES,
+    *deep.CASES,
+    *recurrent.CASES,
+    *text.CASES,
+    *regression.CASES,
+    *tabular.CASES,
+    *embeddings.CASES,
+    *distributed.CASES,
+    *held_back.CASES,
+)

@@ -1,0 +1,114 @@
+"""Cases that rules must not be tuned on."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.pitfalls.case import Goal
+from benchmarks.pitfalls.data import digits, wine
+from benchmarks.pitfalls.faults import burst, warmup_cosine
+from benchmarks.pitfalls.models import Recurrent, mlp, residual_net, started
+from benchmarks.pitfalls.recipe import Family, adam, recipe, sgd
+
+FAMILY = Family("held_back", held_back=True)
+GOOD = Goal("accuracy", at_least=0.85)
+MLP = recipe(partial(mlp, 64, 10, 40, 3), digits, loss=functional.cross_entropy, optimizer=sgd(0.1, 0.5), steps=260)
+WINE = recipe(
+    partial(mlp, 13, 3, 24, 2), wine, loss=functional.cross_entropy, optimizer=adam(5e-3), steps=160, batch=20
+)
+LSTM = recipe(
+    partial(Recurrent, nn.LSTM, 8, 10, 32),
+    lambda: digits().shaped(8, 8),
+    loss=functional.cross_entropy,
+    optimizer=adam(1e-2),
+    steps=180,
+)
+
+CASES = (
+    FAMILY.sick(
+        "tanh_sigmoid",
+        "vanishing_gradient",
+        "twelve sigmoid layers of width 40",
+        GOOD,
+        MLP,
+        MLP.but(partial(mlp, 64, 10, 40, 12, nn.Sigmoid)),
+        ("saturated_activation",),
+    ),
+    FAMILY.sick(
+        "large",
+        "exploding_gradient",
+        "weights of deviation 1",
+        GOOD,
+        MLP,
+        MLP.but(lambda: started(mlp(64, 10, 40, 8), nn.init.normal_)),
+        ("bad_init", "nonfinite_gradient", "lr_too_high", "dying_relu"),
+    ),
+    FAMILY.sick(
+        "wine_rate",
+        "lr_too_high",
+        "Adam with a rate of 3",
+        GOOD,
+        WINE,
+        WINE.but(optimizer=adam(3.0)),
+        ("oscillating_loss", "exploding_gradient", "dying_relu"),
+    ),
+    FAMILY.sick(
+        "lstm_zero",
+        "lr_zero",
+        "the rate is 0 after 2 % of the run",
+        GOOD,
+        LSTM,
+        LSTM.but(schedule=burst(0.02, 2.0, 0.0)),
+    ),
+    FAMILY.sick(
+        "sigmoid_softmax",
+        "output_activation",
+        "softmax before cross-entropy",
+        GOOD,
+        LSTM.but(optimizer=sgd(0.5), steps=300),
+        LSTM.but(lambda: nn.Sequential(Recurrent(nn.LSTM, 8, 10, 32), nn.Softmax(-1)), optimizer=sgd(0.5), steps=300),
+        ("wrong_loss",),
+    ),
+    FAMILY.sick(
+        "uncleared",
+        "grad_accumulation",
+        "gradients are never cleared",
+        GOOD,
+        MLP,
+        MLP.but(clears=False),
+        ("exploding_gradient", "lr_too_high", "oscillating_loss", "dying_relu"),
+    ),
+    FAMILY.sick(
+        "twins",
+        "bad_init",
+        "all weights are 0.02",
+        GOOD,
+        MLP,
+        MLP.but(lambda: started(mlp(64, 10, 40, 3), partial(nn.init.constant_, val=0.02))),
+    ),
+    FAMILY.sick(
+        "raw",
+        "unnormalised_input",
+        "raw features under SGD",
+        GOOD,
+        WINE.but(optimizer=sgd(0.1)),
+        WINE.but(data=partial(wine, True), optimizer=sgd(0.1)),
+        ("exploding_gradient", "lr_too_high", "dying_relu"),
+    ),
+    # healthy
+    FAMILY.healthy("mlp", "momentum and three layers", GOOD, MLP),
+    FAMILY.healthy(
+        "lstm", "an LSTM with warm-up and cosine", GOOD, LSTM.but(schedule=warmup_cosine(0.15), warmup_steps=27)
+    ),
+    FAMILY.healthy("wine", "few samples under Adam", GOOD, WINE),
+    FAMILY.healthy(
+        "residual",
+        "eight residual blocks that begin as the identity, bf16",
+        GOOD,
+        MLP.but(partial(residual_net, 64, 10, 32, 8, True), optimizer=adam(3e-3), steps=150, autocast=torch.bfloat16),
+    ),
+)

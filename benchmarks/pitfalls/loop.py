@@ -1,0 +1,180 @@
+"""The suite's training loop: plain PyTorch, so that it can carry faults that the product's own loop makes impossible.
+
+Data-parallel ranks are replicas in one process: the arithmetic of an all-reduce without its processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.pitfalls.case import Job
+from benchmarks.pitfalls.data import Split
+from benchmarks.pitfalls.recording import Recorder
+from workers.gradients import clip_factor
+from workers.watch.record import Record
+
+EVALUATIONS = 20  # in a run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    metrics: Mapping[str, float]  # at the end
+    record: Record | None
+    seconds: float
+
+
+def run(job: Job, seed: int, *, watch: bool = False) -> Outcome:
+    """Trains ``job``. ``seed``: of the order of samples, of drop-out and noise; the weights have had theirs when the job was built."""
+    torch.manual_seed(seed)
+    began = time.perf_counter()
+    replicas = [job.model, *(copy.deepcopy(job.model) for _ in range(job.ranks - 1))]
+    optimizers = [job.optimizer(model) for model in replicas]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    scaler = torch.amp.GradScaler("cpu") if job.scaler else None
+    recorder = Recorder(job, replicas[0], optimizers[0]) if watch else None
+    batches = _batches(job, seed)
+    waited = worked = 0.0
+    for step in range(1, job.steps + 1):
+        step_began = time.perf_counter()
+        inputs, targets = next(batches)
+        if job.stall:
+            time.sleep(job.stall)
+        wait = time.perf_counter() - step_began
+        if job.disturb is not None:
+            inputs, targets = job.disturb(step, inputs, targets)
+        factor = job.schedule((step - 1) / job.steps)
+        for optimizer, base in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * factor
+            if job.clears:
+                optimizer.zero_grad(set_to_none=True)
+        if recorder:
+            recorder.passes_begin(step, inputs, targets)
+        loss = _passes(job, replicas, inputs, targets, scaler, recorder)
+        if scaler is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+        if job.tamper is not None:
+            job.tamper(step, replicas)
+        if recorder:
+            recorder.own_gradients(replicas)
+        _average(replicas)
+        if recorder:
+            recorder.before_update()
+        clipped = _clip(replicas, job.clip_norm)
+        for optimizer in optimizers:
+            scaler.step(optimizer) if scaler is not None else optimizer.step()  # type: ignore[no-untyped-call]
+        if scaler is not None:
+            scaler.update()
+        seconds = time.perf_counter() - step_began
+        waited, worked = waited + wait, worked + seconds
+        if recorder:
+            recorder.stepped(loss, rates[0][0] * factor, clipped, seconds, wait, replicas)
+        if recorder and step % max(1, job.steps // EVALUATIONS) == 0:
+            recorder.evaluated(step, evaluate(job, replicas[0]))
+    metrics = {**evaluate(job, replicas[0]), "wait_share": waited / worked}
+    return Outcome(metrics, recorder.record() if recorder else None, time.perf_counter() - began)
+
+
+def _batches(job: Job, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled anew every epoch; an incomplete batch at its end is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    size = min(job.batch, len(job.train))
+    while True:
+        order = torch.randperm(len(job.train), generator=generator)
+        for start in range(0, len(order) - size + 1, size):
+            batch = job.train.at(order[start : start + size])
+            yield batch.inputs, batch.targets
+
+
+def _passes(
+    job: Job,
+    replicas: list[nn.Module],
+    inputs: Tensor,
+    targets: Tensor,
+    scaler: torch.amp.GradScaler | None,
+    recorder: Recorder | None,
+) -> float:
+    """Forward and backward on every rank's part, in microbatches. The mean loss."""
+    total = 0.0
+    parts = zip(replicas, inputs.chunk(job.ranks), targets.chunk(job.ranks), strict=True)
+    for rank, (model, own_inputs, own_targets) in enumerate(parts):
+        model.train()
+        own = 0.0
+        micro = zip(own_inputs.chunk(job.accumulate), own_targets.chunk(job.accumulate), strict=True)
+        for x, y in micro:
+            with _precision(job):
+                loss = objective(job, model, x, y)
+            share = loss / job.accumulate
+            if share.requires_grad:
+                (scaler.scale(share) if scaler is not None else share).backward()  # type: ignore[no-untyped-call]
+            own += float(share.detach())
+        if recorder:
+            recorder.passed(rank, own, len(own_inputs))
+        total += own / job.ranks
+    return total
+
+
+def _precision(job: Job) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cpu", job.autocast) if job.autocast is not None else contextlib.nullcontext()
+
+
+def objective(job: Job, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return job.objective(model, inputs, targets) if job.objective is not None else job.loss(model(inputs), targets)
+
+
+@torch.no_grad()
+def _average(replicas: list[nn.Module]) -> None:
+    if len(replicas) == 1:
+        return
+    for parameters in zip(*(model.parameters() for model in replicas), strict=True):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            mean = torch.stack(gradients).mean(0)
+            for gradient in gradients:
+                gradient.copy_(mean)
+
+
+@torch.no_grad()
+def _clip(replicas: list[nn.Module], limit: float | None) -> float:
+    if limit is None:
+        return 1.0
+    factor = 1.0
+    for model in replicas:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        scale = clip_factor(torch.stack(torch._foreach_norm(gradients)).norm(), limit)
+        torch._foreach_mul_(gradients, scale)
+        factor = float(scale)
+    return factor
+
+
+@torch.no_grad()
+def evaluate(job: Job, model: nn.Module) -> dict[str, float]:
+    model.eval()
+    with _precision(job):
+        metrics = dict((job.measure or standard)(model, job.validation))
+        if "loss" not in metrics and job.objective is None:
+            metrics["loss"] = float(job.loss(model(job.validation.inputs), job.validation.targets))
+    model.train()
+    return metrics
+
+
+def standard(model: nn.Module, split: Split) -> Mapping[str, float]:
+    """``accuracy`` of class numbers (N,) or (N, T) against (..., C); ``r2`` of floats, the share of their variance explained."""
+    output, targets = model(split.inputs).float(), split.targets
+    if not targets.is_floating_point():
+        if output.isnan().any():  # argmax would give the first class
+            return {"accuracy": math.nan}
+        return {"accuracy": float((output.argmax(-1) == targets).float().mean())}
+    if output.shape != targets.shape:
+        raise ValueError(f"output {tuple(output.shape)} and targets {tuple(targets.shape)} differ; give a measure")
+    rest = (output - targets).square().mean() / (targets - targets.mean(0)).square().mean()
+    return {"r2": float(1 - rest)}

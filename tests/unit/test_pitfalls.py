@@ -1,0 +1,58 @@
+"""The fault-injection suite's own parts: its cases can be built and trained, and its scores are right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.pitfalls.case import Case, Goal
+from benchmarks.pitfalls.cases import ALL
+from benchmarks.pitfalls.data import available
+from benchmarks.pitfalls.loop import run
+from benchmarks.pitfalls.scoring import Judged, score
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_each_case_makes_two_steps_and_leaves_a_record(case: Case) -> None:
+    if not available(case.needs):
+        pytest.skip(f"needs {case.needs}")
+    for build in filter(None, (case.build, case.healed)):
+        record = run(replace(build(0), steps=2), 0, watch=True).record
+        assert record is not None
+        assert record.series.norms.shape == (2, len(record.series.layers))
+        assert len(record.until(1).probes.steps) == 1
+
+
+def test_names_are_unique_and_the_suite_is_large_and_mixed() -> None:
+    assert len({case.name for case in ALL}) == len(ALL) >= 80
+    assert sum(case.sick for case in ALL) / len(ALL) == pytest.approx(2 / 3, abs=0.07)
+
+
+def test_scores_of_runs_counted_by_hand() -> None:
+    def judged(expected: str | None, code: str | None, found_at: int | None, also: tuple[str, ...] = ()) -> Judged:
+        return Judged("a", 0, False, expected, also, code, found_at, 100)
+
+    figures = score(
+        [
+            judged("plateau", "plateau", 10),
+            judged("plateau", "lr_zero", 50, ("lr_zero",)),
+            judged("plateau", "bad_init", 51),
+            judged("plateau", None, None),
+            judged(None, "plateau", 3),
+            judged(None, None, None),
+        ]
+    )
+    assert figures["recall"] == 3 / 4
+    assert figures["precision"] == 3 / 4
+    assert figures["false_alarms"] == 1 / 2
+    assert figures["right_first_code"] == 2 / 3
+    assert figures["found_in_first_tenth"] == 1 / 4
+    assert figures["found_in_first_half"] == 2 / 4
+
+
+@pytest.mark.parametrize(("value", "reached"), [(0.5, True), (0.49, False), (float("nan"), False)])
+def test_a_goal_is_not_reached_by_what_is_no_number(value: float, reached: bool) -> None:
+    assert Goal("accuracy", at_least=0.5).reached({"accuracy": value}) is reached
