@@ -12,13 +12,14 @@ from workers.watch import layers
 from workers.watch.course import MIN_STEPS, Course
 from workers.watch.findings import Found
 from workers.watch.rank_rules import noise_scale
-from workers.watch.symptoms import STUCK_PATIENCE, Symptom, _rate_rose
+from workers.watch.symptoms import STUCK_PATIENCE, Symptom, rate_rose, slow
 
 VANISHING = 1e-3  # first layers' median norm over the last ones'
 VANISHING_EARLY = 1e-6
 DEAD = 0.85  # of a layer's units
 SATURATED = 0.5
 LEAST_UPDATE = 2e-5  # of the weights
+SHORT_STEPS = 3e-4
 LARGE_UPDATE = 0.05
 RINGING_UPDATE = 1e-2
 DECAY = 0.01  # learning rate times weight decay
@@ -89,9 +90,19 @@ def rate_too_low(course: Course, symptom: Symptom) -> Found | None:
 
 def rate_low_for_slow(course: Course, symptom: Symptom) -> Found | None:
     updates = layers.recent_updates(course.record)
-    if updates is None or not np.isfinite(updates).any() or not np.nanmedian(updates) < 3e-4:
+    if updates is None or not np.isfinite(updates).any() or not np.nanmedian(updates) < SHORT_STEPS:
         return None
     return Found("lr_too_low", "warning", symptom.step, {**symptom.evidence, "update_ratio": float(np.nanmedian(updates))})  # fmt: skip
+
+
+def ran_away_first(course: Course, symptom: Symptom) -> Found | None:
+    """The loss was far above its start before it became flat: dead units and small gradients came after that."""
+    floor = course.bound if course.bound is not None else 0.0
+    high = course.levels - floor > 2 * (course.untrained - floor)
+    early = course.norms[: min(10, len(course.norms))]
+    if not high.any() or not early.size or layers.amplification(early[:3]) > GROWTH:
+        return None
+    return rate_too_high(course, symptom)
 
 
 def rate_too_high(course: Course, symptom: Symptom) -> Found | None:
@@ -117,6 +128,10 @@ def rings_by_rate(course: Course, symptom: Symptom) -> Found | None:
     return Found("lr_too_high" if "update_ratio" in evidence else "oscillating_loss", "warning", symptom.step, evidence)
 
 
+def oscillating(course: Course, symptom: Symptom) -> Found | None:
+    return Found("oscillating_loss", "warning", symptom.step, symptom.evidence)
+
+
 def rings_by_batch(course: Course, symptom: Symptom) -> Found | None:
     scale = noise_scale(course.record)
     if scale is None or not scale.batch < 0.1 * scale.critical_batch:
@@ -125,7 +140,7 @@ def rings_by_batch(course: Course, symptom: Symptom) -> Found | None:
 
 
 def rate_changed(course: Course, symptom: Symptom) -> Found | None:
-    if not course.past(0.02) or not _rate_rose(course, symptom.step) or symptom.step <= course.warmup:
+    if not course.past(0.02) or not rate_rose(course, symptom.step) or symptom.step <= course.warmup:
         return None
     return Found("lr_too_high", "critical", symptom.step, {**symptom.evidence, "rate_rose": True})
 
@@ -144,7 +159,12 @@ def nothing_flows(course: Course, symptom: Symptom) -> Found | None:
 def unmoved(course: Course, symptom: Symptom) -> Found | None:
     """Gradients, a rate, and weights that stay as they are: rounded away under half precision, or not what the optimizer holds."""
     updates = layers.recent_updates(course.record)
-    if updates is None or not np.isfinite(updates).any() or not (course.norms[-MIN_STEPS:] > 0).any():
+    if updates is None or not np.isfinite(updates).any() or not course.norms.size:
+        return None
+    # Where no gradient comes, nothing moves either, and that has other causes; a bias may still have one.
+    pulled = (np.median(course.norms[-MIN_STEPS:], axis=0) > 0).mean()
+    largest = layers.recent(course.record.probes.largest)
+    if pulled < 0.5 or (largest is not None and not (largest > 0).mean() >= 0.5):
         return None
     still = updates[np.isfinite(updates)] == 0
     half = {fact.name: fact.dtype for fact in course.record.facts.layers if fact.dtype in ("bfloat16", "float16")}
@@ -300,11 +320,11 @@ def labels(course: Course, symptom: Symptom) -> Found | None:
     """The loss stays at that of the best constant answer while gradients are lively: nothing in the inputs tells the targets. Traps: hard
     tasks early on (patience), regression with a little signal in much noise (nothing is said below H)."""
     totals = course.totals
-    if not course.past(LATE_PATIENCE, 3 * MIN_STEPS) or course.constant is None or not len(totals):
+    if not course.past(_patience(course), 3 * MIN_STEPS) or course.constant is None or not len(totals):
         return None
     floor = course.bound or 0.0
     level = (course.recent - floor) / max(course.constant - floor, 1e-12)
-    if not 0.97 < level < 1.3:
+    if not (0.985 if _regression(course) else 0.93) < level < 1.3:
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
     if not now > LIVELY * early:
@@ -312,16 +332,35 @@ def labels(course: Course, symptom: Symptom) -> Found | None:
     return Found("label_error", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})
 
 
+def _patience(course: Course) -> float:
+    """With short steps it takes longer to see that nothing is learnt."""
+    updates = layers.recent_updates(course.record)
+    return 0.75 if updates is not None and float(np.nanmedian(updates)) < SHORT_STEPS else LATE_PATIENCE
+
+
+def _regression(course: Course) -> bool:
+    return course.record.facts.loss.function in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+
 def plateau(course: Course, symptom: Symptom) -> Found | None:
     totals = course.totals
-    if not course.past(LATE_PATIENCE, 3 * MIN_STEPS) or course.constant is None or not len(totals):
+    if not course.past(_patience(course), 3 * MIN_STEPS) or course.constant is None or not len(totals):
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
     floor = course.bound or 0.0
-    regression = course.record.facts.loss.function in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-    if regression and (course.recent - floor) < 0.985 * (course.constant - floor):
+    if _regression(course) and (course.recent - floor) < 0.985 * (course.constant - floor):
         return None
     return Found("plateau", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})
+
+
+def along_a_line(course: Course, symptom: Symptom) -> Found | None:
+    """It does fall, if hardly, and with short steps."""
+    line = slow(course)
+    if line is None:
+        return None
+    if layers.recent_updates(course.record) is None:
+        return slow_convergence(course, line)
+    return rate_low_for_slow(course, line)
 
 
 def slow_convergence(course: Course, symptom: Symptom) -> Found | None:
@@ -371,6 +410,14 @@ def away_before(course: Course, symptom: Symptom) -> Found | None:
     return found
 
 
+def wrong_from_the_start(course: Course, symptom: Symptom) -> Found | None:
+    """Within the first steps: inputs or weights whose first forward pass was already out of range."""
+    if int(symptom.evidence["row"]) > MIN_STEPS:
+        return None
+    rules = (unnormalised, scale_of_weights, huge_first_forward)
+    return next((found for rule in rules if (found := rule(course, symptom)) is not None), None)
+
+
 def made_by_a_layer(course: Course, symptom: Symptom) -> Found | None:
     row = int(symptom.evidence["row"])
     layer = _first_not_finite(course, symptom)
@@ -385,6 +432,19 @@ def _first_not_finite(course: Course, symptom: Symptom) -> str | None:
         return None
     bad = np.flatnonzero(~np.isfinite(course.norms[int(symptom.evidence["row"])]))
     return course.record.series.layers[int(bad[-1])] if len(bad) else None
+
+
+def jumped_away(course: Course, symptom: Symptom) -> Found | None:
+    """It had learnt for a while, and left within 2 % of the run."""
+    row = int(np.searchsorted(course.steps, symptom.step))
+    reach = max(3, round(0.02 * course.total))
+    if row < MIN_STEPS + reach:
+        return None
+    floor = course.bound if course.bound is not None else min(0.0, course.start)
+    before = float(np.median(course.losses[row - reach - MIN_STEPS // 2 : row - reach + 1]))
+    if not before - floor < 0.7 * (course.untrained - floor):
+        return None
+    return jumped(course, Symptom("spike", symptom.step, {**symptom.evidence, "loss_before": before}))
 
 
 def jumped(course: Course, symptom: Symptom) -> Found | None:
@@ -421,14 +481,15 @@ def overfitting(course: Course, symptom: Symptom) -> Found | None:
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "not_a_number": (bad_rows, overflow, away_before, made_by_a_layer),
+    "not_a_number": (bad_rows, overflow, wrong_from_the_start, away_before, made_by_a_layer),
     "below_bound": (wrong_sign,),
-    "spike": (jumped,),
-    "runaway": (unnormalised, scale_of_weights, exploding, rate_changed, huge_first_forward, grown, the_rate),
+    "spike": (rate_changed, jumped),
+    "runaway": (rate_changed, jumped_away, unnormalised, scale_of_weights, exploding, rate_changed, huge_first_forward, grown, the_rate),
     "stuck": (
-        rate_zero, nothing_flows, unmoved, underflow, rate_died, unnormalised, over_regularised, dying, twin_rows, scale_of_weights,
-        saturated, vanishing, rate_too_low, rate_too_high, labels, plateau,
+        rate_zero, nothing_flows, unmoved, underflow, rate_died, unnormalised, over_regularised, twin_rows, scale_of_weights,
+        ran_away_first, dying, saturated, vanishing, rate_too_low, rate_too_high, along_a_line, labels, plateau,
     ),
+    "lost": (rate_changed, rate_too_high, dying, rings_by_rate, oscillating),
     "rings": (unnormalised, rings_by_batch, rings_by_rate),
     "slow": (rate_died, over_regularised, rate_low_for_slow, slow_convergence),
     "walks_away": (fitted_only, overfitting),
@@ -442,8 +503,11 @@ def certain_early(course: Course, symptom: Symptom) -> Iterator[Found]:
     for rule in (rate_zero, nothing_flows):
         if found := rule(course, symptom):
             yield found
-    if found := vanishing(course, symptom, VANISHING_EARLY):
-        yield found
     dead = layers.dead_units(course.record, every_probe=True)
-    if dead is not None and dead.share >= 0.999 and len(course.record.probes.steps) >= 4:
+    if dead is not None and dead.share >= 0.97 and len(course.record.probes.steps) >= 4:
         yield Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
+    lost = vanishing(course, symptom, VANISHING_EARLY)
+    if lost and (scale := scale_of_weights(course, symptom)):
+        yield scale
+    if lost:
+        yield lost

@@ -50,8 +50,10 @@ class Course:
         declared = self.record.facts.warmup_steps
         if not len(rates) or not np.isfinite(rates).any() or not np.nanmax(rates) > 0:
             return declared
+        if not (rates[0] < 0.5 * np.nanmax(rates) and np.nanmax(rates[:10]) > rates[0]):
+            return declared  # it does not begin by climbing; what rises later is another matter
         reached = int(self.steps[int(np.argmax(rates >= 0.5 * np.nanmax(rates)))])
-        climbs = rates[-1] >= np.nanmax(rates) and rates[0] < 0.5 * rates[-1] and rates[-1] > rates[-min(len(rates), 4)]
+        climbs = rates[-1] >= np.nanmax(rates) and rates[-1] > rates[-min(len(rates), 4)]
         return max(declared, self.now if climbs else reached if reached > 3 else 0)
 
     def past(self, share: float, at_least: int = MIN_STEPS) -> bool:
@@ -160,6 +162,23 @@ class Course:
     def recent(self) -> float:
         """Median of the last twentieth of the steps, at least of ``MIN_STEPS``."""
         return self.level(max(MIN_STEPS, len(self.losses) // 20))
+
+    @cached_property
+    def lost(self) -> int | None:
+        """The step from which on half of what had been gained was gone, for at least a tenth of the steps, up to now; or None."""
+        width = max(MIN_STEPS, len(self.losses) // 40)
+        count = len(self.losses) // width
+        if count < 5 or not math.isfinite(self.untrained):
+            return None
+        kept = np.where(np.isfinite(self.losses), self.losses, np.inf)[len(self.losses) - count * width :]
+        levels = np.median(kept.reshape(count, width), axis=1)
+        best = int(np.argmin(levels))
+        gained = self.untrained - levels[best]
+        tail = max(2, math.ceil(count / 10))
+        if gained < 0.3 * self.scale or not (levels[-tail:] > levels[best] + 0.5 * gained).all():
+            return None
+        after = np.flatnonzero(levels[best:] > levels[best] + 0.5 * gained)
+        return int(self.steps[len(self.losses) - count * width + (best + int(after[0])) * width])
 
     @cached_property
     def noise(self) -> float:

@@ -23,6 +23,8 @@ ROOTS = (
     "nonfinite_data", "silent_corruption", "rank_divergence", "wrong_loss", "output_activation", "bad_init", "grad_accumulation", "frozen_params", "lr_zero",
 )  # fmt: skip
 
+BY_EXCLUSION = ("plateau", "label_error", "slow_convergence", "oscillating_loss")  # nothing follows into these
+
 
 def diagnose(record: Record) -> Judgement:
     """Pure, and fast enough to be asked every few seconds. Findings are sorted: the first cause first."""
@@ -88,7 +90,7 @@ def _told(found: Sequence[Found], first: Found) -> list[str]:
     """Codes, each once and with its layer, in the order in which they were seen."""
     told: dict[str, str] = {}
     for each in found:
-        if each.code != first.code:
+        if each.code != first.code and each.code not in BY_EXCLUSION:
             told.setdefault(each.code, f"{each.code} in {each.layer}" if each.layer else each.code)
     return list(told.values())
 

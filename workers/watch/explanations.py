@@ -138,7 +138,7 @@ WORDS: dict[str, Words] = {
         "It worked when the loss falls below its start and stays there; if it still rings, lower again.",
     ),
     "oscillating_loss": Words(
-        "The loss leaps about {loss} without falling, its spread is {spread} of its level (healthy: well below 0.9).",
+        "The loss leaps or has lost what it had: {loss} now, {best} at best, its spread {spread} of its level (healthy: well below 0.9).",
         "Steps overshoot from one side of a valley to the other, or gradients of so few samples point anywhere.",
         "Lower optimizer.learning_rate to a third, or accumulate gradients over more samples",
         "live",

@@ -14,7 +14,7 @@ import numpy as np
 
 from workers.watch.course import MIN_STEPS, Course
 
-Kind = Literal["not_a_number", "runaway", "spike", "stuck", "rings", "walks_away", "below_bound", "slow"]
+Kind = Literal["not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "below_bound", "slow"]
 
 RUNAWAY = 1.5  # of the untrained loss, for a while
 RUNAWAY_AT_ONCE = 10.0
@@ -37,8 +37,10 @@ class Symptom:
 def symptoms(course: Course) -> list[Symptom]:
     """The worst first. What is not a number hides everything else."""
     rules: tuple[Callable[[Course], Symptom | None], ...] = (
-        not_a_number, below_bound, spike, runaway, stuck, rings, slow, walks_away,
+        below_bound, spike, runaway, stuck, rings, slow, walks_away,
     )  # fmt: skip
+    if (bad := not_a_number(course)) is not None:
+        return [bad]
     return [found for rule in rules if (found := rule(course)) is not None]
 
 
@@ -164,17 +166,17 @@ def spike(course: Course) -> Symptom | None:
         start -= 1
     level_before = float(before[start])
     gain = course.untrained - float(best[start])
-    if now < level_before + 0.3 * gain or float(levels[start:].min()) < level_before + 0.1 * gain:
+    if now < level_before + 0.3 * gain or float(levels[start + span :].min()) < level_before + 0.1 * gain:
         return None  # it came back, if only for a while
     begins = int(course.level_steps[start])
     rows = np.flatnonzero((course.steps >= begins) & (course.losses > level_before + 0.3 * gain))
     step = int(course.steps[rows[0]]) if len(rows) else begins
-    if _rate_rose(course, step) and now < course.untrained:
+    if rate_rose(course, step) and now < course.untrained and course.now - step < 0.1 * course.total:
         return None
     return Symptom("spike", step, {"loss_before": level_before, "loss": _readable(now), "first_loss": course.start})
 
 
-def _rate_rose(course: Course, step: int) -> bool:
+def rate_rose(course: Course, step: int) -> bool:
     rates = course.record.series.learning_rates
     near = (course.steps >= step - 0.04 * course.total) & (course.steps <= step + 0.02 * course.total)
     rates = rates[near] if len(rates) else rates
@@ -191,7 +193,7 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     if not course.past(patience) or course.begins_trained or course.adversarial:
         return None
     recent = course.recent
-    if not math.isfinite(recent) or course.falls:
+    if not math.isfinite(recent) or course.falls or course.lost is not None:
         return None
     floor = course.bound if course.bound is not None else course.start - course.scale
     at_constant = course.constant is not None and recent - floor > STUCK_LEVEL * (course.constant - floor)
@@ -224,7 +226,9 @@ def rings(course: Course) -> Symptom | None:
     if accuracy is not None and len(accuracy) >= 6 and np.isfinite(accuracy).all():
         lost = float(accuracy[:-3].max() - accuracy[-3:].max())
         if lost > 0.1:
-            return Symptom("rings", _evaluated(course, int(np.argmax(accuracy))), {"best": float(accuracy.max()), "recent": float(accuracy[-3:].max())})  # fmt: skip
+            return Symptom("lost", _evaluated(course, int(np.argmax(accuracy))), {"best": float(accuracy.max()), "recent": float(accuracy[-3:].max())})  # fmt: skip
+    if course.lost is not None:
+        return Symptom("lost", course.lost, {"loss": course.recent, "best": course.best, "first_loss": course.start})
     losses = course.losses
     quarter = len(losses) // 4
     last, before = losses[-quarter:], losses[-2 * quarter : -quarter]
