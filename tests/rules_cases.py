@@ -252,7 +252,9 @@ def nan_from(at: int) -> Callable[[Tensor, Tensor], Tensor]:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         seen["steps"] += 1
         found = functional.cross_entropy(outputs, targets)
-        return found + (outputs.sum() * 0).sqrt() * (0.0 if seen["steps"] < at else 1.0) if seen["steps"] >= at else found
+        return (
+            found + (outputs.sum() * 0).sqrt() * (0.0 if seen["steps"] < at else 1.0) if seen["steps"] >= at else found
+        )
 
     return loss
 

@@ -136,10 +136,12 @@ def train(model: nn.Module, data: Data, plan: Plan) -> Record:
             _probe(probes, step, layers, [(outputs[name], type(module)) for name, module in watched])
         optimizer.step()
         if probing:
-            probes["updates"].append([
-                ((_weight(m).detach() - before[n]).norm() / before[n].norm().clamp(min=1e-12)).item()
-                for n, m in layers
-            ])
+            probes["updates"].append(
+                [
+                    ((_weight(m).detach() - before[n]).norm() / before[n].norm().clamp(min=1e-12)).item()
+                    for n, m in layers
+                ]
+            )
         if plan.clear:
             optimizer.zero_grad()
         if plan.evaluate_every and step % plan.evaluate_every == 0:
@@ -186,19 +188,29 @@ def _probe(
     probes["steps"].append(step)
     probes["weights"].append([_weight(module).norm().item() for _, module in layers])
     probes["zeros"].append([(g == 0).float().mean().item() for g in gradients])
-    probes["rows"].append([(g.flatten(1) == 0).all(1).float().mean().item() if g.dim() > 1 else math.nan for g in gradients])
+    probes["rows"].append(
+        [(g.flatten(1) == 0).all(1).float().mean().item() if g.dim() > 1 else math.nan for g in gradients]
+    )
     probes["largest"].append([g.abs().max().item() for g in gradients])
     probes["bad"].append([(~torch.isfinite(g)).sum().item() for g in gradients])
-    probes["silent"].append([
-        (output == 0).flatten(2).all(2).all(0).float().mean().item()
-        if output.dim() > 2
-        else (output == 0).all(0).float().mean().item() if kind is nn.ReLU else math.nan
-        for output, kind in activations
-    ])
-    probes["saturated"].append([
-        ((2 * output - 1 if kind is nn.Sigmoid else output).abs() > 0.95).float().mean().item() if kind is not nn.ReLU else math.nan
-        for output, kind in activations
-    ])
+    probes["silent"].append(
+        [
+            (output == 0).flatten(2).all(2).all(0).float().mean().item()
+            if output.dim() > 2
+            else (output == 0).all(0).float().mean().item()
+            if kind is nn.ReLU
+            else math.nan
+            for output, kind in activations
+        ]
+    )
+    probes["saturated"].append(
+        [
+            ((2 * output - 1 if kind is nn.Sigmoid else output).abs() > 0.95).float().mean().item()
+            if kind is not nn.ReLU
+            else math.nan
+            for output, kind in activations
+        ]
+    )
 
 
 @torch.no_grad()
@@ -261,7 +273,9 @@ def _facts(
         "learning_rate": group["lr"],
         "momentum": group.get("momentum"),
         "weight_decay": group.get("weight_decay"),
-        "schedule": {str(share): group["lr"] * plan.rate(max(1, round(share * plan.steps))) for share in (0, 0.01, 0.1, 1)},
+        "schedule": {
+            str(share): group["lr"] * plan.rate(max(1, round(share * plan.steps))) for share in (0, 0.01, 0.1, 1)
+        },
     } | plan.facts
     return Facts(**known)
 

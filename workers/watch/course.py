@@ -17,7 +17,14 @@ from workers.watch.record import Floats, Record, Steps
 MIN_STEPS = 20  # fewer say nothing about a course
 BLOCKS = 200  # of the run, at most
 UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
-BOUNDED = ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss")
+BOUNDED = (
+    "cross_entropy",
+    "nll_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
+    "l1_loss",
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,10 @@ class Course:
     @cached_property
     def begins_trained(self) -> bool:
         """It knows already what is to be learnt: from a checkpoint, or as good as that."""
-        return self.constant is not None and self.start < 0.6 * self.constant or (
-            self.record.facts.begins_trained and (self.constant is None or self.start < 0.9 * self.constant)
+        return (
+            self.constant is not None
+            and self.start < 0.6 * self.constant
+            or (self.record.facts.begins_trained and (self.constant is None or self.start < 0.9 * self.constant))
         )
 
     @cached_property

@@ -104,7 +104,9 @@ def _healthy(record: Record) -> str:
     low, high = int(np.argmin(values)), int(np.argmax(values))
     layers = record.series.layers
     if not values[low] > 0:
-        return f"The loss moves and all gradients are finite (global norm {total:.3g}), but {layers[low]} receives none."
+        return (
+            f"The loss moves and all gradients are finite (global norm {total:.3g}), but {layers[low]} receives none."
+        )
     return (
         f"Gradients reach every layer: over the last {len(norms)} steps the global norm is {total:.3g}, the smallest layer's "
         f"{values[low]:.3g} ({layers[low]}), the largest's {values[high]:.3g} ({layers[high]}); all finite."

@@ -26,7 +26,12 @@ class Words:
 def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
     words = WORDS[found.code]
     values = _Values(found)
-    sentences = [words.seen.format_map(values), words.means.format_map(values), _would(words), words.worked.format_map(values)]
+    sentences = [
+        words.seen.format_map(values),
+        words.means.format_map(values),
+        _would(words),
+        words.worked.format_map(values),
+    ]
     return Finding(
         found.code, found.severity, found.step, found.layer, dict(found.evidence), " ".join(sentences), words.act.format_map(values),
         found.rank, tuple(consequences),

@@ -77,7 +77,10 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
         return None  # all of them, or never measured
     rank = int(np.argmax(bad[row]))
     own_loss = ranks.losses[row, rank] if ranks.losses.size else math.nan
-    evidence = {"norm": str(ranks.norms[row, rank]), "loss": float(own_loss) if math.isfinite(own_loss) else str(own_loss)}
+    evidence = {
+        "norm": str(ranks.norms[row, rank]),
+        "loss": float(own_loss) if math.isfinite(own_loss) else str(own_loss),
+    }
     # A finite loss with a gradient that is not: not the samples.
     return Found("silent_corruption", "critical", int(ranks.steps[row]), evidence, rank=rank)
 

@@ -22,25 +22,39 @@ def from_folder(folder: JobFolder) -> Record:
     if not series and folder.read_document("job.json") is None:
         raise ValueError(f"{folder.path} holds no job: neither job.json nor metrics/attempt-*.jsonl is there.")
     matrix = folder.gradient_matrix()
-    return _record(series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json"))
+    return _record(
+        series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json")
+    )
 
 
 def from_documents(job: Mapping[str, Any], metrics: Mapping[str, Any], gradients: Mapping[str, Any]) -> Record:
     """Of the answers to GET /v1/jobs/{id}, .../metrics and .../gradients."""
     series = {
-        name: (np.array(each["steps"], dtype=np.int64), _numbers(each["values"])) for name, each in metrics["series"].items()
-    }  # fmt: skip
+        each["key"]: (
+            np.array([point["step"] for point in each["points"]], dtype=np.int64),
+            _numbers([point["value"] for point in each["points"]]),
+        )
+        for each in metrics["data"]
+    }
     rows = gradients["norms"]
     norms = np.array([_numbers(row) for row in rows], dtype=np.float64).reshape(len(rows), len(gradients["layers"]))
     steps = np.array(gradients["steps"], dtype=np.int64)
-    return _record(series, tuple(gradients["layers"]), steps, norms, job.get("spec"))
+    steps_of_run = (job.get("progress") or {}).get("steps") or None
+    return _record(series, tuple(gradients["layers"]), steps, norms, job.get("spec"), steps_of_run)
 
 
 def _numbers(values: Sequence[float | str | None]) -> Floats:
     return np.array([np.nan if value is None else decode(value) for value in values], dtype=np.float64)
 
 
-def _record(series: Mapping[str, Table], layers: tuple[str, ...], at: Steps, norms: Floats, spec: Any) -> Record:
+def _record(
+    series: Mapping[str, Table],
+    layers: tuple[str, ...],
+    at: Steps,
+    norms: Floats,
+    spec: Any,
+    steps_of_run: int | None = None,
+) -> Record:
     steps, losses = series.get("train/loss", (np.zeros(0, dtype=np.int64), none(0)))
     known = {name: _on(steps, series.get(name)) for name in NAMES}
     if not layers and "gradient/norm" in series:  # the norm over all layers is better than none
@@ -54,7 +68,7 @@ def _record(series: Mapping[str, Table], layers: tuple[str, ...], at: Steps, nor
     with np.errstate(invalid="ignore", divide="ignore"):
         factors = np.where(whole > 0, known["gradient/norm_clipped"] / whole, 1.0)
     return Record(
-        facts_of(spec),
+        facts_of(spec, steps_of_run),
         Series(
             layers, steps[rows], losses[rows], per_layer[rows], known["train/learning_rate"][rows], factors[rows],
             known["train/step_seconds"][rows], known["train/data_wait_seconds"][rows],
@@ -79,13 +93,13 @@ def _evaluations(series: Mapping[str, Table]) -> Evaluations:
     return Evaluations(steps, {name: _on(steps, table) for name, table in found.items()})
 
 
-def facts_of(spec: Mapping[str, Any] | None) -> Facts:
+def facts_of(spec: Mapping[str, Any] | None, steps_of_run: int | None = None) -> Facts:
     """What the job's specification alone says."""
     if spec is None:
-        return Facts()
+        return Facts(total_steps=steps_of_run)
     optimizer, schedule = spec.get("optimizer") or {}, spec.get("schedule") or {}
     return Facts(
-        total_steps=(spec.get("training") or {}).get("steps"),
+        total_steps=steps_of_run or (spec.get("training") or {}).get("steps"),
         warmup_steps=schedule.get("warmup_steps") or 0,
         optimizer=optimizer.get("name"),
         learning_rate=optimizer.get("learning_rate"),
