@@ -67,16 +67,20 @@ def he(model: nn.Module) -> nn.Module:
 
 def dead() -> nn.Module:
     model = mlp(3)
-    for number in (2,):
-        nn.init.constant_(model[number].bias, -20.0)  # type: ignore[arg-type]
+    model[2].bias.data.fill_(-20.0)  # type: ignore[operator,union-attr]
     return model
 
 
 def convolution() -> nn.Module:
     return nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(512, 10),
-    )  # fmt: skip
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
 
 
 class Recurrent(nn.Module):
@@ -220,8 +224,20 @@ def adversaries(seed: int) -> Record:
             return score(judge(made), ones)
 
     return train(
-        Turns(), data, Plan(seed=seed, loss=loss, loss_facts={"function": "binary_cross_entropy_with_logits", "constant": math.log(2), "target": None, "class_counts": ()}, facts={"optimizers": 2})
-    )  # fmt: skip
+        Turns(),
+        data,
+        Plan(
+            seed=seed,
+            loss=loss,
+            loss_facts={
+                "function": "binary_cross_entropy_with_logits",
+                "constant": math.log(2),
+                "target": None,
+                "class_counts": (),
+            },
+            facts={"optimizers": 2},
+        ),
+    )
 
 
 def spikes(at: int, factor: float) -> Callable[[int, nn.Module], None]:
@@ -298,27 +314,51 @@ SICK: dict[str, tuple[str | tuple[str, ...], Made]] = {
     "rate 30 x too high, sgd": ("lr_too_high", of(lambda: mlp(2), optimizer=sgd(8.0))),
     "rate too high, adam": ("lr_too_high", of(lambda: mlp(3), optimizer=adam(0.5))),
     "rate too high, momentum": ("lr_too_high", of(lambda: mlp(2), optimizer=sgd(1.5, momentum=0.95))),
-    "rate too high, regression": (("lr_too_high", "exploding_gradient"), of(lambda: mlp(2, outputs=1, inputs=10), diabetes, loss=functional.mse_loss, optimizer=sgd(1.0))),
+    "rate too high, regression": (
+        ("lr_too_high", "exploding_gradient"),
+        of(lambda: mlp(2, outputs=1, inputs=10), diabetes, loss=functional.mse_loss, optimizer=sgd(1.0)),
+    ),
     "rate too low": ("lr_too_low", of(lambda: mlp(2), optimizer=adam(1e-7))),
     "rate too low, sgd": (("lr_too_low", "slow_convergence"), of(lambda: mlp(2), optimizer=sgd(3e-5))),
     "slow": (("lr_too_low", "slow_convergence"), of(lambda: mlp(2), optimizer=sgd(1.5e-3))),
     "rate zero": ("lr_zero", of(lambda: mlp(2), rate=lambda step: 0.0)),
     "schedule dies": ("lr_zero", of(lambda: mlp(2), rate=lambda step: 1.0 if step < 12 else 0.0)),
     "dead layer": ("dying_relu", of(dead)),
-    "exploding recurrent": (("exploding_gradient", "bad_init"), of(lambda: Recurrent(nn.RNN, 12.0, nonlinearity="relu"), optimizer=sgd(0.05))),
-    "exploding deep": (("exploding_gradient", "bad_init"), of(lambda: initialised(mlp(12), lambda w: nn.init.normal_(w, 0, 0.6), 0.0), optimizer=sgd(0.01))),
+    "exploding recurrent": (
+        ("exploding_gradient", "bad_init"),
+        of(lambda: Recurrent(nn.RNN, 12.0, nonlinearity="relu"), optimizer=sgd(0.05)),
+    ),
+    "exploding deep": (
+        ("exploding_gradient", "bad_init"),
+        of(lambda: initialised(mlp(12), lambda w: nn.init.normal_(w, 0, 0.6), 0.0), optimizer=sgd(0.01)),
+    ),
     "constant weights": ("bad_init", of(lambda: initialised(mlp(2), lambda w: nn.init.constant_(w, 0.02)))),
     "zero weights": ("bad_init", of(lambda: initialised(mlp(2), nn.init.zeros_, 0.0))),
-    "tiny weights": ("bad_init", of(lambda: initialised(mlp(6), lambda w: nn.init.normal_(w, 0, 1e-3), 0.0), optimizer=sgd(0.05))),
-    "saturated": (("saturated_activation", "bad_init"), of(lambda: initialised(mlp(4, activation=nn.Tanh), lambda w: nn.init.normal_(w, 0, 3.0)), optimizer=sgd(1e-3))),
+    "tiny weights": (
+        "bad_init",
+        of(lambda: initialised(mlp(6), lambda w: nn.init.normal_(w, 0, 1e-3), 0.0), optimizer=sgd(0.05)),
+    ),
+    "saturated": (
+        ("saturated_activation", "bad_init"),
+        of(lambda: initialised(mlp(4, activation=nn.Tanh), lambda w: nn.init.normal_(w, 0, 3.0)), optimizer=sgd(1e-3)),
+    ),
     "raw inputs": ("unnormalised_input", of(lambda: mlp(2), lambda: raw(100.0), optimizer=sgd(0.05))),
     "nan in data": ("nonfinite_data", of(lambda: mlp(2), with_nan)),
     "nan by the loss": ("nonfinite_gradient", of(lambda: mlp(2), loss=nan_from(100))),
-    "softmax twice": ("output_activation", of(lambda: mlp(2), loss=softmaxed, loss_facts={"output_operation": "softmax"})),
+    "softmax twice": (
+        "output_activation",
+        of(lambda: mlp(2), loss=softmaxed, loss_facts={"output_operation": "softmax"}),
+    ),
     "wrong sign": ("wrong_loss", of(lambda: mlp(2), loss=lambda o, t: -functional.cross_entropy(o, t))),
     "labels shuffled": (("label_error",), of(lambda: mlp(2), shuffled, evaluate_every=30)),
-    "labels shuffled, learnt by heart": ("label_error", of(lambda: mlp(2, 256), lambda: few(100, wrong=1.0), steps=400, evaluate_every=20, optimizer=adam(3e-3))),
-    "overfitting": ("overfitting", of(lambda: mlp(3, 256), lambda: few(40), steps=600, evaluate_every=20, optimizer=adam(3e-3))),
+    "labels shuffled, learnt by heart": (
+        "label_error",
+        of(lambda: mlp(2, 256), lambda: few(100, wrong=1.0), steps=400, evaluate_every=20, optimizer=adam(3e-3)),
+    ),
+    "overfitting": (
+        "overfitting",
+        of(lambda: mlp(3, 256), lambda: few(40), steps=600, evaluate_every=20, optimizer=adam(3e-3)),
+    ),
     "imbalance": ("class_imbalance", of(lambda: mlp(2), unbalanced)),
     "left out of the optimizer": ("frozen_params", of(lambda: mlp(3), optimizer=only_last)),
     "detached": ("frozen_params", of(Detached)),
@@ -327,8 +367,11 @@ SICK: dict[str, tuple[str | tuple[str, ...], Made]] = {
     "decay too strong, adam": ("over_regularised", of(lambda: mlp(3), optimizer=adam(3e-3, weight_decay=1.0))),
     "pure bf16": ("precision_underflow", of(Half, optimizer=sgd(2e-4))),
     "spike that stays": ("loss_spike", of(lambda: mlp(3), each_step=spikes(150, 0.5), optimizer=adam(1e-3))),
-    "rate rises late": ("lr_too_high", of(lambda: mlp(3), rate=lambda step: 1.0 if step < 150 else 300.0, optimizer=adam(1e-3))),
-}  # fmt: skip
+    "rate rises late": (
+        "lr_too_high",
+        of(lambda: mlp(3), rate=lambda step: 1.0 if step < 150 else 300.0, optimizer=adam(1e-3)),
+    ),
+}
 
 HEALTHY: dict[str, Made] = {
     "plain": of(lambda: mlp(2), evaluate_every=20),
@@ -345,9 +388,21 @@ HEALTHY: dict[str, Made] = {
     "warm restarts": of(lambda: mlp(2), rate=cosine(300, 75), optimizer=adam(5e-3)),
     "high but right rate": of(lambda: mlp(2), optimizer=adam(2e-2)),
     "high but right rate, sgd": of(lambda: mlp(2), optimizer=sgd(0.5)),
-    "residual, zero branches": of(lambda: nn.Sequential(nn.Linear(64, 64), *(Residual() for _ in range(12)), nn.Linear(64, 10))),
-    "deep with norms": of(lambda: nn.Sequential(*(part for _ in range(10) for part in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())), nn.Linear(64, 10))),
-    "deep sigmoid with norms": of(lambda: nn.Sequential(*(part for _ in range(6) for part in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Sigmoid())), nn.Linear(64, 10)), optimizer=adam(3e-3)),
+    "residual, zero branches": of(
+        lambda: nn.Sequential(nn.Linear(64, 64), *(Residual() for _ in range(12)), nn.Linear(64, 10))
+    ),
+    "deep with norms": of(
+        lambda: nn.Sequential(
+            *(part for _ in range(10) for part in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())), nn.Linear(64, 10)
+        )
+    ),
+    "deep sigmoid with norms": of(
+        lambda: nn.Sequential(
+            *(part for _ in range(6) for part in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Sigmoid())),
+            nn.Linear(64, 10),
+        ),
+        optimizer=adam(3e-3),
+    ),
     "shallow sigmoid": of(lambda: mlp(2, activation=nn.Sigmoid), optimizer=adam(3e-3)),
     "shallow sigmoid, sgd": of(lambda: mlp(1, activation=nn.Sigmoid), optimizer=sgd(0.5)),
     "zero head": of(lambda: nn.Sequential(*list(mlp(2))[:-1], initialised(nn.Linear(64, 10), nn.init.zeros_, 0.0))),
@@ -363,12 +418,32 @@ HEALTHY: dict[str, Made] = {
     "near convergence": of(lambda: trained(steps=500), optimizer=adam(1e-3), evaluate_every=20),
     "to the end": of(lambda: mlp(2), steps=1500, optimizer=adam(2e-3), evaluate_every=50),
     "regression": of(lambda: mlp(2, outputs=1, inputs=10), diabetes, loss=functional.mse_loss),
-    "regression in noise": of(lambda: mlp(1, 16, outputs=1, inputs=10), noisy_regression, loss=functional.mse_loss, evaluate_every=20),
-    "summed loss": of(lambda: mlp(2), loss=partial(functional.cross_entropy, reduction="sum"), loss_facts={"constant": 2.3 * 32}),
-    "large targets": of(lambda: mlp(2, outputs=1, inputs=10), lambda: (lambda d: Data(d.inputs, 77 * d.targets + 150, d.held_out))(diabetes()), loss=functional.mse_loss, optimizer=adam(1e-2), loss_facts={"constant": 5900.0}),
-    "likelihood below zero": of(lambda: mlp(1, outputs=1, inputs=10), diabetes, loss=nll, loss_facts={"function": None, "bound": None, "constant": None}),
+    "regression in noise": of(
+        lambda: mlp(1, 16, outputs=1, inputs=10), noisy_regression, loss=functional.mse_loss, evaluate_every=20
+    ),
+    "summed loss": of(
+        lambda: mlp(2), loss=partial(functional.cross_entropy, reduction="sum"), loss_facts={"constant": 2.3 * 32}
+    ),
+    "large targets": of(
+        lambda: mlp(2, outputs=1, inputs=10),
+        lambda: (lambda d: Data(d.inputs, 77 * d.targets + 150, d.held_out))(diabetes()),
+        loss=functional.mse_loss,
+        optimizer=adam(1e-2),
+        loss_facts={"constant": 5900.0},
+    ),
+    "likelihood below zero": of(
+        lambda: mlp(1, outputs=1, inputs=10),
+        diabetes,
+        loss=nll,
+        loss_facts={"function": None, "bound": None, "constant": None},
+    ),
     "raw inputs with adam": of(lambda: mlp(2), lambda: raw(1.0)),
-    "raw inputs behind a norm": of(lambda: nn.Sequential(nn.BatchNorm1d(64), *mlp(2)), lambda: raw(16.0), optimizer=sgd(0.1), facts={"normalized_input": True}),
+    "raw inputs behind a norm": of(
+        lambda: nn.Sequential(nn.BatchNorm1d(64), *mlp(2)),
+        lambda: raw(16.0),
+        optimizer=sgd(0.1),
+        facts={"normalized_input": True},
+    ),
     "bad batch that passes": of(lambda: mlp(2), loss=bad_batch(150)),
     "little wrong labels": of(lambda: mlp(2), lambda: few(1200, wrong=0.2), evaluate_every=30),
     "decay": of(lambda: mlp(2), optimizer=lambda parameters: torch.optim.AdamW(parameters, 1e-3, weight_decay=0.1)),
@@ -376,7 +451,7 @@ HEALTHY: dict[str, Made] = {
     "adversaries": adversaries,
     "bf16 over fp32 weights": of(lambda: mlp(2), facts={"precision": "bf16"}),
     "cosine to zero": of(lambda: mlp(2), rate=cosine(300), optimizer=adam(2e-3)),
-}  # fmt: skip
+}
 
 
 def all_cases() -> Iterable[tuple[str, tuple[str, ...], Made]]:

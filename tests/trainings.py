@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from workers.watch.record import (
     Evaluations,
     Facts,
-    Floats,
     LayerFacts,
     LossFacts,
     Probes,
@@ -105,12 +104,16 @@ def train(model: nn.Module, data: Data, plan: Plan) -> Record:
     watched = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ReLU | nn.Tanh | nn.Sigmoid)]
     for name, module in watched:
         module.register_forward_hook(lambda _m, _i, output, name=name: outputs.__setitem__(name, output.detach()))
-    losses, norms, rates, factors = [], [], [], []
+    losses: list[float] = []
+    norms: list[list[float]] = []
+    rates: list[float] = []
+    factors: list[float] = []
     probes: dict[str, list[Any]] = {
         key: [] for key in ("steps", "weights", "updates", "zeros", "rows", "largest", "bad", "silent", "saturated")
     }
     evaluations: list[tuple[int, float, float]] = []
     uncleared = None
+    parts = [list(module.parameters(recurse=False)) for _, module in layers]
     for step in range(1, plan.steps + 1):
         if plan.each_step:
             plan.each_step(step, model)
@@ -120,9 +123,9 @@ def train(model: nn.Module, data: Data, plan: Plan) -> Record:
         if step == 2:
             uncleared = _norm(parameters) / max(math.hypot(*norms[0]), 1e-30)
         loss = plan.loss(model(data.inputs[rows]), data.targets[rows])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses.append(loss.item())
-        norms.append([_norm(list(module.parameters(recurse=False))) for _, module in layers])
+        norms.append(_norms(parts))
         total = math.hypot(*norms[-1])
         factor = min(1.0, plan.clip / (total + 1e-6)) if plan.clip else 1.0
         for parameter in parameters:
@@ -175,6 +178,17 @@ def train(model: nn.Module, data: Data, plan: Plan) -> Record:
 
 def _weight(module: nn.Module) -> Tensor:
     return max(module.parameters(recurse=False), key=lambda parameter: parameter.numel())
+
+
+def _norms(parts: list[list[nn.Parameter]]) -> list[float]:
+    """Of each layer's gradient."""
+    owned = [(number, p.grad) for number, each in enumerate(parts) for p in each if p.grad is not None]
+    squares = [0.0] * len(parts)
+    if owned:
+        values = torch.stack(torch._foreach_norm([gradient for _, gradient in owned])).double().tolist()
+        for (number, _), value in zip(owned, values, strict=True):
+            squares[number] += value * value
+    return [math.sqrt(square) for square in squares]
 
 
 def _norm(parameters: list[nn.Parameter]) -> float:
@@ -299,8 +313,3 @@ def _layer(name: str, module: nn.Module, registered: set[int]) -> LayerFacts:
         all(id(p) in registered for p in module.parameters(recurse=False) if p.requires_grad),
         str(weight.dtype).removeprefix("torch."),
     )
-
-
-def ranks_apart(losses: Floats) -> Floats:
-    """For tests of ranks: the same losses for two ranks, (S, 2)."""
-    return np.stack([losses, losses], axis=1)

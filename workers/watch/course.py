@@ -114,10 +114,8 @@ class Course:
     @cached_property
     def begins_trained(self) -> bool:
         """It knows already what is to be learnt: from a checkpoint, or as good as that."""
-        return (
-            self.constant is not None
-            and self.start < 0.6 * self.constant
-            or (self.record.facts.begins_trained and (self.constant is None or self.start < 0.9 * self.constant))
+        return (self.constant is not None and self.start < 0.6 * self.constant) or (
+            self.record.facts.begins_trained and (self.constant is None or self.start < 0.9 * self.constant)
         )
 
     @cached_property

@@ -16,7 +16,7 @@ from workers.watch import causes, explanations, fact_rules, rank_rules
 from workers.watch.course import MIN_STEPS, Course
 from workers.watch.findings import ORDER, Found, Judgement
 from workers.watch.record import Record
-from workers.watch.symptoms import EARLY_PATIENCE, Symptom, stuck, symptoms
+from workers.watch.symptoms import EARLY_PATIENCE, STUCK_PATIENCE, Symptom, stuck, symptoms
 
 # Codes that can make a job fail in any way: with one of these, what its failing looks like is a consequence.
 ROOTS = (
@@ -58,7 +58,7 @@ def _found(course: Course) -> list[tuple[Found, list[str]]]:
         return [(each, []) for each in others]
     result: list[tuple[Found, list[str]]] = []
     consequences = [each for _, matched in failing for each in matched]
-    if roots and _explains(roots[0], failing):
+    if roots and _explains(roots[0], failing, course):
         first = replace(roots[0], severity="critical") if failing else roots[0]
         rest = [*roots[1:], *consequences]
     elif failing:
@@ -71,16 +71,20 @@ def _found(course: Course) -> list[tuple[Found, list[str]]]:
     return [(first, _told(rest, first)), *result, *((each, []) for each in others if each.code != first.code)]
 
 
-def _explains(root: Found, failing: Sequence[tuple[Symptom, Sequence[Found]]]) -> bool:
-    """A fact explains failing that comes after it, but not a validation loss that walks away."""
-    return all(symptom.kind != "walks_away" and root.step <= max(symptom.step, causes_step) for symptom, matched in failing for causes_step in [matched[0].step])  # fmt: skip
+def _explains(root: Found, failing: Sequence[tuple[Symptom, Sequence[Found]]], course: Course) -> bool:
+    """A fact explains failing that comes after it, but not a validation loss that walks away. Steps of symptoms are those of a smoothed loss."""
+    slack = max(MIN_STEPS, round(0.1 * course.total)) if root.step else 0
+    return all(
+        symptom.kind != "walks_away" and root.step <= max(symptom.step, matched[0].step) + slack
+        for symptom, matched in failing
+    )
 
 
 def _early(course: Course) -> tuple[Symptom, list[Found]] | None:
-    if course.past(causes.STUCK_PATIENCE):
+    if course.past(STUCK_PATIENCE):
         return None
     symptom = stuck(course, EARLY_PATIENCE)
-    if symptom is None or not course.start - course.recent < 0.1 * course.scale and course.constant is None:
+    if symptom is None or (not course.start - course.recent < 0.1 * course.scale and course.constant is None):
         return None
     found = list(causes.certain_early(course, symptom))
     return (symptom, found) if found else None

@@ -29,7 +29,7 @@ def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
     sentences = [
         words.seen.format_map(values),
         words.means.format_map(values),
-        _would(words),
+        _would(words, values),
         words.worked.format_map(values),
     ]
     return Finding(
@@ -38,8 +38,8 @@ def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
     )  # fmt: skip
 
 
-def _would(words: Words) -> str:
-    act = words.act[0].lower() + words.act[1:].rstrip(".")
+def _would(words: Words, values: _Values) -> str:
+    act = (words.act[0].lower() + words.act[1:].rstrip(".")).format_map(values)
     if words.consent is None:
         return f"Nothing is changed by itself here, only you can decide: {act}."
     return f"With your consent (health.allow: [{words.consent}]) the repair would be: {act}."

@@ -52,7 +52,14 @@ def output_activation(course: Course) -> Found | None:
 
 def _operation(loss: LossFacts) -> str | None:
     name = (loss.output_operation or "").rpartition(".")[2].lower().replace("_", "").rstrip("0123456789")
-    known = {"softmax": "softmax", "logsoftmax": "log_softmax", "sigmoid": "sigmoid", "logsigmoid": "logsigmoid", "relu": "relu", "tanh": "tanh"}  # fmt: skip
+    known = {
+        "softmax": "softmax",
+        "logsoftmax": "log_softmax",
+        "sigmoid": "sigmoid",
+        "logsigmoid": "logsigmoid",
+        "relu": "relu",
+        "tanh": "tanh",
+    }
     return known.get(name)
 
 
@@ -76,7 +83,9 @@ def wrong_loss(course: Course) -> Found | None:
     why = _mismatch(loss)
     if why is None:
         return None
-    return Found("wrong_loss", "warning", 0, {"loss": loss.function, "why": why} | _range(loss.target), _last_layer(course))  # fmt: skip
+    return Found(
+        "wrong_loss", "warning", 0, {"loss": loss.function, "why": why} | _range(loss.target), _last_layer(course)
+    )
 
 
 def _mismatch(loss: LossFacts) -> str | None:
@@ -87,14 +96,18 @@ def _mismatch(loss: LossFacts) -> str | None:
         return "nll_loss takes logarithms of probabilities, and was given something else"
     if loss.function == "cross_entropy" and loss.classes == 1:
         return "cross_entropy over a single class is always zero"
-    if loss.function in SQUARED and output is not None and target is not None and output.shape and target.shape:
-        if output.shape != target.shape and math.prod(output.shape) == math.prod(target.shape):
-            return f"outputs {output.shape} and targets {target.shape} are spread over each other"
+    if loss.function in SQUARED and output is not None and target is not None and _spread(output.shape, target.shape):
+        return f"outputs {output.shape} and targets {target.shape} are spread over each other"
     if loss.function in ("binary_cross_entropy", "binary_cross_entropy_with_logits") and target is not None:
         least, largest = target.least, target.largest
         if least is not None and largest is not None and (least < -1e-6 or largest > 1 + 1e-6):
             return "targets of binary cross-entropy lie between 0 and 1"
     return None
+
+
+def _spread(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
+    """(B, 1) and (B,) become (B, B): each output is compared with every target."""
+    return bool(outputs and targets) and outputs != targets and math.prod(outputs) == math.prod(targets)
 
 
 def _last_layer(course: Course) -> str | None:
@@ -113,7 +126,13 @@ def bad_init(course: Course) -> Found | None:
     for layer in layers.hidden(course.record):
         constant = layer.std is not None and layer.std <= 1e-7 * abs(layer.mean or 0.0) and (layer.mean or 0.0) != 0
         if (layer.twin_rows or 0.0) > 0.5 and (constant or (layer.std or 0.0) > 0):
-            return Found("bad_init", "warning", 0, {"twin_rows": layer.twin_rows, "mean": layer.mean, "std": layer.std}, layer.name)  # fmt: skip
+            return Found(
+                "bad_init",
+                "warning",
+                0,
+                {"twin_rows": layer.twin_rows, "mean": layer.mean, "std": layer.std},
+                layer.name,
+            )
         if layer.std == 0 and not layer.mean and _never_a_gradient(course, layer.name):
             return Found("bad_init", "warning", 0, {"twin_rows": 1.0, "mean": 0.0, "std": 0.0}, layer.name)
     return None
@@ -179,10 +198,20 @@ def nonfinite_data(course: Course) -> Found | None:
     facts = course.record.facts
     for name, tensor in (("inputs", facts.inputs), ("target", facts.loss.target)):
         if tensor is not None and tensor.nonfinite_rows:
-            return Found("nonfinite_data", "critical", 0, {"tensor": name, "rows": list(tensor.nonfinite_rows), "looked_at": tensor.rows})  # fmt: skip
+            return Found(
+                "nonfinite_data",
+                "critical",
+                0,
+                {"tensor": name, "rows": list(tensor.nonfinite_rows), "looked_at": tensor.rows},
+            )
     counts = course.record.series.nonfinite_inputs
     if len(counts) and (counts > 0).any():
-        return Found("nonfinite_data", "critical", int(course.steps[int(np.argmax(counts > 0))]), {"nonfinite_inputs": float(np.nanmax(counts))})  # fmt: skip
+        return Found(
+            "nonfinite_data",
+            "critical",
+            int(course.steps[int(np.argmax(counts > 0))]),
+            {"nonfinite_inputs": float(np.nanmax(counts))},
+        )
     return None
 
 
@@ -203,7 +232,13 @@ def class_imbalance(course: Course) -> Found | None:
     ratio = max(counts) / max(min(counts), 1)
     if not ratio > IMBALANCE:
         return None
-    return Found("class_imbalance", "warning", 0, {"ratio": ratio, "smallest": min(counts), "largest": max(counts)}, explains=False)  # fmt: skip
+    return Found(
+        "class_imbalance",
+        "warning",
+        0,
+        {"ratio": ratio, "smallest": min(counts), "largest": max(counts)},
+        explains=False,
+    )
 
 
 def data_starvation(course: Course) -> Found | None:
@@ -218,7 +253,13 @@ def data_starvation(course: Course) -> Found | None:
         return None
     waiting = series.wait_seconds > WAITING * series.seconds
     waiting[:10] = False
-    return Found("data_starvation", "warning", int(course.steps[int(np.argmax(waiting))]), {"share": share, "wait_seconds": float(np.median(waits))}, explains=False)  # fmt: skip
+    return Found(
+        "data_starvation",
+        "warning",
+        int(course.steps[int(np.argmax(waiting))]),
+        {"share": share, "wait_seconds": float(np.median(waits))},
+        explains=False,
+    )
 
 
 # --- rate -------------------------------------------------------------------------------------------------------------
@@ -238,7 +279,12 @@ def lr_zero(course: Course) -> Found | None:
             return Found("lr_zero", "warning", 0, {"schedule": dict(facts.schedule)})
     rates = course.record.series.learning_rates
     recent = rates[-max(10, round(0.02 * course.total)) :]
-    if len(rates) >= max(10, round(0.02 * course.total)) and (recent == 0).all() and course.now < 0.8 * course.total and course.past(0.0, 10):  # fmt: skip
+    if (
+        len(rates) >= max(10, round(0.02 * course.total))
+        and (recent == 0).all()
+        and course.now < 0.8 * course.total
+        and course.past(0.0, 10)
+    ):
         row = len(rates) - int(np.argmax(rates[::-1] != 0)) if (rates != 0).any() else 0
         return Found("lr_zero", "warning", int(course.steps[min(row, len(rates) - 1)]), {"learning_rate": 0.0})
     return None

@@ -1,7 +1,8 @@
 """What only a group of workers can show: a rank whose gradients, losses or parameters are off its peers', and the noise of gradients.
 
 Every rank draws its samples from the same data, so that logarithms of its norm and loss differ from its peers' by noise alone; the rules measure
-that noise on the run itself. Two ranks suffice: of the two the one that left its own past is off.
+that noise on the run itself. Two ranks suffice: bad samples and bad numbers make a rank's loss and norm
+larger, so of two the larger one is off.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from workers.watch.findings import Found
 from workers.watch.record import Checksums, Floats, Ranks, Record
 
 HISTORY = 12  # rows before a rank can be called off its own past
-DEVIATIONS = 10.0  # robust ones
 AT_ONCE = math.log(30.0)  # a single step: a bit of the exponent
 LASTING = math.log(3.0)  # norms, in the median; ranks with data of their own differ less
 LASTING_LOSS = math.log(1.6)
@@ -91,22 +91,16 @@ def gradients_off(ranks: Ranks) -> Found | None:
     if table is None:
         return None
     apart, steps = _apart(table)
-    rank_count = apart.shape[1]
-    rank = row = None
-    reach = 0.0
-    for candidate in range(rank_count):
-        own = apart[:, candidate]
-        for at in np.flatnonzero(np.abs(own) > AT_ONCE):
-            past = own[max(0, at - 100) : at]
-            if len(past) >= 3 and np.abs(own[at] - np.median(past)) < max(AT_ONCE, DEVIATIONS * _deviation(past)):
-                continue
-            if _left_its_past(table, candidate, at) and abs(own[at]) > reach:
-                if row is None or at <= row:
-                    rank, row, reach = candidate, int(at), float(abs(own[at]))
-                break
-    if rank is not None and row is not None:
-        evidence = {"norm_over_peers": float(np.exp(apart[row, rank]))}
-        return Found("silent_corruption", "critical", int(steps[row]), evidence, rank=rank)
+    logs = table[0]
+    highest = np.maximum.accumulate(logs.max(axis=1))
+    # Far above its peers, and ten times what any rank had before: a part whose samples are all learnt has next to none, by right.
+    leaps = apart[1:] > AT_ONCE
+    leaps &= logs[1:] > highest[:-1, None] + math.log(10.0)
+    if leaps.any():
+        row = int(np.argmax(leaps.any(axis=1)))
+        rank = int(np.argmax(np.where(leaps[row], apart[row + 1], -np.inf)))
+        evidence = {"norm_over_peers": float(np.exp(apart[row + 1, rank]))}
+        return Found("silent_corruption", "critical", int(steps[row + 1]), evidence, rank=rank)
     return _lasting(table, apart, steps, LASTING, "silent_corruption", "norm_over_peers")
 
 
@@ -144,18 +138,6 @@ def _deviation(values: Floats) -> float:
     return 1.4826 * float(np.median(np.abs(values - np.median(values)))) + 0.05
 
 
-def _left_its_past(table: tuple[Floats, np.ndarray], rank: int, row: int) -> bool:
-    """Whether this rank, and not its only peer, is the one that moved."""
-    logs, _ = table
-    if logs.shape[1] > 2:
-        return True
-    near = slice(max(0, row - 20), row)
-    if row < 3:
-        near = slice(row + 1, row + 20)
-    moved = np.abs(logs[row] - np.median(logs[near], axis=0))
-    return bool(moved[rank] >= moved.max())
-
-
 def _lasting(
     table: tuple[Floats, np.ndarray], apart: Floats, steps: np.ndarray, limit: float, code: str, name: str
 ) -> Found | None:
@@ -169,15 +151,13 @@ def _lasting(
     off = (np.abs(middle) > limit) & (np.abs(middle) > 6 * noise) & (same_side >= 0.9)
     if not off.any():
         return None
-    if apart.shape[1] == 2:  # both are off each other: bad samples and bad numbers make a rank's loss and norm larger
-        rank = int(np.argmax(middle))
-    else:
-        rank = int(np.argmax(np.where(off, np.abs(middle), 0.0)))
-    outside = np.sign(apart[:, rank]) * np.sign(middle[rank]) * np.abs(apart[:, rank]) > limit / 2
-    # The first step from which on at least four of five are outside.
-    share = np.cumsum(outside[::-1])[::-1] / np.arange(len(outside), 0, -1)
-    begins = np.flatnonzero(outside & (share >= 0.8))
-    row = int(begins[0]) if len(begins) else len(apart) - window
+    # Of two both are off each other: bad samples and bad numbers make a rank's loss and norm larger.
+    rank = int(np.argmax(middle if apart.shape[1] == 2 else np.where(off, np.abs(middle), 0.0)))
+    # The likeliest step of a change of the mean from 0 to ``middle``; single readings count for no more than twice that.
+    side = apart[:, rank] * np.sign(middle[rank])
+    height = min(abs(float(middle[rank])), limit)
+    gain = np.clip(side, -2 * height, 2 * height) - height / 2
+    row = int(np.argmax(np.cumsum(gain[::-1])[::-1]))
     return Found(code, "critical", int(steps[row]), {name: float(np.exp(middle[rank]))}, rank=rank)
 
 

@@ -11,7 +11,14 @@ from workers.jobfolder import JobFolder, decode
 from workers.watch.record import Evaluations, Facts, Floats, Record, Series, Steps, none
 
 EVALUATED = "eval/"
-NAMES = ("train/loss", "train/learning_rate", "gradient/norm", "gradient/norm_clipped", "train/step_seconds", "train/data_wait_seconds")  # fmt: skip
+NAMES = (
+    "train/loss",
+    "train/learning_rate",
+    "gradient/norm",
+    "gradient/norm_clipped",
+    "train/step_seconds",
+    "train/data_wait_seconds",
+)
 
 Table = tuple[Steps, Floats]  # (S,) each
 

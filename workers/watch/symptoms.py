@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.watch.course import MIN_STEPS, Course
 
@@ -51,7 +52,7 @@ def not_a_number(course: Course) -> Symptom | None:
     """Trap: a loss scaler skips steps whose gradients overflowed; the loss stays finite and the steps are few in a row."""
     bad = ~np.isfinite(course.losses)
     if np.isfinite(course.norms).any() or not np.isnan(course.norms).all():
-        bad_norms = ~np.isfinite(course.norms).all(axis=1)
+        bad_norms: NDArray[np.bool_] = ~np.isfinite(course.norms).all(axis=1)
         if course.record.facts.precision == "fp16":
             bad_norms &= _in_a_row(bad_norms) > np.where(course.steps <= SCALER_SETTLES, SCALER_SETTLES, SCALER_SKIPS)
         bad = bad | bad_norms
@@ -68,7 +69,7 @@ def not_a_number(course: Course) -> Symptom | None:
     )
 
 
-def _in_a_row(bad: np.ndarray) -> np.ndarray:
+def _in_a_row(bad: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(S,) how many up to here without a gap."""
     count = np.cumsum(bad)
     return count - np.maximum.accumulate(np.where(bad, 0, count))
@@ -103,7 +104,7 @@ def runaway(course: Course) -> Symptom | None:
     level = float(np.median(kept[-window:]))
     away = (
         (len(kept) >= window and level > ceiling)
-        or float(np.median(kept[-10:])) > much and len(kept) >= 13
+        or (float(np.median(kept[-10:])) > much and len(kept) >= 13)
         or float(np.median(kept[-3:])) > at_once
     )  # fmt: skip
     if not away:
@@ -226,7 +227,11 @@ def rings(course: Course) -> Symptom | None:
     if accuracy is not None and len(accuracy) >= 6 and np.isfinite(accuracy).all():
         lost = float(accuracy[:-3].max() - accuracy[-3:].max())
         if lost > 0.1:
-            return Symptom("lost", _evaluated(course, int(np.argmax(accuracy))), {"best": float(accuracy.max()), "recent": float(accuracy[-3:].max())})  # fmt: skip
+            return Symptom(
+                "lost",
+                _evaluated(course, int(np.argmax(accuracy))),
+                {"best": float(accuracy.max()), "recent": float(accuracy[-3:].max())},
+            )
     if course.lost is not None:
         return Symptom("lost", course.lost, {"loss": course.recent, "best": course.best, "first_loss": course.start})
     losses = course.losses
