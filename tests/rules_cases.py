@@ -57,7 +57,7 @@ def initialised(model: nn.Module, fill: Callable[[Tensor], Any], bias: float | N
         if isinstance(module, nn.Linear | nn.Conv2d):
             fill(module.weight.data)
             if bias is not None:
-                nn.init.constant_(module.bias, bias)
+                nn.init.constant_(module.get_parameter("bias"), bias)
     return model
 
 
@@ -67,7 +67,7 @@ def he(model: nn.Module) -> nn.Module:
 
 def dead() -> nn.Module:
     model = mlp(3)
-    model[2].bias.data.fill_(-20.0)  # type: ignore[operator,union-attr]
+    model[2].bias.data.fill_(-20.0)  # type: ignore[operator]
     return model
 
 
@@ -170,8 +170,8 @@ def few(count: int = 60, *, wrong: float = 0.0) -> Data:
 
 def raw(scale: float = 16.0) -> Data:
     data = digits()
-    move = lambda inputs: (inputs * 6.02 + 4.88) * scale  # noqa: E731
-    return Data(move(data.inputs), data.targets, (move(data.held_out[0]), data.held_out[1]))
+    inputs, held_out = ((each * 6.02 + 4.88) * scale for each in (data.inputs, data.held_out[0]))
+    return Data(inputs, data.targets, (held_out, data.held_out[1]))
 
 
 def with_nan(row: int = 700) -> Data:
@@ -221,7 +221,8 @@ def adversaries(seed: int) -> Record:
             score = functional.binary_cross_entropy_with_logits
             if turn["step"] % 2:
                 return score(judge(inputs), ones) + score(judge(made.detach()), zeros)
-            return score(judge(made), ones)
+            result: Tensor = score(judge(made), ones)
+            return result
 
     return train(
         Turns(),

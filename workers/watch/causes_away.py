@@ -87,8 +87,10 @@ def jumped_away(course: Course, symptom: Symptom) -> Found | None:
     if row < MIN_STEPS + reach:
         return None
     floor = course.bound if course.bound is not None else min(0.0, course.start)
-    before = float(np.median(course.losses[row - reach - MIN_STEPS // 2 : row - reach + 1]))
-    if not before - floor < 0.7 * (course.untrained - floor):
+    before = float(np.median(course.losses[row - reach - 4 : row - reach + 1]))
+    best = float(np.median(course.losses[row - reach - MIN_STEPS : row - reach]))
+    # What climbs for longer than that did not jump: its gradients grew.
+    if not (before - floor < 0.7 * (course.untrained - floor) and before < best + 0.3 * (course.untrained - best)):
         return None
     return jumped(course, Symptom("spike", symptom.step, {**symptom.evidence, "loss_before": before}))
 

@@ -20,9 +20,16 @@ from workers.watch.symptoms import EARLY_PATIENCE, STUCK_PATIENCE, Symptom, stuc
 
 # Codes that can make a job fail in any way: with one of these, what its failing looks like is a consequence.
 ROOTS = (
-    "nonfinite_data", "silent_corruption", "rank_divergence", "wrong_loss", "output_activation", "bad_init", "grad_accumulation", "frozen_params", "lr_zero",
-)  # fmt: skip
-
+    "nonfinite_data",
+    "silent_corruption",
+    "rank_divergence",
+    "wrong_loss",
+    "output_activation",
+    "bad_init",
+    "grad_accumulation",
+    "frozen_params",
+    "lr_zero",
+)
 BY_EXCLUSION = ("plateau", "label_error", "slow_convergence", "oscillating_loss")  # nothing follows into these
 
 

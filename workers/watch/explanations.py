@@ -26,16 +26,19 @@ class Words:
 def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
     words = WORDS[found.code]
     values = _Values(found)
-    sentences = [
-        words.seen.format_map(values),
-        words.means.format_map(values),
-        _would(words, values),
-        words.worked.format_map(values),
-    ]
+    seen, means, worked = (each.format_map(values) for each in (words.seen, words.means, words.worked))
+    sentences = [seen, means, _would(words, values), worked]
     return Finding(
-        found.code, found.severity, found.step, found.layer, dict(found.evidence), " ".join(sentences), words.act.format_map(values),
-        found.rank, tuple(consequences),
-    )  # fmt: skip
+        code=found.code,
+        severity=found.severity,
+        first_bad_step=found.step,
+        layer=found.layer,
+        evidence={name: _plain(value) for name, value in found.evidence.items()},
+        explanation=" ".join(sentences),
+        suggestion=words.act.format_map(values),
+        rank=found.rank,
+        consequences=tuple(consequences),
+    )
 
 
 def _would(words: Words, values: _Values) -> str:
@@ -56,6 +59,12 @@ class _Values(dict[str, str]):
 
     def __missing__(self, key: str) -> str:
         return "unknown"
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which knows no NaN and no NumPy."""
+    value = value.item() if hasattr(value, "item") else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: Any) -> str:

@@ -52,7 +52,7 @@ def not_a_number(course: Course) -> Symptom | None:
     """Trap: a loss scaler skips steps whose gradients overflowed; the loss stays finite and the steps are few in a row."""
     bad = ~np.isfinite(course.losses)
     if np.isfinite(course.norms).any() or not np.isnan(course.norms).all():
-        bad_norms: NDArray[np.bool_] = ~np.isfinite(course.norms).all(axis=1)
+        bad_norms = np.asarray(~np.isfinite(course.norms).all(axis=1))
         if course.record.facts.precision == "fp16":
             bad_norms &= _in_a_row(bad_norms) > np.where(course.steps <= SCALER_SETTLES, SCALER_SETTLES, SCALER_SKIPS)
         bad = bad | bad_norms
@@ -254,6 +254,8 @@ def slow(course: Course) -> Symptom | None:
     if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.adversarial:
         return None
     after = course.losses[course.steps > course.warmup]
+    if course.constant is None and not course.record.probes.update_ratios.size:
+        return None  # neither its goal nor its steps are known
     third = len(after) // 3
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
