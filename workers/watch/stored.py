@@ -70,7 +70,7 @@ def _record(
     _, here, there = np.intersect1d(steps, at, assume_unique=True, return_indices=True)
     per_layer[here] = norms[there]
     # Rules look at rows with everything; norms may have been kept of some steps only.
-    rows = np.flatnonzero(~np.isnan(per_layer).all(axis=1)) if layers and len(here) >= 20 else np.arange(len(steps))
+    rows = here if len(here) >= 20 else np.arange(len(steps))
     whole = known["gradient/norm"]
     with np.errstate(invalid="ignore", divide="ignore"):
         factors = np.where(whole > 0, known["gradient/norm_clipped"] / whole, 1.0)

@@ -157,7 +157,8 @@ def spike(course: Course) -> Symptom | None:
     before = np.array([np.median(levels[max(0, i - 3) : i]) if i else np.inf for i in range(len(levels))])
     after = np.array([levels[min(i + span, len(levels) - 1)] for i in range(len(levels))])
     rise = np.maximum(0.3 * progress, 8 * course.noise / math.sqrt(course.block))
-    jumps = gained & (after > before + rise) & (np.arange(len(levels)) <= len(levels) - patience)
+    near = before < best + 0.3 * progress  # what climbs on from far above is no jump
+    jumps = gained & near & (after > before + rise) & (np.arange(len(levels)) <= len(levels) - patience)
     jumps[0] = False
     if not jumps.any():
         return None
