@@ -99,6 +99,7 @@ class Facts:
     schedule: Mapping[str, float] = field(default_factory=dict)  # learning rate at "0", "0.01", "0.1", "1" of the run
     precision: str = "fp32"  # of the forward pass: fp32, bf16, fp16
     begins_trained: bool = False  # from a checkpoint
+    optimizers: int = 1  # two and more may train against each other: their losses rise and fall as they should
 
 
 # --- series -----------------------------------------------------------------------------------------------------------
@@ -143,6 +144,8 @@ class Series(Rows):
     clip_factors: Floats  # (S,) 1: not clipped
     seconds: Floats  # (S,) of the step
     wait_seconds: Floats  # (S,) of these for data
+    # (S,) elements of the batch's inputs and targets that are not finite; or no rows
+    nonfinite_inputs: Floats = field(default_factory=lambda: none(0))
 
     @staticmethod
     def of(layers: tuple[str, ...], steps: Steps, losses: Floats, norms: Floats) -> Series:

@@ -1,0 +1,71 @@
+"""Why a job fails, by exclusion: for each symptom causes in the order of shared/HEALTH.md, section 3. The first that matches is the cause, the
+others are also seen. Only called with a symptom: none of these signals is a sickness by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from workers.watch import causes_away as away
+from workers.watch import causes_flat as flat
+from workers.watch import causes_unsteady as unsteady
+from workers.watch import layers
+from workers.watch.course import Course
+from workers.watch.findings import Found
+from workers.watch.symptoms import STUCK_PATIENCE, Kind, Symptom
+
+VANISHING_EARLY = 1e-6
+
+Rule = Callable[[Course, Symptom], Found | None]
+
+RULES: dict[Kind, tuple[Rule, ...]] = {
+    "not_a_number": (away.bad_rows, away.overflow, away.wrong_from_the_start, away.away_before, away.made_by_a_layer),
+    "below_bound": (away.wrong_sign,),
+    "spike": (away.rate_changed, away.jumped),
+    "runaway": away.RUNAWAY,
+    "stuck": (
+        flat.rate_zero,
+        flat.nothing_flows,
+        flat.unmoved,
+        flat.underflow,
+        flat.rate_died,
+        flat.unnormalised,
+        flat.over_regularised,
+        flat.twin_rows,
+        flat.scale_of_weights,
+        flat.ran_away_first,
+        flat.dying,
+        flat.saturated,
+        flat.vanishing,
+        flat.rate_too_low,
+        flat.rate_too_high,
+        unsteady.along_a_line,
+        flat.labels,
+        flat.plateau,
+    ),
+    "lost": (away.rate_changed, flat.rate_too_high, flat.dying, unsteady.rings_by_rate, unsteady.oscillating),
+    "rings": (flat.unnormalised, unsteady.rings_by_batch, unsteady.rings_by_rate),
+    "slow": (flat.rate_died, flat.over_regularised, unsteady.rate_low_for_slow, unsteady.slow_convergence),
+    "walks_away": (unsteady.fitted_only, unsteady.overfitting),
+}
+
+
+def causes(course: Course, symptom: Symptom) -> list[Found]:
+    """Those that match, the likeliest first; empty when nothing that was measured explains it."""
+    return [found for rule in RULES[symptom.kind] if (found := rule(course, symptom)) is not None]
+
+
+def certain_early(course: Course, symptom: Symptom) -> Iterator[Found]:
+    """Causes of a flat loss that are beyond doubt long before ``STUCK_PATIENCE`` has passed."""
+    if course.past(STUCK_PATIENCE):
+        return
+    for rule in (flat.rate_zero, flat.nothing_flows, flat.ran_away_first):
+        if found := rule(course, symptom):
+            yield found
+    dead = layers.dead_units(course.record, every_probe=True)
+    if dead is not None and dead.share >= 0.97 and len(course.record.probes.steps) >= 4:
+        yield Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
+    lost = flat.vanishing(course, symptom, VANISHING_EARLY)
+    if lost and (scale := flat.scale_of_weights(course, symptom)):
+        yield scale
+    if lost:
+        yield lost

@@ -1,0 +1,266 @@
+"""Why a loss does not move: rate and decay, what flows through the layers, and what is left when nothing else explains it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from workers.watch import layers
+from workers.watch.course import MIN_STEPS, Course
+from workers.watch.findings import Found
+from workers.watch.symptoms import Symptom
+
+VANISHING = 1e-3  # first layers' median norm over the last ones'
+DEAD = 0.85  # of a layer's units
+SATURATED = 0.5
+LEAST_UPDATE = 2e-5  # of the weights
+SHORT_STEPS = 3e-4
+LARGE_UPDATE = 0.05
+DECAY = 0.01  # learning rate times weight decay
+COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weight decay is not as in AdamW
+INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
+GROWTH = 100.0  # of norms from the last layers to the first
+LIVELY = 0.05  # norm now over its early median
+LATE_PATIENCE = 0.45  # where only exclusion speaks
+
+
+def rate_zero(course: Course, symptom: Symptom) -> Found | None:
+    rates = course.record.series.learning_rates
+    known = rates[np.isfinite(rates)]
+    if len(known) < 5 or known.max() > 0:
+        return None
+    return Found("lr_zero", "critical", int(course.steps[0]), {"learning_rate": 0.0})
+
+
+def rate_died(course: Course, symptom: Symptom) -> Found | None:
+    """The schedule has brought the rate to nearly nothing long before the end."""
+    rates = course.record.series.learning_rates
+    if not len(rates) or not np.isfinite(rates).all() or course.record.facts.total_steps is None:
+        return None
+    dead = rates < 1e-3 * rates.max()
+    first = int(np.argmax(dead)) if dead.any() else 0
+    if not dead[-MIN_STEPS:].all() or not first or course.steps[first] > 0.5 * course.total:
+        return None
+    return Found(
+        "lr_zero",
+        "critical",
+        int(course.steps[first]),
+        {"learning_rate": float(rates[-1]), "largest": float(rates.max())},
+    )
+
+
+def over_regularised(course: Course, symptom: Symptom) -> Found | None:
+    facts = course.record.facts
+    decay = facts.weight_decay or 0.0
+    if not decay:
+        return None
+    norms = layers.of_weights(course.record)
+    shrunk = layers.ratio_to_start(norms)
+    if len(norms) >= 3 and shrunk is not None:
+        if not np.median(shrunk) < 0.5:
+            return None
+    elif not (facts.learning_rate or 0.0) * decay > DECAY or (facts.optimizer or "sgd").lower() not in COUPLED:
+        return None
+    evidence = {"weight_decay": decay, "rate_times_decay": (facts.learning_rate or math.nan) * decay}
+    if shrunk is not None:
+        evidence["weights_left"] = float(np.median(shrunk))
+    return Found("over_regularised", "critical", int(course.steps[0]), evidence)
+
+
+def rate_too_low(course: Course, symptom: Symptom) -> Found | None:
+    """Trap: weights of half precision may not move although the rate is right; ``unmoved`` comes before."""
+    updates = layers.recent_updates(course.record)
+    if updates is None or not np.isfinite(updates).any() or not 0 < np.nanmax(updates) < 5 * LEAST_UPDATE:
+        return None
+    if not np.nanmedian(updates) < LEAST_UPDATE:
+        return None
+    return Found("lr_too_low", "critical", int(course.steps[0]), {"update_ratio": float(np.nanmedian(updates))})
+
+
+def ran_away_first(course: Course, symptom: Symptom) -> Found | None:
+    """The loss was far above its start before it became flat: dead units and small gradients came after that."""
+    floor = course.bound if course.bound is not None else 0.0
+    high = course.levels - floor > 2 * (course.untrained - floor)
+    early = course.norms[: min(10, len(course.norms))]
+    if not high.any() or not early.size or layers.amplification(early[:3]) > GROWTH:
+        return None
+    return rate_too_high(course, symptom)
+
+
+def rate_too_high(course: Course, symptom: Symptom) -> Found | None:
+    """Large updates, or a loss that was far above its start before it became flat."""
+    largest, layer, step = layers.largest_update(course.record)
+    peak = float(course.levels.max()) if len(course.levels) else math.nan
+    floor = course.bound if course.bound is not None else 0.0
+    leapt = peak - floor > 2 * (course.untrained - floor)
+    if not largest > LARGE_UPDATE and not leapt:
+        return None
+    evidence = {**symptom.evidence, "largest_update_ratio": largest, "peak_loss": peak}
+    first = int(course.level_steps[int(np.argmax(course.levels))]) if leapt else step
+    return Found("lr_too_high", "critical", first, evidence, layer)
+
+
+def nothing_flows(course: Course, symptom: Symptom) -> Found | None:
+    """No gradient anywhere from the first step on: the loss hangs on no parameter."""
+    norms = course.norms
+    if not norms.size or not (norms == 0).all() or len(norms) < 5:
+        return None
+    return Found("frozen_params", "critical", int(course.steps[0]), {"layers_without_gradient": norms.shape[1]})
+
+
+def unmoved(course: Course, symptom: Symptom) -> Found | None:
+    """Gradients, a rate, and weights that stay as they are: rounded away under half precision, or not what the optimizer holds."""
+    updates = layers.recent_updates(course.record)
+    if updates is None or not np.isfinite(updates).any() or not course.norms.size:
+        return None
+    # Where no gradient comes, nothing moves either, and that has other causes; a bias may still have one.
+    pulled = (np.median(course.norms[-MIN_STEPS:], axis=0) > 0).mean()
+    largest = layers.recent(course.record.probes.largest)
+    if pulled < 0.5 or (largest is not None and not (largest > 0).mean() >= 0.5):
+        return None
+    still = updates[np.isfinite(updates)] == 0
+    half = {fact.name: fact.dtype for fact in course.record.facts.layers if fact.dtype in ("bfloat16", "float16")}
+    spacing = 2.0**-9 if "bfloat16" in half.values() else 2.0**-12
+    if half and (still.mean() > 0.5 or np.nanmedian(updates) < spacing / 8):
+        name = next(iter(half))
+        return Found(
+            "precision_underflow",
+            "critical",
+            int(course.steps[0]),
+            {"dtype": half[name], "update_ratio": float(np.nanmedian(updates))},
+            name,
+        )
+    if not still.all():
+        return None
+    return Found("frozen_params", "critical", int(course.steps[0]), {"update_ratio": 0.0, "layers": int(still.sum())})
+
+
+def underflow(course: Course, symptom: Symptom) -> Found | None:
+    facts = course.record.facts
+    half = facts.precision == "fp16" or any(layer.dtype == "float16" for layer in facts.layers)
+    zeros = layers.recent(course.record.probes.zero_shares)
+    if not half or zeros is None:
+        return None
+    kinds = {fact.name: fact.kind for fact in facts.layers}
+    dense = np.array(["Embedding" not in kinds.get(name, "") for name in course.record.probes.layers])
+    share = zeros[dense & np.isfinite(zeros)]
+    if not len(share) or not np.median(share) > 0.2:
+        return None
+    return Found(
+        "precision_underflow",
+        "critical",
+        int(course.record.probes.steps[0]),
+        {"zero_share": float(np.median(share)), "precision": facts.precision},
+    )
+
+
+def dying(course: Course, symptom: Symptom) -> Found | None:
+    dead = layers.dead_units(course.record)
+    if dead is None or not dead.share > DEAD:
+        return None
+    return Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
+
+
+def saturated(course: Course, symptom: Symptom) -> Found | None:
+    found = layers.saturated(course.record, SATURATED)
+    if found is None:
+        return None
+    return Found(
+        "saturated_activation",
+        "critical",
+        found.step,
+        {"saturated_share": found.share, "layers": found.count},
+        found.layer,
+    )
+
+
+def twin_rows(course: Course, symptom: Symptom) -> Found | None:
+    """Also of layers that are zero, which may be right by themselves (a residual branch): here the job fails."""
+    for layer in layers.hidden(course.record):
+        if (layer.twin_rows or 0.0) > 0.5:
+            return Found("bad_init", "critical", 0, {"twin_rows": layer.twin_rows}, layer.name)
+    return None
+
+
+def scale_of_weights(course: Course, symptom: Symptom) -> Found | None:
+    """Most hidden weights far from He's scale, and none of them followed by a normalisation."""
+    hidden = layers.hidden(course.record)
+    if course.record.facts.begins_trained or layers.normalised(course.record) or len(hidden) < 2:
+        return None
+    ratios = np.array([(fact.std or 0.0) / math.sqrt(2 / fact.fan_in) for fact in hidden if fact.fan_in and fact.std])
+    if not len(ratios):
+        return None
+    middle = float(np.median(ratios))
+    # torch's own default is 0.41 of He's; depth makes a factor of a third fatal, and so does one of three.
+    if 0.1 < middle < 4:
+        return None
+    worst = hidden[int(np.argmax(np.abs(np.log(ratios))))] if len(ratios) == len(hidden) else hidden[0]
+    return Found("bad_init", "critical", 0, {"std_over_he": middle, "layers": len(ratios)}, worst.name)
+
+
+def vanishing(course: Course, symptom: Symptom, threshold: float = VANISHING) -> Found | None:
+    """Traps: layers without any gradient of their own accord (zero branches, idle experts), convergence (no symptom there)."""
+    flow = layers.flow(course.record)
+    if flow is None or not flow.ratio <= threshold:
+        return None
+    evidence = {"first_layers_norm": flow.first, "last_layers_norm": flow.last, "ratio": flow.ratio}
+    return Found("vanishing_gradient", "critical", int(course.steps[0]), evidence, flow.drop)
+
+
+def unnormalised(course: Course, symptom: Symptom) -> Found | None:
+    """Traps: models that begin with a normalisation, numbers that are ids, scales that Adam copes with (no symptom there)."""
+    facts = course.record.facts
+    inputs = facts.inputs
+    if inputs is None or facts.normalized_input or "int" in inputs.dtype:
+        return None
+    scale = max(inputs.largest_feature_mean or 0.0, inputs.largest_feature_std or 0.0)
+    if inputs.largest_feature_mean is None:
+        scale = max(abs(inputs.mean or 0.0), inputs.std or 0.0)
+    if not scale > INPUT_SCALE:
+        return None
+    first = facts.layers[0].name if facts.layers else None
+    return Found(
+        "unnormalised_input",
+        "critical",
+        0,
+        {"largest_feature_scale": scale, "mean": inputs.mean, "std": inputs.std},
+        first,
+    )
+
+
+def labels(course: Course, symptom: Symptom) -> Found | None:
+    """The loss stays at that of the best constant answer while gradients are lively: nothing in the inputs tells the targets. Traps: hard
+    tasks early on (patience), regression with a little signal in much noise (nothing is said below H)."""
+    totals = course.totals
+    if not course.past(_patience(course), 3 * MIN_STEPS) or course.constant is None or not len(totals):
+        return None
+    floor = course.bound or 0.0
+    level = (course.recent - floor) / max(course.constant - floor, 1e-12)
+    if not (0.985 if _regression(course) else 0.93) < level < 1.3:
+        return None
+    early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
+    if not now > LIVELY * early:
+        return None
+    return Found("label_error", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})
+
+
+def _patience(course: Course) -> float:
+    """With short steps it takes longer to see that nothing is learnt."""
+    updates = layers.recent_updates(course.record)
+    return 0.75 if updates is not None and float(np.nanmedian(updates)) < SHORT_STEPS else LATE_PATIENCE
+
+
+def _regression(course: Course) -> bool:
+    return course.record.facts.loss.function in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+
+def plateau(course: Course, symptom: Symptom) -> Found | None:
+    totals = course.totals
+    if not course.past(_patience(course), 3 * MIN_STEPS) or course.constant is None or not len(totals):
+        return None
+    early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
+    floor = course.bound or 0.0
+    if _regression(course) and (course.recent - floor) < 0.985 * (course.constant - floor):
+        return None
+    return Found("plateau", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})

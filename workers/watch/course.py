@@ -1,0 +1,223 @@
+"""How a run's loss goes: levels by medians of blocks, with what it is measured against. Everything that rules of symptoms share.
+
+All thresholds are shares of ``scale``, what there is to learn at most: from the loss before the first update (or of the best constant answer) to
+its bound. So neither the unit of the loss nor its size matters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from workers.watch.record import Floats, Record, Steps
+
+MIN_STEPS = 20  # fewer say nothing about a course
+BLOCKS = 200  # of the run, at most
+UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
+BOUNDED = (
+    "cross_entropy",
+    "nll_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "mse_loss",
+    "l1_loss",
+)
+
+
+@dataclass(frozen=True)
+class Course:
+    record: Record
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def steps(self) -> Steps:
+        return self.record.series.steps
+
+    @cached_property
+    def losses(self) -> Floats:
+        return self.record.series.losses
+
+    @cached_property
+    def now(self) -> int:
+        return int(self.steps[-1]) if len(self.steps) else 0
+
+    @cached_property
+    def total(self) -> int:
+        """Steps of the run; where nobody knows, at least ``UNKNOWN_LENGTH`` times three."""
+        return self.record.facts.total_steps or max(self.now, 3 * UNKNOWN_LENGTH)
+
+    @cached_property
+    def warmup(self) -> int:
+        """The step after which the learning rate is what it should be: as declared, or as seen."""
+        rates = self.record.series.learning_rates
+        declared = self.record.facts.warmup_steps
+        if not len(rates) or not np.isfinite(rates).any() or not np.nanmax(rates) > 0:
+            return declared
+        if not (rates[0] < 0.5 * np.nanmax(rates) and np.nanmax(rates[:10]) > rates[0]):
+            return declared  # it does not begin by climbing; what rises later is another matter
+        reached = int(self.steps[int(np.argmax(rates >= 0.5 * np.nanmax(rates)))])
+        climbs = rates[-1] >= np.nanmax(rates) and rates[-1] > rates[-min(len(rates), 4)]
+        return max(declared, self.now if climbs else reached if reached > 3 else 0)
+
+    def past(self, share: float, at_least: int = MIN_STEPS) -> bool:
+        """Whether so much of the run is over, not counting warm-up."""
+        trained = self.now - self.warmup
+        return len(self.steps) >= at_least and trained >= max(at_least, share * (self.total - self.warmup))
+
+    # --- what the loss is measured against ----------------------------------------------------------------------------
+
+    @cached_property
+    def start(self) -> float:
+        """L_0. The first loss alone is before any update; with a small batch it is noisy, so the lower of it and the first three's median
+        counts where the run begins by falling, and the first where it begins by climbing."""
+        losses = self.losses[:3]
+        losses = losses[np.isfinite(losses)]
+        if not len(losses):
+            return math.nan
+        return float(min(losses[0], np.median(losses))) if losses[-1] > losses[0] else float(np.median(losses))
+
+    @cached_property
+    def constant(self) -> float | None:
+        """H, or None."""
+        loss = self.record.facts.loss
+        if loss.constant is not None and math.isfinite(loss.constant):
+            return loss.constant
+        if loss.classes and loss.classes > 1 and loss.function in ("cross_entropy", "nll_loss") and not loss.weighted:
+            return math.log(loss.classes)
+        return None
+
+    @cached_property
+    def bound(self) -> float | None:
+        loss = self.record.facts.loss
+        if loss.bound is not None:
+            return loss.bound
+        return 0.0 if loss.function in BOUNDED else None
+
+    @cached_property
+    def untrained(self) -> float:
+        """max(L_0, H): no job that learns anything stays above."""
+        return max(self.start, self.constant) if self.constant is not None else self.start
+
+    @cached_property
+    def scale(self) -> float:
+        """What there is to learn from the start on; of a loss without a bound that falls below zero, what it has moved if that is more."""
+        floor = self.bound if self.bound is not None else min(0.0, self.start)
+        found = abs(self.untrained - floor)
+        if self.bound is None and len(self.losses):
+            found = max(found, abs(self.start - self.best))
+        return max(found, 1e-12)
+
+    @cached_property
+    def begins_trained(self) -> bool:
+        """It knows already what is to be learnt: from a checkpoint, or as good as that."""
+        return (self.constant is not None and self.start < 0.6 * self.constant) or (
+            self.record.facts.begins_trained and (self.constant is None or self.start < 0.9 * self.constant)
+        )
+
+    @cached_property
+    def adversarial(self) -> bool:
+        """Two optimizers, or losses or gradients of two kinds in turn: what rises and falls there does so by design."""
+        if self.record.facts.optimizers > 1:
+            return True
+        if len(self.steps) < 2 * MIN_STEPS or not (np.diff(self.steps) == 1).all():
+            return False
+        norms = self.record.series.norms[-64:]
+        idle = norms == 0
+        if idle.size and (idle[::2].all(0) & ~idle[1::2].any(0) | idle[1::2].all(0) & ~idle[::2].any(0)).any():
+            return True
+        losses = self.losses[-64:]
+        even, odd = losses[::2], losses[1::2]
+        apart = np.median(even) - np.median(odd)
+        return bool(abs(apart) > 4 * (_mad(even) + _mad(odd)) and abs(apart) > 0.05 * self.scale)
+
+    # --- levels -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def block(self) -> int:
+        """Rows a block: at most ``BLOCKS`` of them over the run, at least 5 rows."""
+        return max(5, -(-len(self.losses) // BLOCKS))
+
+    @cached_property
+    def levels(self) -> Floats:
+        """(N,) medians of whole blocks, the last one ends with the last row; what is not finite counts as infinite."""
+        count = len(self.losses) // self.block
+        if not count:
+            return np.zeros(0)
+        kept = np.where(np.isfinite(self.losses), self.losses, np.inf)[len(self.losses) - count * self.block :]
+        found: Floats = np.median(kept.reshape(count, self.block), axis=1)
+        return found
+
+    @cached_property
+    def level_steps(self) -> Steps:
+        """(N,) first step of each block."""
+        return self.steps[len(self.losses) - len(self.levels) * self.block :: self.block]
+
+    @cached_property
+    def best(self) -> float:
+        finite = self.levels[np.isfinite(self.levels)]
+        return float(finite.min()) if len(finite) else self.start
+
+    def level(self, rows: int = MIN_STEPS) -> float:
+        """Median of the last rows."""
+        return float(np.median(self.losses[-rows:])) if len(self.losses) else math.nan
+
+    @cached_property
+    def recent(self) -> float:
+        """Median of the last twentieth of the steps, at least of ``MIN_STEPS``."""
+        return self.level(max(MIN_STEPS, len(self.losses) // 20))
+
+    @cached_property
+    def lost(self) -> int | None:
+        """The step from which on half of what had been gained was gone, for at least a tenth of the steps, up to now; or None."""
+        width = max(MIN_STEPS, len(self.losses) // 40)
+        count = len(self.losses) // width
+        if count < 5 or not math.isfinite(self.untrained):
+            return None
+        kept = np.where(np.isfinite(self.losses), self.losses, np.inf)[len(self.losses) - count * width :]
+        levels = np.median(kept.reshape(count, width), axis=1)
+        best = int(np.argmin(levels))
+        gained = self.untrained - levels[best]
+        tail = max(2, math.ceil(count / 10))
+        if gained < 0.3 * self.scale or not (levels[-tail:] > levels[best] + 0.5 * gained).all():
+            return None
+        after = np.flatnonzero(levels[best:] > levels[best] + 0.5 * gained)
+        return int(self.steps[len(self.losses) - count * width + (best + int(after[0])) * width])
+
+    @cached_property
+    def noise(self) -> float:
+        """Robust standard deviation of a single step's loss about its own trend: from differences of neighbours."""
+        differences = np.diff(self.losses[-max(4 * MIN_STEPS, len(self.losses) // 4) :])
+        differences = differences[np.isfinite(differences)]
+        return float(1.4826 * np.median(np.abs(differences)) / math.sqrt(2)) if len(differences) else math.nan
+
+    @cached_property
+    def falls(self) -> bool:
+        """Whether the loss goes on falling, by more than noise and than 3 % of what there is to learn, over the second half of what was
+        recorded."""
+        half = len(self.losses) // 2
+        window = max(5, half // 3)
+        if half < 2 * window:
+            return False
+        earlier, later = np.median(self.losses[half : half + window]), np.median(self.losses[-window:])
+        return bool(earlier - later > max(0.03 * self.scale, 3 * 1.25 * self.noise * math.sqrt(2 / window)))
+
+    # --- gradients ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def norms(self) -> Floats:
+        return self.record.series.norms
+
+    @cached_property
+    def totals(self) -> Floats:
+        """(S,) norm over all layers."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found: Floats = np.sqrt(np.square(self.norms).sum(axis=1))
+        return found
+
+
+def _mad(values: Floats) -> float:
+    return float(np.median(np.abs(values - np.median(values)))) if len(values) else math.nan

@@ -1,0 +1,296 @@
+"""What is known to be wrong before the job fails: from facts, and from the first steps where these only confirm a fact.
+
+Each rule says what it takes for right although it looks wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from workers.watch import layers
+from workers.watch.course import MIN_STEPS, Course
+from workers.watch.findings import Found
+from workers.watch.record import LossFacts, TensorFacts
+
+IMBALANCE = 20  # largest class over smallest
+LABELS = 100  # fewer say nothing about classes
+UNCLEARED = 0.3  # of the first step's norm
+WAITING = 0.25  # of the step
+WAITING_SECONDS = 0.002  # less is the noise of a clock
+PROBABILITIES = ("softmax", "sigmoid")
+LIMITS = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
+SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+
+def findings(course: Course) -> list[Found]:
+    return [found for rule in RULES if (found := rule(course)) is not None]
+
+
+# --- loss and output --------------------------------------------------------------------------------------------------
+
+
+def output_activation(course: Course) -> Found | None:
+    """A function on the output that the loss already contains, or that cannot reach the targets. Right: log_softmax before cross_entropy (done
+    twice it changes nothing), softmax inside the model."""
+    loss = course.record.facts.loss
+    operation = _operation(loss)
+    if operation is None or loss.function is None:
+        return None
+    wrong = (
+        (loss.function == "cross_entropy" and operation in ("softmax", "sigmoid", "relu", "tanh"))
+        or (loss.function == "binary_cross_entropy_with_logits" and operation in ("softmax", "sigmoid", "relu", "log_softmax", "logsigmoid"))
+        or (loss.function in SQUARED and _cannot_reach(operation, loss.target))
+    )  # fmt: skip
+    if not wrong:
+        return None
+    evidence = {"loss": loss.function, "output": operation} | _range(loss.target)
+    return Found("output_activation", "warning", 0, evidence, _last_layer(course))
+
+
+def _operation(loss: LossFacts) -> str | None:
+    name = (loss.output_operation or "").rpartition(".")[2].lower().replace("_", "").rstrip("0123456789")
+    known = {
+        "softmax": "softmax",
+        "logsoftmax": "log_softmax",
+        "sigmoid": "sigmoid",
+        "logsigmoid": "logsigmoid",
+        "relu": "relu",
+        "tanh": "tanh",
+    }
+    return known.get(name)
+
+
+def _cannot_reach(operation: str, target: TensorFacts | None) -> bool:
+    """Trap: targets that lie a little outside by noise."""
+    if operation not in LIMITS or target is None or target.least is None or target.largest is None:
+        return False
+    low, high = LIMITS[operation]
+    spread = max(target.std or 0.0, 1e-12)
+    return target.least < low - 0.25 * spread or target.largest > high + 0.25 * spread
+
+
+def _range(target: TensorFacts | None) -> dict[str, float]:
+    if target is None or target.least is None or target.largest is None:
+        return {}
+    return {"least_target": target.least, "largest_target": target.largest}
+
+
+def wrong_loss(course: Course) -> Found | None:
+    loss = course.record.facts.loss
+    why = _mismatch(loss)
+    if why is None:
+        return None
+    return Found(
+        "wrong_loss", "warning", 0, {"loss": loss.function, "why": why} | _range(loss.target), _last_layer(course)
+    )
+
+
+def _mismatch(loss: LossFacts) -> str | None:
+    output, target = loss.output, loss.target
+    if loss.function == "nll_loss" and output is not None and output.largest is not None and output.largest > 1e-3:
+        if _operation(loss) == "softmax":
+            return "nll_loss takes logarithms of probabilities, and was given probabilities"
+        return "nll_loss takes logarithms of probabilities, and was given something else"
+    if loss.function == "cross_entropy" and loss.classes == 1:
+        return "cross_entropy over a single class is always zero"
+    if loss.function in SQUARED and output is not None and target is not None and _spread(output.shape, target.shape):
+        return f"outputs {output.shape} and targets {target.shape} are spread over each other"
+    if loss.function in ("binary_cross_entropy", "binary_cross_entropy_with_logits") and target is not None:
+        least, largest = target.least, target.largest
+        if least is not None and largest is not None and (least < -1e-6 or largest > 1 + 1e-6):
+            return "targets of binary cross-entropy lie between 0 and 1"
+    return None
+
+
+def _spread(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
+    """(B, 1) and (B,) become (B, B): each output is compared with every target."""
+    return bool(outputs and targets) and outputs != targets and math.prod(outputs) == math.prod(targets)
+
+
+def _last_layer(course: Course) -> str | None:
+    known = course.record.series.layers
+    return known[-1] if known else None
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def bad_init(course: Course) -> Found | None:
+    """Rows that are equal get equal gradients and stay equal. Right: zeros in an output's layer, in adapters, in residual branches (their first
+    gradient parts them), checkpoints."""
+    if course.record.facts.begins_trained:
+        return None
+    for layer in layers.hidden(course.record):
+        constant = layer.std is not None and layer.std <= 1e-7 * abs(layer.mean or 0.0) and (layer.mean or 0.0) != 0
+        if (layer.twin_rows or 0.0) > 0.5 and (constant or (layer.std or 0.0) > 0):
+            return Found(
+                "bad_init",
+                "warning",
+                0,
+                {"twin_rows": layer.twin_rows, "mean": layer.mean, "std": layer.std},
+                layer.name,
+            )
+        if layer.std == 0 and not layer.mean and _never_a_gradient(course, layer.name):
+            return Found("bad_init", "warning", 0, {"twin_rows": 1.0, "mean": 0.0, "std": 0.0}, layer.name)
+    return None
+
+
+def _never_a_gradient(course: Course, layer: str) -> bool:
+    names, norms = course.record.series.layers, course.norms
+    if layer not in names or len(norms) < 5 or course.steps[0] > 3:
+        return False
+    # Nothing must have come to the layer that follows either: otherwise it is cut off, not dead by its zeros.
+    return bool((norms[:, names.index(layer)] == 0).all())
+
+
+def unregistered(course: Course) -> Found | None:
+    """Trainable and in no optimizer. Right: what is frozen on purpose (requires_grad off)."""
+    left_out = [fact for fact in course.record.facts.layers if fact.requires_grad and not fact.in_optimizer]
+    if not left_out:
+        return None
+    return Found("frozen_params", "warning", 0, {"layers": len(left_out), "in_optimizer": False}, left_out[0].name)
+
+
+def cut_off(course: Course) -> Found | None:
+    """The first layers never had a gradient while later ones have: the graph is cut between them. Right: heads that are not used (they come
+    last), zero gates (their layers have gradients after a step), layers that are dead or zero (other codes)."""
+    norms = course.norms
+    if len(norms) < MIN_STEPS or course.steps[0] > 3 or norms.shape[1] < 2:
+        return None
+    idle = (norms == 0).all(axis=0)
+    prefix = int(np.argmin(idle)) if not idle.all() else 0
+    if not prefix or idle[prefix:].any():
+        return None
+    if layers.dead_units(course.record) is not None and _silent(course):
+        return None
+    known = {fact.name: fact for fact in course.record.facts.layers}
+    cut = course.record.series.layers[:prefix]
+    if any(fact.std == 0 for name, fact in known.items() if fact.requires_grad and "Norm" not in fact.kind):
+        return None
+    if known and all("Embedding" in known[name].kind for name in cut if name in known):
+        return None  # of rows that no batch has used
+    if not len(course.record.probes.steps) and not known:
+        return None
+    if (norms[:, prefix:].min() if norms[:, prefix:].size else 0.0) < 1e-30:
+        return None  # it may have underflowed on its way
+    return Found("frozen_params", "warning", int(course.steps[0]), {"layers": prefix, "gradient": 0.0}, cut[-1])
+
+
+def _silent(course: Course) -> bool:
+    return bool(course.record.probes.silent.size)
+
+
+def grad_accumulation(course: Course) -> Found | None:
+    """Right: accumulation over microbatches (no optimizer step lies between), leftovers on frozen weights (a small share)."""
+    left = course.record.uncleared
+    if left is None or not left > UNCLEARED:
+        return None
+    return Found("grad_accumulation", "warning", 2, {"left_over": left})
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def nonfinite_data(course: Course) -> Found | None:
+    facts = course.record.facts
+    for name, tensor in (("inputs", facts.inputs), ("target", facts.loss.target)):
+        if tensor is not None and tensor.nonfinite_rows:
+            return Found(
+                "nonfinite_data",
+                "critical",
+                0,
+                {"tensor": name, "rows": list(tensor.nonfinite_rows), "looked_at": tensor.rows},
+            )
+    counts = course.record.series.nonfinite_inputs
+    if len(counts) and (counts > 0).any():
+        return Found(
+            "nonfinite_data",
+            "critical",
+            int(course.steps[int(np.argmax(counts > 0))]),
+            {"nonfinite_inputs": float(np.nanmax(counts))},
+        )
+    return None
+
+
+def class_imbalance(course: Course) -> Found | None:
+    """Right: weights, a sampler (its batches are counted), words of a text and pixels of a picture (classes of parts, not of samples)."""
+    loss = course.record.facts.loss
+    if loss.weighted or loss.function is None:
+        return None
+    shape = loss.target.shape if loss.target is not None else ()
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] > 1):
+        return None
+    counts = [count for count in loss.class_counts if count >= 0]
+    if not counts and loss.function.startswith("binary") and loss.target is not None and loss.target.mean is not None:
+        positive = loss.target.mean * loss.target.rows
+        counts = [round(positive), round(loss.target.rows - positive)]
+    if len(counts) < 2 or sum(counts) < max(LABELS, 10 * len(counts)) or len(counts) > 1000:
+        return None
+    ratio = max(counts) / max(min(counts), 1)
+    if not ratio > IMBALANCE:
+        return None
+    return Found(
+        "class_imbalance",
+        "warning",
+        0,
+        {"ratio": ratio, "smallest": min(counts), "largest": max(counts)},
+        explains=False,
+    )
+
+
+def data_starvation(course: Course) -> Found | None:
+    """Right: the first steps, a cold cache."""
+    series = course.record.series
+    if len(course.steps) < 2 * MIN_STEPS or not len(series.wait_seconds) or not np.isfinite(series.wait_seconds).any():
+        return None
+    window = max(MIN_STEPS, len(series.seconds) // 10)
+    seconds, waits = series.seconds[-window:], series.wait_seconds[-window:]
+    share = float(np.median(waits / np.maximum(seconds, 1e-9)))
+    if not share > WAITING or not float(np.median(waits)) > WAITING_SECONDS:
+        return None
+    waiting = series.wait_seconds > WAITING * series.seconds
+    waiting[:10] = False
+    return Found(
+        "data_starvation",
+        "warning",
+        int(course.steps[int(np.argmax(waiting))]),
+        {"share": share, "wait_seconds": float(np.median(waits))},
+        explains=False,
+    )
+
+
+# --- rate -------------------------------------------------------------------------------------------------------------
+
+
+def lr_zero(course: Course) -> Found | None:
+    """Right: zero at the first step of a warm-up, and at the end."""
+    facts = course.record.facts
+    schedule = {float(share): rate for share, rate in facts.schedule.items()}
+    if facts.learning_rate == 0 or (schedule and max(schedule.values()) == 0):
+        return Found("lr_zero", "warning", 0, {"learning_rate": 0.0, "schedule": dict(facts.schedule)})
+    early = schedule.get(0.1)
+    if early is not None and facts.total_steps and facts.warmup_steps < 0.1 * facts.total_steps:
+        largest = facts.learning_rate or max(schedule.values())
+        later = schedule.get(1.0, 0.0)
+        if early <= 1e-4 * largest and later <= early and schedule.get(0.01, early) >= early:
+            return Found("lr_zero", "warning", 0, {"schedule": dict(facts.schedule)})
+    rates = course.record.series.learning_rates
+    recent = rates[-max(10, round(0.02 * course.total)) :]
+    if (
+        len(rates) >= max(10, round(0.02 * course.total))
+        and (recent == 0).all()
+        and course.now < 0.8 * course.total
+        and course.past(0.0, 10)
+    ):
+        row = len(rates) - int(np.argmax(rates[::-1] != 0)) if (rates != 0).any() else 0
+        return Found("lr_zero", "warning", int(course.steps[min(row, len(rates) - 1)]), {"learning_rate": 0.0})
+    return None
+
+
+RULES: tuple[Callable[[Course], Found | None], ...] = (
+    nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, unregistered, cut_off, lr_zero, class_imbalance,
+    data_starvation,
+)  # fmt: skip

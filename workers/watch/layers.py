@@ -1,0 +1,193 @@
+"""What the layers tell: reading norms, probes and facts for the rules of causes. Everything is a ratio or a share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.watch.record import Floats, LayerFacts, Record
+
+RECENT = 3  # probes
+NORMALISATIONS = ("norm",)
+NO_MATRIX = ("Embedding", "Norm", "Parameter")  # kinds without rows that are units
+RELUS = ("relu", "gelu", "silu")
+ZERO_IN_FLOAT32 = 1e-37
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Gradient norms of the first quarter of the layers and of the last, medians over the last 20 steps."""
+
+    first: float
+    last: float
+    drop: str  # the layer at whose passage backwards most is lost
+
+    @property
+    def ratio(self) -> float:
+        return self.first / self.last if self.last > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the worst layer: the share of its units, the step of the probe that showed it first, how many layers are as bad."""
+
+    layer: str
+    share: float
+    step: int
+    count: int
+
+
+def flow(record: Record) -> Flow | None:
+    """None with fewer than four layers that have a weight, or none with a gradient."""
+    norms = record.series.norms[-20:]
+    kinds = {fact.name: fact.kind for fact in record.facts.layers}
+    weighted = [j for j, name in enumerate(record.series.layers) if "Norm" not in kinds.get(name, "")]
+    if len(weighted) < 4 or not len(norms):
+        return None
+    values = np.median(norms[:, weighted], axis=0)
+    if not np.isfinite(values).all():
+        return None
+    quarter = max(1, len(values) // 4)
+    first, last = float(np.median(values[:quarter])), float(np.median(values[-quarter:]))
+    drops = np.log(np.maximum(values[1:], 1e-300)) - np.log(np.maximum(values[:-1], 1e-300))
+    # Within stretches that have underflowed to zero all drops are equal: the one next to the living counts.
+    worst = len(drops) - 1 - int(np.argmax(drops[::-1]))
+    return Flow(first, last, record.series.layers[weighted[worst]])
+
+
+def amplification(norms: Floats) -> float:
+    """(S, L) -> the largest norm of the first half of the layers over the median of the last quarter, in the median step."""
+    values = np.median(norms, axis=0)
+    last = float(np.median(values[-max(1, len(values) // 4) :]))
+    return float(values[: len(values) // 2].max()) / last if last > 0 else math.inf
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
+
+def recent(table: Floats) -> Floats | None:
+    """(P, L) -> (L,) medians of the last probes; None without any."""
+    if len(table) < RECENT or not table.size:
+        return None
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.median(table[-RECENT:], axis=0)
+    return found
+
+
+def recent_updates(record: Record) -> Floats | None:
+    return recent(record.probes.update_ratios)
+
+
+def largest_update(record: Record) -> tuple[float, str | None, int]:
+    """Over weights of two dimensions, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown.
+
+    Layers that began with zeros, and biases or gains, move by their own size in a step.
+    """
+    table, probes = record.probes.update_ratios, record.probes
+    if not table.size:
+        return math.nan, None, 0
+    matrices = {fact.name for fact in record.facts.layers if len(fact.shape) > 1 and (fact.std is None or fact.std > 0)}
+    columns = [j for j, name in enumerate(probes.layers) if not record.facts.layers or name in matrices]
+    values = table[:, columns] if columns else table[:, :0]
+    with np.errstate(invalid="ignore"):
+        of_probe = np.where(np.isfinite(values), values, -1.0)
+    if not of_probe.size:
+        return math.nan, None, 0
+    worst = of_probe.max(axis=1)
+    row = int(np.argsort(worst)[-min(3, len(worst))])
+    layer = probes.layers[columns[int(np.argmax(of_probe[row]))]]
+    return float(worst[row]), layer, int(probes.steps[row])
+
+
+def of_weights(record: Record) -> Floats:
+    return record.probes.weight_norms
+
+
+def ratio_to_start(norms: Floats) -> Floats | None:
+    """(P, L) -> (L,) the last norms over the first, of layers that did not begin with zero."""
+    if len(norms) < RECENT or not norms.size:
+        return None
+    kept = np.isfinite(norms).all(axis=0) & (norms[0] > 0)
+    return norms[-1, kept] / norms[0, kept] if kept.any() else None
+
+
+def dead_units(record: Record, *, every_probe: bool = False) -> Share | None:
+    """Units of a rectified layer that gave nothing for a whole batch in each of the last five probes; by outputs where activations are
+    watched, else by gradient rows that are exactly zero. Traps: embeddings, the output's layer, sigmoids whose gradient underflowed."""
+    probes = record.probes
+    if probes.silent.size and np.isfinite(probes.silent).any():
+        return _worst(probes.silent, probes.activations, probes.steps, 0.85, every_probe)
+    if not probes.zero_rows.size:
+        return None
+    facts = {fact.name: fact for fact in record.facts.layers}
+    last = [name for name in probes.layers if not facts or len(facts[name].shape) > 1][-1:] if _known(record) else []
+    columns = [
+        j
+        for j, name in enumerate(probes.layers)
+        if name not in last and _may_be_rectified(facts.get(name)) and np.nanmedian(probes.largest[:, j]) >= 0
+    ] if probes.largest.size else []  # fmt: skip
+    if not columns:
+        return None
+    return _worst(
+        probes.zero_rows[:, columns], tuple(probes.layers[j] for j in columns), probes.steps, 0.85, every_probe
+    )
+
+
+def _known(record: Record) -> bool:
+    names = {fact.name for fact in record.facts.layers}
+    return all(name in names for name in record.probes.layers)
+
+
+def _may_be_rectified(fact: LayerFacts | None) -> bool:
+    if fact is None or len(fact.shape) < 2 or any(kind in fact.kind for kind in NO_MATRIX):
+        return False
+    return fact.activation is None or any(name in fact.activation.lower() for name in RELUS)
+
+
+def saturated(record: Record, limit: float) -> Share | None:
+    """Trap: gates, and what saturates as it should, do so late; and the job learns."""
+    table = record.probes.saturated
+    return _worst(table, record.probes.activations, record.probes.steps, limit, False) if table.size else None
+
+
+def _worst(
+    table: Floats, names: tuple[str, ...], steps: np.ndarray, limit: float, every_probe: bool
+) -> Share | None:  # fmt: skip
+    window = table if every_probe else table[-5:]
+    if len(window) < RECENT:
+        return None
+    with np.errstate(invalid="ignore"):
+        least = window.min(axis=0) if every_probe else np.median(window, axis=0)
+    least = np.where(np.isfinite(least), least, -1.0)
+    bad = np.flatnonzero(least > limit)
+    if not len(bad):
+        return None
+    column = int(bad[0])  # the first one: those behind it get nothing from it
+    above = table[:, column] > limit
+    since = len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
+    return Share(names[column], float(least[column]), int(steps[min(since, len(steps) - 1)]), len(bad))
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def hidden(record: Record) -> list[LayerFacts]:
+    """Trainable weights of two dimensions and more, without embeddings, low-rank adapters and the output's."""
+    matrices = [
+        fact
+        for fact in record.facts.layers
+        if len(fact.shape) > 1 and not any(kind in fact.kind for kind in NO_MATRIX) and "lora" not in fact.name.lower()
+    ]
+    return [fact for fact in matrices[:-1] if fact.requires_grad]
+
+
+def normalised(record: Record) -> bool:
+    return any("norm" in fact.kind.lower() for fact in record.facts.layers)
+
+
+def largest_scale(record: Record) -> str | None:
+    """The hidden weight that is largest for its fan-in."""
+    scales = [(fact.std * math.sqrt(fact.fan_in), fact.name) for fact in hidden(record) if fact.std and fact.fan_in]
+    return max(scales)[1] if scales else None

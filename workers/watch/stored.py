@@ -1,0 +1,114 @@
+"""Records of runs that were written to disk: what a job folder, or the answers of the API, hold of a run. What was not written is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from workers.jobfolder import JobFolder, decode
+from workers.watch.record import Evaluations, Facts, Floats, Record, Series, Steps, none
+
+EVALUATED = "eval/"
+NAMES = (
+    "train/loss",
+    "train/learning_rate",
+    "gradient/norm",
+    "gradient/norm_clipped",
+    "train/step_seconds",
+    "train/data_wait_seconds",
+)
+
+Table = tuple[Steps, Floats]  # (S,) each
+
+
+def from_folder(folder: JobFolder) -> Record:
+    """Raises ValueError when nothing of a job is there."""
+    series = {name: (each.steps, each.values) for name, each in folder.series().items()}
+    if not series and folder.read_document("job.json") is None:
+        raise ValueError(f"{folder.path} holds no job: neither job.json nor metrics/attempt-*.jsonl is there.")
+    matrix = folder.gradient_matrix()
+    return _record(
+        series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json")
+    )
+
+
+def from_documents(job: Mapping[str, Any], metrics: Mapping[str, Any], gradients: Mapping[str, Any]) -> Record:
+    """Of the answers to GET /v1/jobs/{id}, .../metrics and .../gradients."""
+    series = {
+        each["key"]: (
+            np.array([point["step"] for point in each["points"]], dtype=np.int64),
+            _numbers([point["value"] for point in each["points"]]),
+        )
+        for each in metrics["data"]
+    }
+    rows = gradients["norms"]
+    norms = np.array([_numbers(row) for row in rows], dtype=np.float64).reshape(len(rows), len(gradients["layers"]))
+    steps = np.array(gradients["steps"], dtype=np.int64)
+    steps_of_run = (job.get("progress") or {}).get("steps") or None
+    return _record(series, tuple(gradients["layers"]), steps, norms, job.get("spec"), steps_of_run)
+
+
+def _numbers(values: Sequence[float | str | None]) -> Floats:
+    return np.array([np.nan if value is None else decode(value) for value in values], dtype=np.float64)
+
+
+def _record(
+    series: Mapping[str, Table],
+    layers: tuple[str, ...],
+    at: Steps,
+    norms: Floats,
+    spec: Any,
+    steps_of_run: int | None = None,
+) -> Record:
+    steps, losses = series.get("train/loss", (np.zeros(0, dtype=np.int64), none(0)))
+    known = {name: _on(steps, series.get(name)) for name in NAMES}
+    if not layers and "gradient/norm" in series:  # the norm over all layers is better than none
+        layers, at, norms = ("all layers",), series["gradient/norm"][0], series["gradient/norm"][1][:, None]
+    per_layer = none(len(steps), len(layers))
+    _, here, there = np.intersect1d(steps, at, assume_unique=True, return_indices=True)
+    per_layer[here] = norms[there]
+    # Rules look at rows with everything; norms may have been kept of some steps only.
+    rows = here if len(here) >= 20 else np.arange(len(steps))
+    whole = known["gradient/norm"]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factors = np.where(whole > 0, known["gradient/norm_clipped"] / whole, 1.0)
+    return Record(
+        facts_of(spec, steps_of_run),
+        Series(
+            layers, steps[rows], losses[rows], per_layer[rows], known["train/learning_rate"][rows], factors[rows],
+            known["train/step_seconds"][rows], known["train/data_wait_seconds"][rows],
+        ),
+        evaluations=_evaluations(series),
+    )  # fmt: skip
+
+
+def _on(steps: Steps, table: Table | None) -> Floats:
+    found = none(len(steps))
+    if table is not None:
+        _, here, there = np.intersect1d(steps, table[0], assume_unique=True, return_indices=True)
+        found[here] = table[1][there]
+    return found
+
+
+def _evaluations(series: Mapping[str, Table]) -> Evaluations:
+    found = {name.removeprefix(EVALUATED): table for name, table in series.items() if name.startswith(EVALUATED)}
+    if not found:
+        return Evaluations()
+    steps = np.unique(np.concatenate([table[0] for table in found.values()]))
+    return Evaluations(steps, {name: _on(steps, table) for name, table in found.items()})
+
+
+def facts_of(spec: Mapping[str, Any] | None, steps_of_run: int | None = None) -> Facts:
+    """What the job's specification alone says."""
+    if spec is None:
+        return Facts(total_steps=steps_of_run)
+    optimizer, schedule = spec.get("optimizer") or {}, spec.get("schedule") or {}
+    return Facts(
+        total_steps=steps_of_run or (spec.get("training") or {}).get("steps"),
+        warmup_steps=schedule.get("warmup_steps") or 0,
+        optimizer=optimizer.get("name"),
+        learning_rate=optimizer.get("learning_rate"),
+        weight_decay=optimizer.get("weight_decay"),
+    )

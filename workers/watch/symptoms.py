@@ -1,0 +1,309 @@
+"""Is the job failing? Statements about the job, never about a gradient; each with its first bad step and its evidence.
+
+Numbers are those of shared/HEALTH.md, section 3, where not said otherwise. A symptom without what it needs is silent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.watch.course import MIN_STEPS, Course
+
+Kind = Literal["not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "below_bound", "slow"]
+
+RUNAWAY = 1.5  # of the untrained loss, for a while
+RUNAWAY_AT_ONCE = 10.0
+STILL_AWAY = 0.4  # of the peak: whoever has come back from it is not failing
+STUCK_PATIENCE = 0.3  # of the run
+STUCK_GAIN = 0.10  # of what there is to learn
+STUCK_LEVEL = 0.93  # of H
+EARLY_PATIENCE = 0.08  # where the cause is beyond doubt (causes.py: certain_early)
+SCALER_SKIPS = 10  # in a row; GradScaler tries so often by design
+SCALER_SETTLES = 20  # first steps
+
+
+@dataclass(frozen=True)
+class Symptom:
+    kind: Kind
+    step: int
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+def symptoms(course: Course) -> list[Symptom]:
+    """The worst first. What is not a number hides everything else."""
+    rules: tuple[Callable[[Course], Symptom | None], ...] = (
+        below_bound, spike, runaway, stuck, rings, slow, walks_away,
+    )  # fmt: skip
+    if (bad := not_a_number(course)) is not None:
+        return [bad]
+    return [found for rule in rules if (found := rule(course)) is not None]
+
+
+# --- guard: from the first step on ------------------------------------------------------------------------------------
+
+
+def not_a_number(course: Course) -> Symptom | None:
+    """Trap: a loss scaler skips steps whose gradients overflowed; the loss stays finite and the steps are few in a row."""
+    bad = ~np.isfinite(course.losses)
+    if np.isfinite(course.norms).any() or not np.isnan(course.norms).all():
+        bad_norms = np.asarray(~np.isfinite(course.norms).all(axis=1))
+        if course.record.facts.precision == "fp16":
+            bad_norms &= _in_a_row(bad_norms) > np.where(course.steps <= SCALER_SETTLES, SCALER_SETTLES, SCALER_SKIPS)
+        bad = bad | bad_norms
+    if not bad.any():
+        return None
+    since = len(bad) - 1 - int(np.flatnonzero(bad)[-1])
+    if since > max(MIN_STEPS, 0.05 * len(bad)):
+        return None  # the step was skipped; it has passed
+    first = int(np.argmax(bad))
+    return Symptom(
+        "not_a_number",
+        int(course.steps[first]),
+        {"loss": _readable(course.losses[first]), "bad_steps": int(bad.sum()), "row": first},
+    )
+
+
+def _in_a_row(bad: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(S,) how many up to here without a gap."""
+    count = np.cumsum(bad)
+    return count - np.maximum.accumulate(np.where(bad, 0, count))
+
+
+def below_bound(course: Course) -> Symptom | None:
+    """Cross-entropy or a squared error below zero. Trap: likelihoods of densities, whose facts give no bound."""
+    if course.bound is None or not len(course.losses):
+        return None
+    below = course.losses < course.bound - 1e-4 * max(1.0, abs(course.start - course.bound))
+    if not below.any():
+        return None
+    first = int(np.argmax(below))
+    return Symptom(
+        "below_bound", int(course.steps[first]), {"loss": float(course.losses[first]), "bound": course.bound}
+    )
+
+
+def runaway(course: Course) -> Symptom | None:
+    """Far above what an untrained model or a constant answer has, and not back. Traps: the first steps of a high but right rate (they come
+    back), batches of two (the level is a median over more steps the nearer it is to the start), losses of adversaries."""
+    if course.adversarial or len(course.losses) < 5 or not math.isfinite(course.untrained):
+        return None
+    kept = np.where(np.isfinite(course.losses), course.losses, np.inf)
+    window = max(MIN_STEPS, round(0.02 * course.total))
+    reference = course.untrained + 0.0
+    if course.record.facts.begins_trained and course.constant is None:
+        window, reference = 2 * window, max(reference, 2 * course.start)
+    ceiling = _above(course, reference, RUNAWAY)
+    at_once = _above(course, reference, RUNAWAY_AT_ONCE)
+    much = _above(course, reference, 3.0)
+    level = float(np.median(kept[-window:]))
+    away = (
+        (len(kept) >= window and level > ceiling)
+        or (float(np.median(kept[-10:])) > much and len(kept) >= 13)
+        or float(np.median(kept[-3:])) > at_once
+    )  # fmt: skip
+    if not away:
+        return None
+    peak = float(course.levels.max()) if len(course.levels) else level
+    recent = float(np.median(kept[-5:]))
+    floor = course.bound if course.bound is not None else 0.0
+    if math.isfinite(peak) and recent - floor < STILL_AWAY * (peak - floor) and recent <= much:
+        return None
+    if course.falls and level < at_once and not _climbs(kept):
+        return None  # on its way back
+    first = int(np.argmax(kept > ceiling))
+    return Symptom(
+        "runaway",
+        int(course.steps[first]),
+        {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant},
+    )
+
+
+def _above(course: Course, reference: float, factor: float) -> float:
+    """``factor`` times as high over the bound; where there is none, over zero or over the spread of the first losses."""
+    floor = course.bound if course.bound is not None else min(0.0, reference)
+    height = max(reference - floor, 1e-12)
+    if course.bound is None:
+        early = course.losses[:MIN_STEPS]
+        early = early[np.isfinite(early)]
+        height = max(height, 3 * float(np.median(np.abs(np.diff(early)))) if len(early) > 1 else 0.0)
+    return floor + factor * height
+
+
+def _climbs(losses: np.ndarray) -> bool:
+    third = max(3, len(losses) // 6)
+    return bool(np.median(losses[-third:]) > np.median(losses[-2 * third : -third]))
+
+
+def spike(course: Course) -> Symptom | None:
+    """A jump within 2 % of the run, after real progress, that has not come back after 3 %. Traps: one bad batch (it comes back), restarts of
+    the schedule (the rate rose), an epoch of hard data (a smaller step up)."""
+    levels = course.levels
+    if course.adversarial or len(levels) < 8 or not math.isfinite(course.untrained):
+        return None
+    patience = max(2 * course.block, round(0.03 * len(course.losses)), 10) // course.block + 1
+    if len(levels) < patience + 4:
+        return None
+    now = float(np.median(levels[-patience:]))
+    best = np.minimum.accumulate(levels)
+    progress = course.untrained - best  # up to that block
+    gained = progress > 0.3 * course.scale
+    span = max(1, round(0.02 * course.total) // course.block)
+    before = np.array([np.median(levels[max(0, i - 3) : i]) if i else np.inf for i in range(len(levels))])
+    after = np.array([levels[min(i + span, len(levels) - 1)] for i in range(len(levels))])
+    rise = np.maximum(0.3 * progress, 8 * course.noise / math.sqrt(course.block))
+    near = before < best + 0.3 * progress  # what climbs on from far above is no jump
+    jumps = gained & near & (after > before + rise) & (np.arange(len(levels)) <= len(levels) - patience)
+    jumps[0] = False
+    if not jumps.any():
+        return None
+    last = int(np.flatnonzero(jumps)[-1])
+    start = last
+    while start > 0 and jumps[start - 1]:
+        start -= 1
+    level_before = float(before[start])
+    gain = course.untrained - float(best[start])
+    if now < level_before + 0.3 * gain or float(levels[start + span :].min()) < level_before + 0.1 * gain:
+        return None  # it came back, if only for a while
+    begins = int(course.level_steps[start])
+    rows = np.flatnonzero((course.steps >= begins) & (course.losses > level_before + 0.3 * gain))
+    step = int(course.steps[rows[0]]) if len(rows) else begins
+    if rate_rose(course, step) and now < course.untrained and course.now - step < 0.1 * course.total:
+        return None
+    return Symptom("spike", step, {"loss_before": level_before, "loss": _readable(now), "first_loss": course.start})
+
+
+def rate_rose(course: Course, step: int) -> bool:
+    rates = course.record.series.learning_rates
+    near = (course.steps >= step - 0.04 * course.total) & (course.steps <= step + 0.02 * course.total)
+    rates = rates[near] if len(rates) else rates
+    rates = rates[np.isfinite(rates)]
+    return bool(len(rates) > 1 and rates.max() > 1.5 * max(rates[0], 1e-30))
+
+
+# --- with patience ----------------------------------------------------------------------------------------------------
+
+
+def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
+    """Hardly anything was learnt. Traps: warm-up, a start that was trained already, adversaries, a loss that still falls, regression with a
+    noise floor (causes.py says nothing where it finds none), the loss of a model whose bias learns how frequent the classes are."""
+    if not course.past(patience) or course.begins_trained or course.adversarial:
+        return None
+    recent = course.recent
+    if not math.isfinite(recent) or course.falls or course.lost is not None:
+        return None
+    floor = course.bound if course.bound is not None else course.start - course.scale
+    at_constant = course.constant is not None and recent - floor > STUCK_LEVEL * (course.constant - floor)
+    flat = course.start - recent < STUCK_GAIN * course.scale
+    settled = _settled(course) if course.constant is None else False
+    # What has gone well below the best constant answer has learnt something, however little that is of its first loss.
+    learnt = course.constant is not None and not at_constant
+    if learnt or not (flat or at_constant or settled):
+        return None
+    return Symptom(
+        "stuck", int(course.steps[0]), {"loss": recent, "first_loss": course.start, "constant_loss": course.constant}
+    )
+
+
+def _settled(course: Course) -> bool:
+    """H is not known, but the loss fell at once, as far as the output's bias brings it, and not since."""
+    early = int(np.searchsorted(course.steps, 0.05 * course.total))
+    if early + 2 * MIN_STEPS > len(course.losses):
+        return False
+    then = float(np.median(course.losses[early : early + MIN_STEPS]))
+    return course.start - course.recent < 0.25 * course.scale and then - course.recent < 0.05 * course.scale
+
+
+def rings(course: Course) -> Symptom | None:
+    """It has learnt and lost it, or leaps about a level that does not fall. Traps: batches of two to four, drop-out, restarts: their medians
+    fall all the same."""
+    if not course.past(STUCK_PATIENCE, 3 * MIN_STEPS) or course.adversarial or course.begins_trained:
+        return None
+    accuracy = course.record.evaluations.metrics.get("accuracy")
+    if accuracy is not None and len(accuracy) >= 6 and np.isfinite(accuracy).all():
+        lost = float(accuracy[:-3].max() - accuracy[-3:].max())
+        if lost > 0.1:
+            return Symptom(
+                "lost",
+                _evaluated(course, int(np.argmax(accuracy))),
+                {"best": float(accuracy.max()), "recent": float(accuracy[-3:].max())},
+            )
+    if course.lost is not None:
+        return Symptom("lost", course.lost, {"loss": course.recent, "best": course.best, "first_loss": course.start})
+    losses = course.losses
+    quarter = len(losses) // 4
+    last, before = losses[-quarter:], losses[-2 * quarter : -quarter]
+    floor = course.bound if course.bound is not None else 0.0
+    level = float(np.median(last)) - floor
+    if not math.isfinite(level) or level < 0.25 * course.scale or course.falls:
+        return None
+    spread = float(np.percentile(last, 90) - np.percentile(last, 10)) / max(level, 1e-12)
+    flat = np.median(before) - np.median(last) < 0.05 * course.scale
+    if not flat or spread < 0.9:
+        return None
+    return Symptom("rings", int(course.steps[-2 * quarter]), {"loss": level + floor, "spread": spread})
+
+
+def slow(course: Course) -> Symptom | None:
+    """It falls along a straight line, and would be far from its goal at the end. Traps: fine-tuning, warm-up, convergence (its line bends), a
+    noise floor (it bends too)."""
+    if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.adversarial:
+        return None
+    after = course.losses[course.steps > course.warmup]
+    if course.constant is None and not course.record.probes.update_ratios.size:
+        return None  # neither its goal nor its steps are known
+    third = len(after) // 3
+    if third < MIN_STEPS or not np.isfinite(after).all():
+        return None
+    first, middle, last = (float(np.median(part)) for part in (after[:third], after[third : 2 * third], after[-third:]))
+    earlier, later = first - middle, middle - last
+    if earlier + later < 6 * course.noise / math.sqrt(third) or later < 0.75 * earlier:
+        return None
+    end = last - later * (course.total - course.now) / third if course.record.facts.total_steps else last
+    reference = min(course.untrained, course.constant) if course.constant is not None else course.start
+    floor = course.bound if course.bound is not None else course.start - course.scale
+    if end - floor < 0.75 * (reference - floor):
+        return None
+    return Symptom("slow", int(course.steps[0]), {"loss": last, "first_loss": course.start, "expected_at_the_end": end})
+
+
+def walks_away(course: Course) -> Symptom | None:
+    """Validation loss 1.3 x its minimum for three checks while the training loss fell. Traps: small noisy validation sets, and a model so
+    sure of itself that its validation loss doubles from nearly nothing: a tenth of what there is to learn is asked for."""
+    losses = course.record.evaluations.metrics.get("loss")
+    steps = course.record.evaluations.steps
+    if losses is None or len(losses) < 5 or course.adversarial or not math.isfinite(course.untrained):
+        return None
+    best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
+    floor = course.bound if course.bound is not None else 0.0
+    now = losses[-3:]
+    minimum = float(losses[best])
+    reference = (course.constant - floor) if course.constant is not None else course.scale
+    high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
+    if best > len(losses) - 4 or not high:
+        return None
+    jitter = 1.4826 * float(np.median(np.abs(np.diff(losses)))) if len(losses) > 6 else 0.0
+    at = int(np.searchsorted(course.steps, steps[best]))
+    then = float(np.median(course.losses[max(0, at - 10) : at + 10]))
+    fell = (then - floor) * 0.6 >= course.recent - floor
+    if not fell or float(np.median(now)) - minimum < 2 * jitter:
+        return None
+    rose = np.flatnonzero((np.arange(len(losses)) > best) & (losses - floor > 1.3 * (minimum - floor)))
+    return Symptom(
+        "walks_away",
+        int(steps[rose[0]]),
+        {"validation_loss": float(np.median(now)), "best_validation_loss": minimum, "training_loss": course.recent},
+    )
+
+
+def _evaluated(course: Course, row: int) -> int:
+    return int(course.record.evaluations.steps[row])
+
+
+def _readable(value: float) -> float | str:
+    return float(value) if math.isfinite(value) else str(float(value))
