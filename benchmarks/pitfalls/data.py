@@ -171,7 +171,7 @@ def _archive(path: Path, count: int) -> Pair:
             raise ValueError(f"{path.name} has {names}, without {sorted(missing)}")
         x_train, y_train, x_test, y_test = (arrays[name] for name in wanted)
 
-    def split(x: np.ndarray, y: np.ndarray, limit: int) -> Split:  # type: ignore[type-arg]
+    def split(x: np.ndarray, y: np.ndarray, limit: int) -> Split:
         inputs = torch.tensor(x[:limit], dtype=torch.float32)[:, None] / 255
         return Split((inputs - 0.286) / 0.353, torch.tensor(y[:limit].astype(np.int64)).flatten())
 

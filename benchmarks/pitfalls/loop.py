@@ -71,7 +71,7 @@ def run(job: Job, seed: int, *, watch: bool = False) -> Outcome:
             recorder.before_update()
         clipped = _clip(replicas, job.clip_norm)
         for optimizer in optimizers:
-            scaler.step(optimizer) if scaler is not None else optimizer.step()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer) if scaler is not None else optimizer.step()
         if scaler is not None:
             scaler.update()
         seconds = time.perf_counter() - step_began
@@ -115,7 +115,7 @@ def _passes(
                 loss = objective(job, model, x, y)
             share = loss / job.accumulate
             if share.requires_grad:
-                (scaler.scale(share) if scaler is not None else share).backward()  # type: ignore[no-untyped-call]
+                (scaler.scale(share) if scaler is not None else share).backward()
             own += float(share.detach())
         if recorder:
             recorder.passed(rank, own, len(own_inputs))

@@ -59,7 +59,8 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.down.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(torch.relu(self.up(self.norm(x))))
+        found: Tensor = x + self.down(torch.relu(self.up(self.norm(x))))
+        return found
 
 
 def residual_net(inputs: int, outputs: int, width: int = 48, blocks: int = 12, zero: bool = False) -> nn.Sequential:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ class Recorder:
         self.facts = facts(job, model, optimizer)
         self.every = max(1, job.steps // PROBES)
         self.step = 0
-        self.norms: list[np.ndarray] = []  # type: ignore[type-arg]
+        self.norms: list[np.ndarray] = []
         self.rows: list[tuple[float, float, float, float, float]] = []  # loss, rate, clip, seconds, wait
         self.evaluations: list[tuple[int, dict[str, float]]] = []
         self.own: list[list[float]] = [[] for _ in range(job.ranks)]
@@ -139,15 +141,11 @@ class Recorder:
         steps = np.arange(1, len(self.rows) + 1)
         losses, rates, clips, seconds, waits = np.array(self.rows, dtype=np.float64).T
         several = self.job.ranks > 1
+        probed: dict[str, Any] = {name: np.array([probe[name] for probe in self.probes]) for name in self.probes[0]}
         return Record(
             facts=self.facts,
             series=Series(self.monitor.layers.names, steps, losses, np.array(self.norms), rates, clips, seconds, waits),
-            probes=Probes(
-                layers=self.monitor.layers.names,
-                activations=self.activations,
-                steps=np.array(self.probe_steps),
-                **{name: np.array([probe[name] for probe in self.probes]) for name in self.probes[0]},
-            ),
+            probes=replace(Probes(self.monitor.layers.names, self.activations, np.array(self.probe_steps)), **probed),
             evaluations=Evaluations(
                 np.array([step for step, _ in self.evaluations]),
                 {name: np.array([m.get(name, np.nan) for _, m in self.evaluations]) for name in names},

@@ -15,8 +15,9 @@ from benchmarks.pitfalls.scoring import Judged, score
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-def test_each_case_makes_two_steps_and_leaves_a_record(case: Case) -> None:
+@pytest.mark.parametrize("case", ALL[::4], ids=lambda case: case.name)
+def test_a_case_makes_two_steps_and_leaves_a_record(case: Case) -> None:
+    """Every fourth; ``python -m benchmarks.pitfalls verify`` trains all of them."""
     if not available(case.needs):
         pytest.skip(f"needs {case.needs}")
     for build in filter(None, (case.build, case.healed)):

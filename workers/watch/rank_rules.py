@@ -21,6 +21,7 @@ AT_ONCE = math.log(30.0)  # a single step: a bit of the exponent
 LASTING = math.log(3.0)  # norms, in the median; ranks with data of their own differ less
 LASTING_LOSS = math.log(1.6)
 LASTING_ROWS = 15
+ONSET_ROWS = 8  # whose mean says whether it had begun
 NOISE_ROWS = 100  # single readings of the noise scale are noise
 
 
@@ -153,12 +154,17 @@ def _lasting(
         return None
     # Of two both are off each other: bad samples and bad numbers make a rank's loss and norm larger.
     rank = int(np.argmax(middle if apart.shape[1] == 2 else np.where(off, np.abs(middle), 0.0)))
-    # The likeliest step of a change of the mean from 0 to ``middle``; single readings count for no more than twice that.
-    side = apart[:, rank] * np.sign(middle[rank])
-    height = min(abs(float(middle[rank])), limit)
-    gain = np.clip(side, -2 * height, 2 * height) - height / 2
-    row = int(np.argmax(np.cumsum(gain[::-1])[::-1]))
+    row = _onset(apart[:, rank] * np.sign(middle[rank]), abs(float(middle[rank])), limit)
     return Found(code, "critical", int(steps[row]), {name: float(np.exp(middle[rank]))}, rank=rank)
+
+
+def _onset(values: Floats, height: float, limit: float) -> int:
+    """The likeliest row of a step from 0 to ``height``; where it rose slowly, that from which it was above ``limit``."""
+    gain = np.clip(values, -height, 2 * height) - height / 2
+    row = int(np.argmax(np.cumsum(gain[::-1])[::-1]))
+    while row and values[max(0, row - ONSET_ROWS) : row].mean() > limit:
+        row -= 1
+    return row
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

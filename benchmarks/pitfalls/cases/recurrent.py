@@ -37,7 +37,7 @@ def plain(gain: float, inputs: int = 8, kind: type[nn.RNNBase] = nn.RNN) -> nn.M
 def relu(gain: float) -> nn.Module:
     model = Recurrent(partial(nn.RNN, nonlinearity="relu"), 4, 10)  # type: ignore[arg-type]
     nn.init.eye_(model.recurrent.weight_hh_l0)  # type: ignore[arg-type]
-    model.recurrent.weight_hh_l0.data.mul_(gain)  # type: ignore[union-attr,operator]
+    model.recurrent.weight_hh_l0.data.mul_(gain)  # type: ignore[operator]
     return model
 
 

@@ -38,13 +38,13 @@ def transformer(tied: bool = False) -> nn.Module:
 def gru(scale: float = 1.0) -> nn.Module:
     """Embeddings ``scale`` times as large as they should be."""
     model = Recurrent(nn.GRU, 16, letters(), each=True, embedded=letters())
-    model.embedding.weight.data.mul_(scale)  # type: ignore[union-attr,operator]
+    model.embedding.weight.data.mul_(scale)  # type: ignore[union-attr]
     return model
 
 
 def frozen_embedding() -> nn.Module:
     model = transformer()
-    model.tokens.weight.requires_grad_(False)  # type: ignore[union-attr,operator]
+    model.tokens.weight.requires_grad_(False)  # type: ignore[union-attr]
     return model
 
 

@@ -64,8 +64,8 @@ def deep_tanh(deviation: float) -> nn.Module:
 
 def zero_head() -> nn.Module:
     model = mlp(64, 10)
-    nn.init.zeros_(model[-1].weight)
-    nn.init.zeros_(model[-1].bias)
+    for parameter in model[-1].parameters():
+        nn.init.zeros_(parameter)
     return model
 
 
