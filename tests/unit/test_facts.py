@@ -128,7 +128,7 @@ def test_seeing_changes_nothing() -> None:
         with FirstPass(model, {"x": inputs}, see_calls=see).watch():
             loss = F.cross_entropy(model(inputs), LABELS)
         loss.backward()
-        return float(loss), model[0].weight.grad, torch.cat([model[1].running_mean, torch.rand(3)])
+        return float(loss.detach()), model[0].weight.grad, torch.cat([model[1].running_mean, torch.rand(3)])
 
     (loss, gradient, rest), (plain, plain_gradient, plain_rest) = outcome(True), outcome(False)
     assert loss == plain

@@ -27,7 +27,9 @@ def tensor_facts(tensor: Tensor) -> TensorFacts:
         return TensorFacts(known.dtype, known.shape, nonfinite_rows=bad, rows=rows)
     sizes = good.abs()[:: max(1, -(-len(good) // LOOKED_AT))]
     kept = values.where(finite, torch.nan)
-    features = kept.movedim(1 if kept.ndim == 4 else -1, -1).flatten(0, -2) if kept.ndim > 1 else kept[:, None] if kept.ndim else kept.reshape(1, 1)  # fmt: skip
+    if kept.ndim < 2:
+        kept = kept.reshape(-1, 1)
+    features = kept.movedim(1 if kept.ndim == 4 else -1, -1).flatten(0, -2)
     means = features.nanmean(0)
     spreads = (features - means).square().nanmean(0).sqrt()
     return TensorFacts(
