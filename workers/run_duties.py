@@ -40,7 +40,6 @@ class RunDuties(RunState):
     def tell_facts(self, seen: FirstPass) -> None:
         """Once a run: later workers and attempts take them over with the recorder's document."""
         facts = seen.facts(
-            self.optimizer,
             self.spec,
             self.plan,
             world_size=self.world_size,

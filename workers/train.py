@@ -140,7 +140,7 @@ class Run(RunDuties):
         """The task's loss; of a run's first pass the facts are taken, on the rank that tells."""
         if self.recorder.facts is not None or self.rank > 0:
             return self.task.loss(self.model, batch)
-        seen = FirstPass(parallel.plain(self.model), batch, see_calls=not self.spec.training.compile)
+        seen = FirstPass(parallel.plain(self.model), batch, self.optimizer, see_calls=not self.spec.training.compile)
         with seen.watch():
             loss_sum, count = self.task.loss(self.model, batch)
         seen.took(loss_sum, count, self.datasets.train)

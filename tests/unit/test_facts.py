@@ -38,7 +38,7 @@ def facts_with(
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, outputs))
     inputs = batch.get("x", torch.randn(40, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    seen = FirstPass(model, {"x": inputs, "y": target}, see_calls=True)
+    seen = FirstPass(model, {"x": inputs, "y": target}, optimizer, see_calls=True)
     with seen.watch():
         value = loss(model(inputs), target)
     total = value.sum() if value.ndim else value * len(inputs)
@@ -51,7 +51,7 @@ def facts_with(
             "schedule": {"name": "linear", "warmup_steps": 5},
         }
     )
-    return seen.facts(optimizer, spec, Plan(40, 10, 0, 101), world_size=1, begins_trained=False, first=0)
+    return seen.facts(spec, Plan(40, 10, 0, 101), world_size=1, begins_trained=False, first=0)
 
 
 LABELS = torch.arange(40) % 3
@@ -125,7 +125,7 @@ def test_seeing_changes_nothing() -> None:
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
         inputs = torch.randn(40, 5)
-        with FirstPass(model, {"x": inputs}, see_calls=see).watch():
+        with FirstPass(model, {"x": inputs}, torch.optim.SGD(model.parameters(), lr=0.1), see_calls=see).watch():
             loss = F.cross_entropy(model(inputs), LABELS)
         loss.backward()
         return float(loss.detach()), model[0].weight.grad, torch.cat([model[1].running_mean, torch.rand(3)])

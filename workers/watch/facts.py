@@ -36,11 +36,14 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 class FirstPass:
     """What was seen of the first pass. ``watch`` around the call of the loss, ``took`` with what it gave; then ``facts``."""
 
-    def __init__(self, model: nn.Module, batch: Batch, *, see_calls: bool) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, *, see_calls: bool) -> None:
         """``model``: the plain one. ``see_calls``: not in a compiled model, whose programs would be made for the mode that sees them."""
         self._model, self._batch = model, batch
         self._call = LossCall() if see_calls else None
         self._loss = LossFacts()
+        self._layers = layer_facts(
+            model, optimizer
+        )  # now: a sharded model has other parameters until its backward pass
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -66,7 +69,6 @@ class FirstPass:
 
     def facts(
         self,
-        optimizer: torch.optim.Optimizer,
         spec: JobSpec,
         plan: Plan,
         *,
@@ -77,7 +79,7 @@ class FirstPass:
         """``first``: steps done before this pass."""
         floats = [value for value in self._batch.values() if value.is_floating_point()]
         return Facts(
-            layers=layer_facts(self._model, optimizer),
+            layers=self._layers,
             inputs=tensor_facts(floats[0]) if floats else None,
             normalized_input=_begins_with_norm(self._model),
             loss=self._loss,
