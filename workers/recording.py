@@ -20,8 +20,9 @@ from torch import Tensor
 from workers import health
 from workers.flops import Rates
 from workers.reports import Level, Progress, Reporter, mark_of
+from workers.watch.facts import from_json, to_json
 from workers.watch.probe_rows import Names, ProbeLog, pack, summary
-from workers.watch.record import Probes
+from workers.watch.record import Facts, Probes
 from workers.watch.spending import Spending
 
 ROWS = 64  # the ring's size
@@ -99,6 +100,7 @@ class Recorder:
         self._seconds_per_step: float | None = None
         self.bad_steps = 0  # in a row, up to the last flush
         self.latest: dict[str, float] = {}
+        self.facts: Facts | None = None
 
     def tell(self, yes: bool) -> None:
         """Whether this worker reports. One that begins to, reports what nobody has told yet."""
@@ -245,6 +247,7 @@ class Recorder:
             "untold": [asdict(row) for row in self._untold],
             "verdict": self._verdict,
             "probes": self._probes.document() | self._spending.document(),
+            "facts": to_json(self.facts) if self.facts is not None else None,
         }
 
     def restore(self, document: Mapping[str, Any]) -> None:
@@ -257,6 +260,8 @@ class Recorder:
         self._kept_steps, self._losses = list(document["steps"]), list(document["losses"])
         self._norms = [np.array(row) for row in document["norms"]]
         self._verdict = document["verdict"]
+        facts = document.get("facts")  # not in those of earlier versions
+        self.facts = from_json(facts) if facts is not None else None
         self._untold = deque(Row(**row) for row in document["untold"])
         self._forget_told()
         if self._teller:

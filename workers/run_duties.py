@@ -13,6 +13,7 @@ from workers.membership import Work
 from workers.reports import Outcome, ReasonCode
 from workers.run_state import RunState
 from workers.tasks.base import Dataset
+from workers.watch.facts import FirstPass, to_json
 from workers.weights import finite
 
 JUDGE_SECONDS = 5.0
@@ -35,6 +36,19 @@ class RunDuties(RunState):
         self.tell("evaluation", f"Step {self.step}: {shown}.", {"step": self.step, "metrics": self.score.metrics})
         self.illustrate()
         return self.score.without_gain(self.step)
+
+    def tell_facts(self, seen: FirstPass) -> None:
+        """Once a run: later workers and attempts take them over with the recorder's document."""
+        facts = seen.facts(
+            self.spec,
+            self.plan,
+            world_size=self.world_size,
+            begins_trained=getattr(getattr(self.spec.task, "model", None), "checkpoint", None) is not None,
+            first=self.step,
+        )
+        self.recorder.facts = facts
+        loss = facts.loss.function or "no loss function that is known by name"
+        self.tell("facts", f"Before the first step: {len(facts.layers)} layers; {loss}.", to_json(facts))
 
     def evaluated(self, dataset: Dataset) -> dict[str, float]:
         return evaluate(

@@ -25,7 +25,8 @@ from workers.reports import Outcome, ReasonCode, StopMode
 from workers.run_duties import RunDuties
 from workers.run_state import RunContext
 from workers.spec import JobSpec
-from workers.tasks.base import Task
+from workers.tasks.base import Batch, Task
+from workers.watch.facts import FirstPass
 from workers.weights import full_state_dict, parameters_sha256
 
 __all__ = ["Run", "RunContext", "run", "train"]
@@ -126,7 +127,7 @@ class Run(RunDuties):
             self.prober.begin_pass(weight > 0)
             with parallel.no_sync(self.model) if more else contextlib.nullcontext(), self.counted(weight):
                 with torch.autocast(self.context.device.type, torch.bfloat16, enabled=self.bf16):
-                    loss_sum, count = self.task.loss(self.model, batch)
+                    loss_sum, count = self.watched_loss(batch)
                 totals += torch.stack([loss_sum.detach().double(), count.detach().double()]) * weight
                 if not more:
                     self.link.at(Work.EXCHANGE, self.step)
@@ -137,6 +138,17 @@ class Run(RunDuties):
         if self.exchanged is not None:
             self.exchanged.record()
         self.in_passes = False
+
+    def watched_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The task's loss; of a run's first pass the facts are taken, on the rank that tells."""
+        if self.recorder.facts is not None or self.rank > 0:
+            return self.task.loss(self.model, batch)
+        seen = FirstPass(parallel.plain(self.model), batch, self.optimizer, see_calls=not self.spec.training.compile)
+        with seen.watch():
+            loss_sum, count = self.task.loss(self.model, batch)
+        seen.took(loss_sum, count, self.datasets.train)
+        self.tell_facts(seen)
+        return loss_sum, count
 
     def fits_in_smaller(self, error: Exception) -> bool:
         """Whether ``error`` is memory that ran out in the passes of a step and smaller microbatches may help: they are halved then."""

@@ -1,0 +1,111 @@
+"""The call of the loss in a pass as it is really made, seen by a mode that lets every function through unchanged."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from workers.watch.record import LossFacts
+from workers.watch.tensor_facts import tensor_facts
+
+CLASS_LOSSES = frozenset({"cross_entropy", "nll_loss"})
+SQUARED_LOSSES = frozenset({"mse_loss"})
+LOSSES = CLASS_LOSSES | SQUARED_LOSSES | {
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "gaussian_nll_loss",
+    "poisson_nll_loss",
+}  # fmt: skip
+# What a loss cannot fall below, for targets as it asks for them; likelihoods of densities have no bound.
+BOUNDED = LOSSES - {"kl_div", "gaussian_nll_loss", "poisson_nll_loss"}
+# Do not change what a tensor says, only how it lies or what it is called.
+CARRIED = frozenset(
+    {"float", "double", "half", "bfloat16", "to", "type", "contiguous", "clone", "detach", "view", "reshape", "flatten", "unflatten", "squeeze",
+     "unsqueeze", "transpose", "permute", "movedim", "expand", "__getitem__", "__get__", "select", "narrow", "t"}
+)  # fmt: skip
+
+
+class LossCall(TorchFunctionMode):
+    """Remembers which function each tensor came from (by weak references: nothing lives longer), and the first loss that was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._from: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self.found: LossFacts | None = None
+        self.value: Tensor | None = None  # what the loss gave
+        self.labels: Tensor | None = None  # class numbers that counted, (N,)
+        self.smoothing = 0.0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in LOSSES and self.found is None:
+            self._see(name, args, kwargs or {}, result)
+        if isinstance(result, Tensor):
+            first = next((each for each in args if isinstance(each, Tensor)), None)
+            carried = self._origin(first) if name in CARRIED else name
+            if carried is not None:
+                self._from[id(result)] = (weakref.ref(result), carried)
+        return result
+
+    def _origin(self, tensor: Tensor | None) -> str | None:
+        known = self._from.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    @torch.no_grad()
+    def _see(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        output = args[0] if args else kwargs.get("input")
+        target = args[1] if len(args) > 1 else kwargs.get("target")
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not isinstance(result, Tensor):
+            return
+        classes = (output.shape[1] if output.ndim > 1 else output.shape[0]) if name in CLASS_LOSSES else None
+        self.smoothing = float(kwargs.get("label_smoothing", 0.0))
+        if classes is not None and not target.is_floating_point():
+            labels = target.flatten()
+            self.labels = labels[(labels >= 0) & (labels < classes) & (labels != kwargs.get("ignore_index", -100))]
+        weight = kwargs.get("weight", args[2] if len(args) > 2 and name != "mse_loss" else None)
+        self.value = result.detach()
+        self.found = LossFacts(
+            function=name,
+            output_operation=self._origin(output),
+            output=tensor_facts(output),
+            target=tensor_facts(target),
+            classes=classes,
+            class_counts=tuple(self.labels.bincount(minlength=classes).tolist()) if self.labels is not None and classes else (),
+            weighted=isinstance(weight, Tensor) or isinstance(kwargs.get("pos_weight"), Tensor),
+        )  # fmt: skip
+
+    def is_all(self, loss_sum: Tensor, count: Tensor) -> bool:
+        """Whether the loss that was seen is the whole loss of the pass, and not one of several parts."""
+        if self.value is None:
+            return False
+        total, mean = float(self.value.double().sum()), float(self.value.double().mean())
+        given = float(loss_sum.detach())
+        return math.isclose(total, given, rel_tol=1e-3) or (
+            self.value.ndim == 0 and float(count) > 0 and math.isclose(mean, given / float(count), rel_tol=1e-3)
+        )
+
+
+def constant_loss(loss: LossFacts, counts: tuple[int, ...], smoothing: float) -> float | None:
+    """H: the loss of the best answer that is the same for all samples. Of class numbers the entropy of their shares (ln C where there are too
+    few labels to say), of squared errors the variance of the targets. None where nothing is known."""
+    if loss.function in CLASS_LOSSES and loss.classes:
+        total = sum(counts)
+        if total < 10 * loss.classes:
+            return math.log(loss.classes)
+        shares = [(1 - smoothing) * count / total + smoothing / loss.classes for count in counts]
+        return -sum(share * math.log(share) for share in shares if share > 0)
+    target = loss.target
+    if target is None or target.std is None or target.mean is None:
+        return None
+    if loss.function in SQUARED_LOSSES:
+        return target.std**2
+    if loss.function in ("binary_cross_entropy", "binary_cross_entropy_with_logits") and 0 < target.mean < 1:
+        return -target.mean * math.log(target.mean) - (1 - target.mean) * math.log(1 - target.mean)
+    return None
