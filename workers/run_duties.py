@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import time
 
+from torch import Tensor
+
 from workers import parallel
 from workers.agreement import Agreed
 from workers.checkpoints import CheckpointError, Failed, Saved
@@ -12,8 +14,9 @@ from workers.evaluation import evaluate
 from workers.membership import Work
 from workers.reports import Outcome, ReasonCode
 from workers.run_state import RunState
-from workers.tasks.base import Dataset
+from workers.tasks.base import Batch, Dataset
 from workers.watch.facts import FirstPass, to_json
+from workers.watch.record import Facts
 from workers.weights import finite
 
 JUDGE_SECONDS = 5.0
@@ -37,18 +40,39 @@ class RunDuties(RunState):
         self.illustrate()
         return self.score.without_gain(self.step)
 
-    def tell_facts(self, seen: FirstPass) -> None:
+    def first_pass(self, batch: Batch) -> FirstPass | None:
+        """Looks at the layers; None where that fails, which must not cost the run anything."""
+        try:
+            see = not self.spec.training.compile
+            return FirstPass(parallel.plain(self.model), batch, self.optimizer, see_calls=see)
+        except Exception as error:
+            self.no_facts(error)
+            return None
+
+    def tell_facts(self, seen: FirstPass | None, loss_sum: Tensor, count: Tensor) -> None:
         """Once a run: later workers and attempts take them over with the recorder's document."""
-        facts = seen.facts(
-            self.spec,
-            self.plan,
-            world_size=self.world_size,
-            begins_trained=getattr(getattr(self.spec.task, "model", None), "checkpoint", None) is not None,
-            first=self.step,
-        )
+        if seen is None:
+            return
+        try:
+            seen.took(loss_sum, count, self.datasets.train)
+            facts = seen.facts(
+                self.spec,
+                self.plan,
+                world_size=self.world_size,
+                begins_trained=getattr(getattr(self.spec.task, "model", None), "checkpoint", None) is not None,
+                first=self.step,
+            )
+        except Exception as error:
+            self.no_facts(error)
+            return
         self.recorder.facts = facts
         loss = facts.loss.function or "no loss function that is known by name"
         self.tell("facts", f"Before the first step: {len(facts.layers)} layers; {loss}.", to_json(facts))
+
+    def no_facts(self, error: Exception) -> None:
+        self.recorder.facts = Facts()
+        said = f"What is to be known before the first step could not be found out: {type(error).__name__}: {error}"
+        self.tell("facts.unknown", said[:2000], {}, level="warning")
 
     def evaluated(self, dataset: Dataset) -> dict[str, float]:
         return evaluate(

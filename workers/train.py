@@ -26,7 +26,6 @@ from workers.run_duties import RunDuties
 from workers.run_state import RunContext
 from workers.spec import JobSpec
 from workers.tasks.base import Batch, Task
-from workers.watch.facts import FirstPass
 from workers.weights import full_state_dict, parameters_sha256
 
 __all__ = ["Run", "RunContext", "run", "train"]
@@ -143,11 +142,10 @@ class Run(RunDuties):
         """The task's loss; of a run's first pass the facts are taken, on the rank that tells."""
         if self.recorder.facts is not None or self.rank > 0:
             return self.task.loss(self.model, batch)
-        seen = FirstPass(parallel.plain(self.model), batch, self.optimizer, see_calls=not self.spec.training.compile)
-        with seen.watch():
+        seen = self.first_pass(batch)
+        with seen.watch() if seen is not None else contextlib.nullcontext():
             loss_sum, count = self.task.loss(self.model, batch)
-        seen.took(loss_sum, count, self.datasets.train)
-        self.tell_facts(seen)
+        self.tell_facts(seen, loss_sum, count)
         return loss_sum, count
 
     def fits_in_smaller(self, error: Exception) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from workers.batches import Plan
 from workers.spec import parse_spec
 from workers.watch.facts import FirstPass, from_json, layer_facts, to_json
-from workers.watch.record import Facts
+from workers.watch.record import Facts, LayerFacts
 
 pytestmark = pytest.mark.unit
 
@@ -103,6 +103,7 @@ def test_data_and_schedule() -> None:
     assert facts.inputs.largest_feature_mean == pytest.approx(1000.0)
     assert facts.inputs.least_feature_std == 0.0
     assert facts.schedule["0"] == pytest.approx(0.02)
+    assert facts.learning_rate is not None
     assert facts.schedule["1"] < facts.schedule["0.1"] <= facts.learning_rate == 0.1
     assert from_json(json.loads(json.dumps(to_json(facts)))) == facts
 
@@ -110,7 +111,8 @@ def test_data_and_schedule() -> None:
 def test_layers() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2), nn.Linear(2, 2))
     model[4].requires_grad_(False)
-    nn.init.constant_(model[0].weight, 0.5)
+    for parameter in model[0].parameters():
+        nn.init.constant_(parameter, 0.5)
     optimizer = torch.optim.SGD([*model[0].parameters(), *model[1].parameters()], lr=0.1)
     first, norm, third, frozen = layer_facts(model, optimizer)
     assert (first.name, first.kind, first.shape, first.fan_in, first.activation) == ("0", "Linear", (6, 4), 4, "Tanh")
@@ -128,9 +130,19 @@ def test_seeing_changes_nothing() -> None:
         with FirstPass(model, {"x": inputs}, torch.optim.SGD(model.parameters(), lr=0.1), see_calls=see).watch():
             loss = F.cross_entropy(model(inputs), LABELS)
         loss.backward()
-        return float(loss.detach()), model[0].weight.grad, torch.cat([model[1].running_mean, torch.rand(3)])
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        buffers = [buffer.flatten().float() for buffer in model.buffers()]
+        return float(loss.detach()), torch.cat(gradients), torch.cat([*buffers, torch.rand(3)])
 
     (loss, gradient, rest), (plain, plain_gradient, plain_rest) = outcome(True), outcome(False)
     assert loss == plain
     assert torch.equal(gradient, plain_gradient)
     assert torch.equal(rest, plain_rest)
+
+
+def test_numbers_that_json_has_not_are_unknown() -> None:
+    facts = Facts(learning_rate=float("inf"), layers=(LayerFacts("a", "Linear", (2, 3), mean=float("nan")),))
+    text = json.dumps(to_json(facts), allow_nan=False)
+    read = from_json(json.loads(text))
+    assert read.learning_rate is None
+    assert read.layers == (LayerFacts("a", "Linear", (2, 3)),)

@@ -7,6 +7,7 @@ communicated. Of sharded parameters the part that is here stands for the whole.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ ACTIVATIONS = frozenset(
     {"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Softplus", "Softsign", "Softmax",
      "LogSoftmax", "LogSigmoid", "Hardtanh", "Hardsigmoid", "Hardswish"}
 )  # fmt: skip
+ROWS_COMPARED = 1024
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -118,14 +120,16 @@ def layer_facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Lay
     for name, parameters in owned.items():
         module = modules.get(name, model)
         largest = max(parameters, key=lambda parameter: parameter.numel())
-        here = local(largest.detach()).double()
+        here = local(largest.detach()).float()
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         found.append(
             LayerFacts(
                 name=name,
                 kind=type(module).__name__,
                 shape=tuple(largest.shape),
-                fan_in=largest[0].numel() if largest.ndim > 1 and len(largest) else None,
+                fan_in=math.prod(largest.shape[1:])
+                if largest.ndim > 1
+                else None,  # a row of a sharded one would be gathered
                 mean=float(here.mean()) if here.numel() else None,
                 std=float(here.std(correction=0)) if here.numel() else None,
                 twin_rows=twin_rows(here) if largest.ndim > 1 and here.numel() else None,
@@ -139,9 +143,10 @@ def layer_facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Lay
 
 
 def twin_rows(weight: Tensor) -> float:
-    """Share of the rows (N, ...) that are equal to another one."""
-    _, counts = weight.flatten(1).unique(dim=0, return_counts=True)
-    return float(counts[counts > 1].sum()) / len(weight)
+    """Share of the rows (N, ...) that are equal to another one, among the first thousand: rows are sorted for it."""
+    rows = weight[:ROWS_COMPARED].flatten(1)
+    _, counts = rows.unique(dim=0, return_counts=True)
+    return float(counts[counts > 1].sum()) / len(rows)
 
 
 def _activations(model: nn.Module) -> dict[str, str]:
@@ -176,7 +181,17 @@ def class_counts(train: Dataset, classes: int | None) -> tuple[int, ...]:
 
 
 def to_json(facts: Facts) -> dict[str, Any]:
-    return dataclasses.asdict(facts)
+    """Numbers that are not finite become null: JSON has none."""
+    document: dict[str, Any] = _finite(dataclasses.asdict(facts))
+    return document
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(document: Mapping[str, Any]) -> Facts:

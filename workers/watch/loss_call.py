@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -46,7 +47,10 @@ class LossCall(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in LOSSES and self.found is None:
-            self._see(name, args, kwargs or {}, result)
+            with contextlib.suppress(
+                Exception
+            ):  # whatever somebody calls with that name: looking must not fail the pass
+                self._see(name, args, kwargs or {}, result)
         if isinstance(result, Tensor):
             first = next((each for each in args if isinstance(each, Tensor)), None)
             carried = self._origin(first) if name in CARRIED else name

@@ -8,15 +8,19 @@ from torch import Tensor
 from workers.watch.record import TensorFacts
 
 ROWS_NAMED = 20
-LOOKED_AT = 1 << 20  # elements for the percentile; of more, evenly spaced ones
+LOOKED_AT = 1 << 20  # elements: logits of a large vocabulary must not be copied whole
 
 
 @torch.no_grad()
 def tensor_facts(tensor: Tensor) -> TensorFacts:
-    """``tensor`` (B, ...). Figures are of the finite elements; features are channels of (B, C, H, W), else the last dimension."""
+    """``tensor`` (B, ...). Figures are of the finite elements of the first samples, a million elements or one sample at least; features are
+    channels of (B, C, H, W), else the last dimension."""
     tensor = tensor.detach()
-    rows = len(tensor) if tensor.ndim else 1
-    known = TensorFacts(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), rows=rows)
+    shape, rows = tuple(tensor.shape), len(tensor) if tensor.ndim else 1
+    if tensor.ndim and tensor.numel() > LOOKED_AT:
+        rows = max(1, rows * LOOKED_AT // tensor.numel())
+        tensor = tensor[:rows]
+    known = TensorFacts(str(tensor.dtype).removeprefix("torch."), shape, rows=rows)
     if not tensor.numel() or tensor.is_complex():
         return known
     values = tensor.to(torch.float64)
@@ -25,7 +29,7 @@ def tensor_facts(tensor: Tensor) -> TensorFacts:
     good = values[finite]
     if not len(good):
         return TensorFacts(known.dtype, known.shape, nonfinite_rows=bad, rows=rows)
-    sizes = good.abs()[:: max(1, -(-len(good) // LOOKED_AT))]
+    sizes = good.abs()
     kept = values.where(finite, torch.nan)
     if kept.ndim < 2:
         kept = kept.reshape(-1, 1)
