@@ -100,7 +100,7 @@ def test_from_the_first_visit_to_a_trained_model(browser: Any, product: Product,
     expect(page.get_by_text("running", exact=True)).to_be_visible(timeout=60_000)
     expect(page.get_by_text("succeeded", exact=True)).to_be_visible(timeout=90_000)
     assert product.job(submitted)["status"] == "succeeded"
-    expect(page.locator("canvas:visible")).to_have_count(5)
+    expect(page.locator("canvas:visible")).to_have_count(6)
 
     page.get_by_role("tab", name="Gradient flow").click()
     expect(page.get_by_text("No gradients were recorded yet")).to_be_hidden(timeout=20_000)
@@ -160,7 +160,7 @@ def test_findings_on_data_are_on_the_page_of_the_job(browser: Any, product: Prod
     expect(page.get_by_text("train evaluation overlap")).to_be_visible(timeout=20_000)
     expect(page.get_by_text("in the data", exact=True)).to_be_visible()
     expect(page.get_by_text("50 of 50 evaluation images (100 %) are in the training part")).to_be_visible()
-    assert "train_evaluation_overlap (warning)" in product.chainrule("status", job_id)
+    assert "train_evaluation_overlap (warning)" in product.chainrule("show", job_id)
 
 
 AWAY = "The service does not answer just now."
