@@ -32,7 +32,7 @@ JOB_COLUMNS = (
     JobRow.id, JobRow.status, JobRow.desired, JobRow.desired_at, JobRow.priority, JobRow.created_at, JobRow.deadline_at,
     JobRow.retry_at, JobRow.pause_at, JobRow.attempt, JobRow.failures, JobRow.cluster_losses, JobRow.max_attempts,
     JobRow.worker_min, JobRow.worker_max, JobRow.worker_cpus, JobRow.worker_gpus, JobRow.worker_memory, JobRow.waiting,
-    JobRow.spec["task"].label("task"),
+    JobRow.spec["task"]["kind"].as_string().label("kind"), JobRow.spec["task"]["resumable"].as_boolean().label("resumable"),
 )  # fmt: skip
 
 
@@ -311,6 +311,6 @@ def _job_state(row: Any, attempts: Sequence[AttemptState]) -> JobState:
         most=row.worker_max,
         each=Resources(row.worker_cpus, row.worker_gpus, row.worker_memory),
         waiting=row.waiting,
-        resumable=resumable(row.task),
+        resumable=resumable({"kind": row.kind, "resumable": row.resumable}),
         attempts=tuple(attempts),
     )

@@ -28,25 +28,17 @@ ACCELERATORS: Mapping[str, Accelerator] = {
     "L40S": Accelerator(48 * 10**9, 91.6e12, 362e12),
     "L4": Accelerator(24 * 10**9, 30.3e12, 121e12),
     "A10": Accelerator(24 * 10**9, 31.2e12, 125e12),
-    "V100": Accelerator(32 * 10**9, 15.7e12, 15.7e12),  # has no bf16
-    "T4": Accelerator(16 * 10**9, 8.1e12, 8.1e12),  # has no bf16
+    "V100": Accelerator(32 * 10**9, 15.7e12, 15.7e12),
+    "T4": Accelerator(16 * 10**9, 8.1e12, 8.1e12),
 }
-# By the words of the name that the driver gives a device; the first row whose words are all in it. Of the same data sheets: (fp32, bf16), None where
-# there is no such unit. A card that is not here has no utilisation.
-_PEAKS: tuple[tuple[frozenset[str], float, float | None], ...] = (
-    (frozenset({"H200", "NVL"}), 60e12, 835e12),
-    (frozenset({"H200"}), 67e12, 989e12),
-    (frozenset({"H100", "NVL"}), 60e12, 835e12),
-    (frozenset({"H100", "PCIE"}), 51e12, 756e12),
-    (frozenset({"H100"}), 67e12, 989e12),
-    (frozenset({"A100"}), 19.5e12, 312e12),
-    (frozenset({"L40S"}), 91.6e12, 362e12),
-    (frozenset({"L4"}), 30.3e12, 121e12),
-    (frozenset({"A10"}), 31.2e12, 125e12),
-    (frozenset({"V100", "PCIE"}), 14e12, None),
-    (frozenset({"V100"}), 15.7e12, None),
-    (frozenset({"T4"}), 8.1e12, None),
-)
+NO_BF16 = frozenset({"V100", "T4"})  # their bf16 above is what they do in its place
+# Cards of other speed than the one that the product's name alone stands for; of the same data sheets: (fp32, bf16).
+_VARIANTS: Mapping[tuple[str, str], tuple[float, float]] = {
+    ("H200", "NVL"): (60e12, 835e12),
+    ("H100", "NVL"): (60e12, 835e12),
+    ("H100", "PCIE"): (51e12, 756e12),
+    ("V100", "PCIE"): (14e12, 14e12),
+}
 OPERATION_SECONDS = 1e-5  # that starting one operation takes, on any device: what small models spend their time with
 CONTEXT_BYTES = 512 << 20  # of an accelerator's memory, for CUDA itself
 
@@ -71,7 +63,12 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     words = frozenset(re.findall(r"[A-Z0-9]+", device_name.upper()))
     if "MIG" in words:
         return None
-    for known, fp32, bf16 in _PEAKS:
-        if known <= words:
-            return bf16 if precision == "bf16" else fp32
-    return None
+    known = next((name for name in ACCELERATORS if name.partition("-")[0] in words), None)
+    if known is None:
+        return None
+    product, card = known.partition("-")[0], ACCELERATORS[known]
+    variants = (peaks for (name, kind), peaks in _VARIANTS.items() if name == product and kind in words)
+    fp32, bf16 = next(variants, (card.fp32, card.bf16))
+    if precision != "bf16":
+        return fp32
+    return None if product in NO_BF16 else bf16

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from workers.storage import folder_at, write_whole
+from workers.part_files import PartFiles, append
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,41 +49,20 @@ class GradientWriter:
     """Appends rows; ``append`` returns when they are there for every reader."""
 
     def __init__(self, folder: Path, attempt: int) -> None:
-        self._folder, self._attempt = folder, attempt
-        parts = (path.name.partition(".")[0] for path in folder.glob(f"attempt-{attempt:04d}-part-*"))
-        self._next_part = max((int(part.rpartition("-")[2]) + 1 for part in parts), default=0)
-        self._part: Path | None = None  # without its suffix
-        self._layers: tuple[str, ...] = ()
+        self._parts = PartFiles(folder, attempt)
 
     def append(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None:
         import numpy as np
 
         if not rows:
             return
-        part = self._part_for(tuple(layers))
         norms = np.array([norms for _, norms in rows], dtype=NORM)
         index = np.empty(len(rows), dtype=INDEX_RECORD)
         index["step"] = [step for step, _ in rows]
         index["norm"] = total_norms(norms)
-        self._part = None  # a part that takes only half of this (a full disk) gets no more: its rows would be shifted
-        _append(part.with_suffix(".norms"), norms.tobytes())
-        _append(part.with_suffix(".index"), index.tobytes())
-        self._part = part
-
-    def _part_for(self, layers: tuple[str, ...]) -> Path:
-        if self._part is not None and layers == self._layers:
-            return self._part
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f"attempt-{self._attempt:04d}-part-{self._next_part:06d}"
-        self._next_part += 1
-        write_whole(folder_at(part.with_suffix(".json")), json.dumps({"layers": layers}).encode())
-        self._layers = layers
-        return part
-
-
-def _append(path: Path, content: bytes) -> None:
-    with path.open("ab") as stream:
-        stream.write(content)
+        with self._parts.appending({"layers": tuple(layers)}) as part:
+            append(part.with_suffix(".norms"), norms.tobytes())
+            append(part.with_suffix(".index"), index.tobytes())
 
 
 def total_norms(norms: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -35,6 +35,13 @@ class Layers:
             parameters.append(parameter)
         return Layers(tuple(names), tuple(parameters), tuple(owner))
 
+    def rows(self) -> tuple[list[int], bool]:
+        """For each parameter the row that its figures are added to: its layer's (L of them) where each worker has it whole, which counts once, and
+        L more where each has a part, which is added up over workers. And whether there are parts."""
+        parts = [is_part(parameter) for parameter in self.parameters]
+        rows = [index + len(self.names) * part for index, part in zip(self.owner, parts, strict=True)]
+        return rows, any(parts)
+
 
 class GradientMonitor:
     """Measures and clips. Nothing here waits for an accelerator, except ``digest``.
@@ -45,11 +52,7 @@ class GradientMonitor:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.layers = Layers.of(model)
         self._device = device
-        parts = [is_part(parameter) for parameter in self.layers.parameters]
-        self._sharded = any(parts)
-        count = len(self.layers.names)
-        # Squares of what each worker has whole, which count once, and after them of parts.
-        rows = [index + count * part for index, part in zip(self.layers.owner, parts, strict=True)]
+        rows, self._sharded = self.layers.rows()
         self._row = torch.tensor(rows, dtype=torch.int64, device=device)
 
     @torch.no_grad()

@@ -9,12 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.watch.course import MIN_STEPS as MIN_STEPS
 from workers.watch.diagnosis import diagnose
-from workers.watch.findings import Finding as Finding
-from workers.watch.findings import Judgement as Judgement
-from workers.watch.findings import Severity as Severity
-from workers.watch.findings import Verdict as Verdict
+from workers.watch.findings import Judgement
 from workers.watch.record import Facts, Record, Series
 
 

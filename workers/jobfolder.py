@@ -31,7 +31,7 @@ from workers.checkpoint_folders import Manifest, complete
 from workers.gradient_files import GradientMatrix, GradientReader
 from workers.metric_series import Series, SeriesReader
 from workers.storage import folder_at
-from workers.watch.probe_files import read_probes
+from workers.watch import probe_files
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -140,8 +140,7 @@ class JobFolder:
 
     def last_probe_step(self) -> int:
         """-1 when there is none."""
-        found = read_probes(self.probes_path)
-        return -1 if found is None else int(found.steps[-1])
+        return probe_files.last_step(self.probes_path)
 
     # --- files --------------------------------------------------------------------------------------------------------
 

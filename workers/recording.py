@@ -21,6 +21,7 @@ from workers import health
 from workers.flops import Rates
 from workers.reports import Level, Progress, Reporter, mark_of
 from workers.watch.facts import from_json, to_json
+from workers.watch.findings import Judgement
 from workers.watch.probe_rows import Names, ProbeLog, pack, summary
 from workers.watch.record import Facts, Probes
 from workers.watch.spending import Spending
@@ -271,7 +272,7 @@ class Recorder:
         """Those of the run so far, thinned, up to the last flush."""
         return replace(self._probes.probes(), cost_share=self._spending.share)
 
-    def judgement(self) -> health.Judgement:
+    def judgement(self) -> Judgement:
         return health.judge(
             health.History(
                 np.array(self._kept_steps, dtype=np.int64),
@@ -283,7 +284,7 @@ class Recorder:
             )
         )
 
-    def judge(self, *, final: bool = False) -> health.Judgement:
+    def judge(self, *, final: bool = False) -> Judgement:
         """Reports the verdict when it changes, and at the end of the run with the figures of the end."""
         judgement = self.judgement()
         told = judgement.verdict == self._verdict and not final

@@ -174,10 +174,13 @@ class Workers(Model):
         return self.threads or max(1, math.floor(self.cpus))
 
 
+OVERHEAD_BUDGET = 0.02  # of the steps' own time
+
+
 class Gradients(Model):
     every_steps: PositiveInt = Field(1, description="record the norm of every layer's gradient at each so many steps")
     overhead_budget: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.02,
+        OVERHEAD_BUDGET,
         description="what probes (weight norms, update ratios, zero shares, activations, ...) may cost, as a share of the steps' own time: as many "
         "are made as that pays for; 0: none, 1: one at every step",
     )
@@ -186,7 +189,7 @@ class Gradients(Model):
     @classmethod
     def _of_earlier_versions(cls, value: Any) -> Any:
         """Their jobs say null."""
-        return 0.02 if value is None else value
+        return OVERHEAD_BUDGET if value is None else value
 
 
 class Health(Model):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,6 @@ class Case:
     healed: Callable[[int], Job] | None = None  # the same without the fault; None for healthy cases
     accepted: tuple[str, ...] = ()  # other codes that are as true for this fault
     held_back: bool = False  # not to be looked at while rules are tuned
-    needs: Literal["fashion-mnist", "tinyshakespeare", "medical"] | None = None  # folder of shared data
 
     def __post_init__(self) -> None:
         if (self.expected is None) != (self.healed is None):

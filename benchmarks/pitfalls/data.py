@@ -1,4 +1,4 @@
-"""The suite's data: what comes with scikit-learn, and the folder of shared data where there is one. Tensors, split by a seed of their own.
+"""The suite's data: what comes with scikit-learn. Tensors, split by a seed of their own.
 
 Splits do not depend on a run's seed: runs of a case differ in weights and in the order of samples.
 """
@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
 from sklearn import datasets
 from torch import Tensor
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 SPLIT_SEED = 20
 
 
@@ -144,35 +141,3 @@ def thinned(pair: Pair, keep: Sequence[int], share: float, seed: int = 3) -> Pai
     wanted = torch.isin(pair.train.targets, torch.tensor(list(keep)))
     lucky = torch.rand(len(wanted), generator=torch.Generator().manual_seed(seed)) < share
     return replace(pair, train=pair.train.at(torch.nonzero(wanted | lucky).flatten()))
-
-
-def available(name: str | None) -> bool:
-    return name is None or (SHARED / name).is_dir()
-
-
-@cache
-def fashion(count: int = 4000) -> Pair:
-    """Fashion-MNIST, (N, 1, 28, 28) of mean about 0 and deviation about 1, 10 classes."""
-    return _archive(SHARED / "fashion-mnist/fashion-mnist-12k-2k.npz", count)
-
-
-@cache
-def tinyshakespeare(length: int = 32, characters_read: int = 60_000) -> tuple[Pair, int]:
-    path = SHARED / "tinyshakespeare/input.txt"
-    text = path.read_text(encoding="utf-8")
-    return characters(length, text[:characters_read])
-
-
-def _archive(path: Path, count: int) -> Pair:
-    with np.load(path) as arrays:
-        names = list(arrays)
-        wanted = ("x_train", "y_train", "x_test", "y_test")
-        if missing := set(wanted) - set(names):
-            raise ValueError(f"{path.name} has {names}, without {sorted(missing)}")
-        x_train, y_train, x_test, y_test = (arrays[name] for name in wanted)
-
-    def split(x: np.ndarray, y: np.ndarray, limit: int) -> Split:
-        inputs = torch.tensor(x[:limit], dtype=torch.float32)[:, None] / 255
-        return Split((inputs - 0.286) / 0.353, torch.tensor(y[:limit].astype(np.int64)).flatten())
-
-    return Pair(split(x_train, y_train, count), split(x_test, y_test, 500))

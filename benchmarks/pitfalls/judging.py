@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
-
 from benchmarks.pitfalls.case import Case
 from benchmarks.pitfalls.loop import run
 from benchmarks.pitfalls.scoring import Judged
-from workers.health import History, judge
+from workers.watch.diagnosis import diagnose
 from workers.watch.record import Record
 
 LOOKS = 50  # in a run
@@ -17,19 +14,8 @@ FIRST_HELD_BACK_SEED = 100
 
 def first_code(record: Record) -> str | None:
     """Of the first finding of warning or above, as the rules put them in order."""
-    try:
-        rules = importlib.import_module("workers.watch.diagnosis")
-    except ModuleNotFoundError:  # not built yet: what the service judges by today
-        series = record.series
-        history = History(
-            series.steps, series.losses, series.layers, series.norms, record.total_steps, record.facts.warmup_steps
-        )
-        findings: Sequence[object] = judge(history).findings
-    else:
-        answer = rules.diagnose(record)
-        findings = getattr(answer, "findings", answer)
-    serious = [finding for finding in findings if getattr(finding, "severity") in ("warning", "critical")]  # noqa: B009
-    return str(getattr(serious[0], "code")) if serious else None  # noqa: B009
+    serious = [finding for finding in diagnose(record).findings if finding.severity != "note"]
+    return serious[0].code if serious else None
 
 
 def judged(case: Case, seed: int) -> Judged:

@@ -17,8 +17,9 @@ from api.cli.follow import told
 from tests import proteins
 from workers.data_checks import run
 from workers.data_checks.report import Report
-from workers.health import Finding, with_data
+from workers.health import with_data
 from workers.spec import parse_spec
+from workers.watch.findings import Finding
 
 pytestmark = pytest.mark.unit
 

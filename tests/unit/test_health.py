@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.health import MIN_STEPS, History, Judgement, judge
+from workers.health import History, judge
+from workers.watch.course import MIN_STEPS
+from workers.watch.findings import Judgement
 
 pytestmark = pytest.mark.unit
 

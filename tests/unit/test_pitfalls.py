@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.pitfalls.case import Case, Goal
 from benchmarks.pitfalls.cases import ALL
-from benchmarks.pitfalls.data import available
 from benchmarks.pitfalls.loop import run
 from benchmarks.pitfalls.scoring import Judged, score
 
@@ -18,8 +17,6 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("case", ALL[::4], ids=lambda case: case.name)
 def test_a_case_makes_two_steps_and_leaves_a_record(case: Case) -> None:
     """Every fourth; ``python -m benchmarks.pitfalls verify`` trains all of them."""
-    if not available(case.needs):
-        pytest.skip(f"needs {case.needs}")
     for build in filter(None, (case.build, case.healed)):
         record = run(replace(build(0), steps=2), 0, watch=True).record
         assert record is not None

@@ -9,11 +9,11 @@ from pathlib import Path
 from workers.data_checks import duplicates
 from workers.data_checks.duplicates import Contents
 from workers.data_checks.report import Clock, Report, counted, finding, listed, looked_at, percent, sampled
-from workers.health import Finding
 from workers.kinds.proteins import ProteinStructureTask, StructureData
 from workers.sources import chains
 from workers.sources.problems import BadDataError
 from workers.sources.structures import Chain, read_chains
+from workers.watch.findings import Finding
 
 LEFT_OUT = 0.5  # share of the chains that are too short or too long, from which on it is a warning
 UNSEEN = 0.2  # share of the residues without coordinates of their backbone, from which on it is worth a note

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data_checks.report import NAMED, finding, listed, looked_at, percent
-from workers.health import Finding
+from workers.watch.findings import Finding
 
 REPEATED = 0.001  # share of the training items that repeat another one, from which on it is worth a note
 MOSTLY_REPEATED = 0.5  # and from which on it is a warning

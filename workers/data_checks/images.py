@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from workers.data_checks import duplicates, labels
 from workers.data_checks.duplicates import Contents
 from workers.data_checks.report import NAMED, Clock, Report, counted, finding, listed, looked_at, percent, sampled
-from workers.health import Finding
 from workers.kinds.hub import is_folder
 from workers.kinds.image_data import DigitsData, FolderData, HuggingFaceData, NpzData, ParquetData
 from workers.kinds.images import ImageClassificationTask
 from workers.sources import arrays, encoded, folders
 from workers.sources.problems import BadDataError
+from workers.watch.findings import Finding
 
 BLANK = 0.1  # share of images without any content from which on it is a warning
 OTHER_SCALE = 20.0  # ratio of deviations of two parts that no drift explains

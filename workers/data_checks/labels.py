@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data_checks.report import finding, listed, percent
-from workers.health import Finding
+from workers.watch.findings import Finding
 
 IMBALANCE = 20.0  # largest class over smallest, without class weights
 ENOUGH_TO_JUDGE = 200  # training samples; fewer say little about how frequent classes are

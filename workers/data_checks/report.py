@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from workers.health import Finding, Severity
 from workers.sources.arrays import SPLIT_SEED
+from workers.watch.findings import Finding, Severity
 
 NAMED = 5  # items that a finding names, at most
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from workers.data_checks import duplicates, labels
 from workers.data_checks.report import Clock, Report, counted, finding, listed, percent, sampled
-from workers.health import Finding
 from workers.kinds.tables import BreastCancerData, TabularTask
 from workers.sources import tables
 from workers.sources.tables import Tables
+from workers.watch.findings import Finding
 
 OTHER_SCALE = 20.0  # ratio of deviations, or distance of means in deviations, of two parts that no drift explains
 MISSING = 0.5  # share of a column's rows without a value, from which on it is worth a note

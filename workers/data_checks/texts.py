@@ -9,11 +9,11 @@ from itertools import chain
 from workers.data_checks import duplicates
 from workers.data_checks.duplicates import Contents
 from workers.data_checks.report import NAMED, Clock, Report, counted, finding, listed, percent
-from workers.health import Finding
 from workers.kinds.language import CharTokenizer, DocumentData, LanguageModelTask, TextData
 from workers.sources import documents, text
 from workers.sources.documents import Document
 from workers.sources.language import data_files, need_block
+from workers.watch.findings import Finding
 
 MOST = 1 << 26  # characters of the training part that are looked at one by one
 LONG_LINE = 80  # characters; shorter lines are the same by coincidence

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from workers.data_checks import duplicates
 from workers.data_checks.duplicates import Contents
 from workers.data_checks.report import Clock, Report, counted, finding
-from workers.health import Finding
 from workers.kinds.language import LanguageModelTask, TokenData
 from workers.sources import token_files
 from workers.sources.language import need_block
+from workers.watch.findings import Finding
 
 MOST = 1 << 25  # tokens of a part that are looked at
 PASSAGE = 64  # tokens that are compared at once; the same by coincidence only where next to nothing varies

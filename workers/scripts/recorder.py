@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from workers.health import Judgement
 from workers.recording import HostValues, Recorder, Row
 from workers.reports import Reporter
 from workers.scripts.observations import Measured
+from workers.watch.findings import Judgement
 
 PATIENCE_STEPS = 200  # before a flat loss counts, when nobody knows how long the run is
 

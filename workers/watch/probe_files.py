@@ -23,9 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.storage import folder_at, write_whole
+from workers.part_files import PartFiles, append
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from workers.watch.probe_rows import Names
@@ -36,40 +37,37 @@ class ProbeWriter:
     """Appends rows; ``append`` returns when they are there for every reader."""
 
     def __init__(self, folder: Path, attempt: int) -> None:
-        self._folder, self._attempt = folder, attempt
-        parts = (path.stem for path in folder.glob(f"attempt-{attempt:04d}-part-*.json"))
-        self._next_part = max((int(part.rpartition("-")[2]) + 1 for part in parts), default=0)
-        self._part: Path | None = None  # its rows
-        self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self._parts = PartFiles(folder, attempt)
 
     def append(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[str]) -> None:
         """``rows``: as ``probe_rows.pack`` gives them."""
         if not rows:
             return
-        part = self._part_for(tuple(layers), tuple(activations))
-        self._part = None  # a part that takes only half of this (a full disk) gets no more: its rows would be shifted
-        with part.open("ab") as stream:
-            stream.write(b"".join(map(base64.b64decode, rows)))
-        self._part = part
-
-    def _part_for(self, layers: tuple[str, ...], activations: tuple[str, ...]) -> Path:
-        if self._part is not None and (layers, activations) == self._names:
-            return self._part
         from workers.watch.probe_rows import ACTIVATION_STATISTICS, BINS, LOWEST, STATISTICS, WHOLE
 
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f"attempt-{self._attempt:04d}-part-{self._next_part:06d}.json"
-        self._next_part += 1
         head = {
-            "layers": layers,
-            "activations": activations,
+            "layers": tuple(layers),
+            "activations": tuple(activations),
             "statistics": STATISTICS,
             "activation_statistics": ACTIVATION_STATISTICS,
             "histogram": {"lowest": LOWEST, "bins": BINS, "whole": WHOLE},
         }
-        write_whole(folder_at(part), json.dumps(head).encode())
-        self._names = (layers, activations)
-        return part.with_suffix(".rows")
+        with self._parts.appending(head) as part:
+            append(part.with_suffix(".rows"), b"".join(map(base64.b64decode, rows)))
+
+
+def last_step(folder: Path) -> int:
+    """-1 when there are no rows. Reads one record of each part: rows come in the order of their steps."""
+    import numpy as np
+
+    last = -1
+    for head in folder.glob("attempt-*.json"):
+        kind, rows = _kind(head)[1], head.with_suffix(".rows")
+        whole = rows.stat().st_size // kind.itemsize if rows.exists() else 0
+        if whole:
+            record = np.fromfile(rows, dtype=kind, count=1, offset=(whole - 1) * kind.itemsize)
+            last = max(last, int(record["step"][0]))
+    return last
 
 
 def read_records(folder: Path) -> tuple[Names, NDArray[Any]] | None:
@@ -79,15 +77,11 @@ def read_records(folder: Path) -> tuple[Names, NDArray[Any]] | None:
     """
     import numpy as np
 
-    from workers.watch.probe_rows import Names, record_type
-
     parts = []
     for head in sorted(folder.glob("attempt-*.json")):
-        document = json.loads(head.read_bytes())
-        names = Names(tuple(document["layers"]), tuple(document["activations"]))
+        names, kind = _kind(head)
         rows = head.with_suffix(".rows")
         content = rows.read_bytes() if rows.exists() else b""
-        kind = record_type(names)
         parts.append((names, np.frombuffer(content[: len(content) // kind.itemsize * kind.itemsize], dtype=kind)))
     parts = [part for part in parts if len(part[1])]
     if not parts:
@@ -103,3 +97,12 @@ def read_probes(folder: Path) -> Probes | None:
 
     found = read_records(folder)
     return None if found is None else probes_of(*found)
+
+
+def _kind(head: Path) -> tuple[Names, np.dtype[Any]]:
+    """What the rows of a part are about, and how one lies on disk."""
+    from workers.watch.probe_rows import Names, record_type
+
+    document = json.loads(head.read_bytes())
+    names = Names(tuple(document["layers"]), tuple(document["activations"]))
+    return names, record_type(names)

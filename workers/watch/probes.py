@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from workers.gradients import Layers
-from workers.sharding import is_part, local
+from workers.sharding import local
 from workers.watch.activations import Activations
 from workers.watch.gradient_probe import GradientProbe, Measured
 from workers.watch.probe_rows import BINS, Names
@@ -57,11 +57,7 @@ class Prober:
         self._layers = Layers.of(model)
         self._optimizer, self._device, self._spending = optimizer, device, spending
         self._rank, self._world_size, self._control = rank, world_size, control
-        parts = [is_part(parameter) for parameter in self._layers.parameters]
-        self._sharded = any(parts)
-        count = len(self._layers.names)
-        # As GradientMonitor: what each worker has whole counts once, and after it parts, which are added up.
-        self._rows = [index + count * part for index, part in zip(self._layers.owner, parts, strict=True)]
+        self._rows, self._sharded = self._layers.rows()
         self._row = torch.tensor(self._rows, dtype=torch.int64, device=device)
         self._gradients = GradientProbe(model, self._layers, self._rows, device, sharded=self._sharded)
         self._watch = Stopwatch(events=device.type == "cuda")
