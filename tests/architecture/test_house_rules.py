@@ -122,6 +122,12 @@ def test_every_task_kind_of_the_spec_is_built() -> None:
     assert {*FACTORIES, *RUNNERS} == set(LOOKS) == set(KINDS)
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """Processes that a test starts find its functions by the name of its file."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_readme_tree_is_true() -> None:
     """Each path in the README's annotated tree exists, and each module of the three packages' top floor is in it."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

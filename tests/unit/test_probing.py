@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workers.gradients import GradientMonitor
 from workers.watch.activations import RULES, Activations
-from workers.watch.probe_files import ProbeWriter, read_probes, read_records
+from workers.watch.probe_files import ProbeWriter, last_step, read_probes, read_records
 from workers.watch.probe_rows import BINS, KEPT_ROWS, LOWEST, Names, ProbeLog, pack, probes_of, summary, unpack
 from workers.watch.probes import UPDATE_SAMPLE, Prober
 from workers.watch.record import Probes
@@ -271,6 +271,7 @@ def test_rows_come_back_from_files(tmp_path: Path) -> None:
     head = json.loads(min(tmp_path.glob("*.json")).read_bytes())
     assert head["histogram"] == {"lowest": LOWEST, "bins": BINS, "whole": 65535}
     assert read_probes(tmp_path / "nothing") is None
+    assert (last_step(tmp_path), last_step(tmp_path / "nothing")) == (4, -1)
 
 
 def test_kept_rows_are_few_and_passed_on() -> None:
