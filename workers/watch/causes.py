@@ -4,6 +4,7 @@ others are also seen. Only called with a symptom: none of these signals is a sic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from workers.watch import causes_away as away
 from workers.watch import causes_flat as flat
@@ -51,13 +52,24 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
 
 def causes(course: Course, symptom: Symptom) -> list[Found]:
     """Those that match, the likeliest first; empty when nothing that was measured explains it."""
-    return [found for rule in RULES[symptom.kind] if (found := rule(course, symptom)) is not None]
+    return [_with(symptom, found) for rule in RULES[symptom.kind] if (found := rule(course, symptom)) is not None]
+
+
+def _with(symptom: Symptom, found: Found) -> Found:
+    """What was seen of the job belongs to the evidence of its cause."""
+    seen = {name: value for name, value in symptom.evidence.items() if name != "row"}
+    return replace(found, evidence={**seen, **found.evidence})
 
 
 def certain_early(course: Course, symptom: Symptom) -> Iterator[Found]:
     """Causes of a flat loss that are beyond doubt long before ``STUCK_PATIENCE`` has passed."""
     if course.past(STUCK_PATIENCE):
         return
+    for found in _beyond_doubt(course, symptom):
+        yield _with(symptom, found)
+
+
+def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
     for rule in (flat.rate_zero, flat.nothing_flows, flat.ran_away_first):
         if found := rule(course, symptom):
             yield found

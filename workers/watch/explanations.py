@@ -45,7 +45,10 @@ def _would(words: Words, values: _Values) -> str:
     act = (words.act[0].lower() + words.act[1:].rstrip(".")).format_map(values)
     if words.consent is None:
         return f"Nothing is changed by itself here, only you can decide: {act}."
-    return f"With your consent (health.allow: [{words.consent}]) the repair would be: {act}."
+    # health.allow is refused until something repairs.
+    return (
+        f"Nothing was changed. Once repairs can be allowed (health.allow: [{words.consent}]), this one would be: {act}."
+    )
 
 
 class _Values(dict[str, str]):
