@@ -67,7 +67,11 @@ def test_a_job_is_on_its_run(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     assert run.data.tags["chainrule.reason"] == "completed"
     aggregate = {key for key in run.data.metrics if not key.startswith("system/")}
     assert aggregate >= {"train/loss", "train/learning_rate", "gradient/norm", "eval/loss", "eval/accuracy"}
-    assert len(aggregate) <= 25
+    probed = {key for key in aggregate if key.startswith(("probe/", "watch/"))}
+    assert "probe/update_ratio_median" in probed
+    # Few, however many layers there are.
+    assert len(probed) <= 10
+    assert len(aggregate - probed) <= 25
 
     history = client(mlflow_server).get_metric_history(run.info.run_id, "train/loss")
     series = folder.series(["train/loss"])["train/loss"]
