@@ -3,6 +3,7 @@
     job.json                                       the job specification
     controller.json                                what a restarted controller needs
     data.json                                      what was seen of the data before workers were taken
+    facts.json                                     what was seen in the run's first pass, see workers/watch/facts.py
     metrics/attempt-0001.jsonl                     {"step", "timestamp", "values": {series: value}}, one line a report
     gradients/attempt-0001-part-000000.*           the norms of every layer, see workers/gradient_files.py
     probes/attempt-0001-part-000000.*              what is measured now and then, see workers/watch/probe_files.py
@@ -33,6 +34,7 @@ from workers.metric_series import Series, SeriesReader
 from workers.storage import folder_at
 from workers.watch import probe_files
 
+FACTS = "facts.json"
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from workers.gradient_files import GradientWriter
 from workers.health import with_data
-from workers.jobfolder import JobFolder, append_lines, encode, read_last_lines
+from workers.jobfolder import FACTS, JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
+from workers.watch.findings import ORDER, Severity
 from workers.watch.probe_files import ProbeWriter
 from workers.worker_link import Poll
 
@@ -35,6 +36,7 @@ class Ledger:
             set()
         )  # (worker, sequence) of its events, over a restart of the controller
         self._once: set[tuple[str, int]] = set()
+        self._open: dict[tuple[str, int | None], Severity] = {}  # severity of each finding that is not cleared
         self.events: list[Event] = []
         self.told_through = -1
         self.progress: Progress | None = None
@@ -112,10 +114,27 @@ class Ledger:
             if what in self._once:
                 return
             self._once.add(what)
+        if body["type"] == "facts":
+            if self._folder.read_document(FACTS) is not None:
+                return  # of the run's first step: told once, although later workers and attempts know them too
+            self._folder.write_document(FACTS, body["data"])
+        if body["type"] in ("finding.raised", "finding.cleared") and not self._is_news(body["type"], body["data"]):
+            return
         if body["type"] == "health.verdict":
             with self._lock:
                 self._judged = _health(body["data"])
         self.tell(body["level"], body["type"], body["message"], body["data"], body["timestamp"], (worker, sequence))
+
+    def _is_news(self, type: str, data: Mapping[str, Any]) -> bool:
+        """Steps that are done again from a checkpoint find again what is known."""
+        finding = data["finding"]
+        key, severity = (finding["code"], finding["rank"]), finding["severity"]
+        if type == "finding.cleared":
+            return self._open.pop(key, None) is not None
+        if key in self._open and ORDER.index(severity) <= ORDER.index(self._open[key]):
+            return False
+        self._open[key] = severity
+        return True
 
     def tell(
         self,
@@ -142,6 +161,8 @@ class Ledger:
                 self._once.add((row["type"], row["data"]["step"]))
             if row["type"] == "health.verdict":
                 self._judged = _health(row["data"])
+            if row["type"] in ("finding.raised", "finding.cleared"):
+                self._is_news(row["type"], row["data"])
 
     def _restore_marks(self) -> None:
         """What was measured before, in earlier attempts too: steps that are done again from a checkpoint are not told again."""

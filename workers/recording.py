@@ -11,24 +11,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workers import health
 from workers.flops import Rates
 from workers.reports import Level, Progress, Reporter, mark_of
-from workers.watch.facts import from_json, to_json
-from workers.watch.findings import Judgement
+from workers.watch.diagnosis import diagnose
+from workers.watch.facts_json import from_json, to_json
+from workers.watch.findings import Finding, Judgement
+from workers.watch.memory import RunMemory, StepValues
 from workers.watch.probe_rows import Names, ProbeLog, pack, summary
-from workers.watch.record import Facts, Probes
+from workers.watch.record import Facts, Probes, Record
 from workers.watch.spending import Spending
+from workers.watch.watching import Watch
 
 ROWS = 64  # the ring's size
 FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
-BEGINNING = 32  # first steps of the run, against which later ones are judged: always kept
+LOOK_SECONDS = 5.0  # between two looks at the record
+LOOKS = 50  # in a run that is so short that it would be over before
+LOOK_SHARE = 0.01  # of the time, at most, for looking
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")
 
@@ -57,9 +61,6 @@ class Row:
     @property
     def mark(self) -> int:
         return mark_of(self.step, self.values) or 0
-
-
-_Row = TypeVar("_Row")
 
 
 class Recorder:
@@ -91,13 +92,13 @@ class Recorder:
         self._ring = torch.zeros((ROWS, len(SCALARS) + len(layers)), dtype=torch.float64, device=device)
         self._pending: list[tuple[int, float, float, HostValues]] = []
         self._flushed_at = self._step_ended_at = time.perf_counter()
-        self._losses: list[float] = []
-        self._norms: list[np.ndarray] = []
-        self._kept_steps: list[int] = []
+        self._memory = RunMemory(layers)
         self._spending = spending or Spending(0.0)
         self._probes = ProbeLog(Names(layers, ()))
         self._pending_probes: dict[int, tuple[Tensor, float | None]] = {}
-        self._verdict: str | None = None
+        self._watch = Watch()
+        self._told: list[Any] | None = None  # the newest verdict and its findings
+        self._looked_at, self._looked_step, self._look_seconds = time.monotonic(), 0, 0.0
         self._seconds_per_step: float | None = None
         self.bad_steps = 0  # in a row, up to the last flush
         self.latest: dict[str, float] = {}
@@ -156,7 +157,12 @@ class Recorder:
             if probe is not None:
                 values |= summary(self._probes.names, probe)
             found.append(Row(step, timestamp, values, norms.tolist() if wanted else None, probe))
-            self._remember(step, values["train/loss"], norms)
+            factor = float(row[SCALARS.index("factor")])
+            self._remember(
+                step,
+                StepValues(values["train/loss"], host.learning_rate, factor, seconds, host.data_wait_seconds),
+                norms,
+            )
             self.latest.update(values)
         self._keep(found)
         self._report_progress(len(rows))
@@ -215,15 +221,9 @@ class Recorder:
             "gradient/nonfinite_layers": float(np.count_nonzero(~np.isfinite(norms))),
         }
 
-    def _remember(self, step: int, loss: float, norms: np.ndarray) -> None:
-        self.bad_steps = 0 if math.isfinite(loss) else self.bad_steps + 1
-        self._kept_steps.append(step)
-        self._losses.append(loss)
-        self._norms.append(norms)
-        if len(self._kept_steps) > 4096:  # judging needs the shape of the run, not each of its steps
-            self._kept_steps = _thinned(self._kept_steps)
-            self._losses = _thinned(self._losses)
-            self._norms = _thinned(self._norms)
+    def _remember(self, step: int, measured: StepValues, norms: np.ndarray) -> None:
+        self.bad_steps = 0 if math.isfinite(measured.loss) else self.bad_steps + 1
+        self._memory.add(step, measured, norms)
 
     def _report_progress(self, steps: int) -> None:
         seconds = sum(seconds for _, _, seconds, _ in self._pending) / steps
@@ -236,17 +236,15 @@ class Recorder:
             self._reporter.progress(Progress(step, self._steps, host.epoch, per_second, left))
 
     def document(self) -> dict[str, Any]:
-        """What a checkpoint or another worker needs: rows that nobody has told yet, and the run's own start, by which it is judged.
+        """What a checkpoint or another worker needs: rows that nobody has told yet, the run's course, by which it is judged, and what was found.
 
         To be taken after ``flush``.
         """
-        norms = [row.tolist() for row in self._norms[:BEGINNING]]
         return {
-            "steps": self._kept_steps[:BEGINNING],
-            "losses": self._losses[:BEGINNING],
-            "norms": norms,
+            "memory": self._memory.document(),
             "untold": [asdict(row) for row in self._untold],
-            "verdict": self._verdict,
+            "watch": self._watch.document(),
+            "told": self._told,
             "probes": self._probes.document() | self._spending.document(),
             "facts": to_json(self.facts) if self.facts is not None else None,
         }
@@ -258,9 +256,10 @@ class Recorder:
         if "probes" in document:  # not in those of earlier versions
             self._probes.restore(document["probes"])
             self._spending.restore(document["probes"])
-        self._kept_steps, self._losses = list(document["steps"]), list(document["losses"])
-        self._norms = [np.array(row) for row in document["norms"]]
-        self._verdict = document["verdict"]
+        if "memory" in document:
+            self._memory.restore(document["memory"])
+            self._watch.restore(document["watch"])
+            self._told = document["told"]
         facts = document.get("facts")  # not in those of earlier versions
         self.facts = from_json(facts) if facts is not None else None
         self._untold = deque(Row(**row) for row in document["untold"])
@@ -272,35 +271,60 @@ class Recorder:
         """Those of the run so far, thinned, up to the last flush."""
         return replace(self._probes.probes(), cost_share=self._spending.share)
 
-    def judgement(self) -> Judgement:
-        return health.judge(
-            health.History(
-                np.array(self._kept_steps, dtype=np.int64),
-                np.array(self._losses, dtype=np.float64),
-                self._layers,
-                np.array(self._norms, dtype=np.float64).reshape(len(self._norms), len(self._layers)),
-                self._steps,
-                self._warmup_steps,
-            )
+    def record_of_run(self) -> Record:
+        """All that is known of the run, up to the last flush."""
+        facts = self.facts or Facts()
+        steps = self._steps or facts.total_steps
+        warmup = max(self._warmup_steps, facts.warmup_steps)
+        return Record(
+            replace(facts, total_steps=steps, warmup_steps=warmup),
+            self._memory.series(),
+            self.probes(),
+            self._memory.evaluations(),
         )
 
+    def judgement(self) -> Judgement:
+        """As if nobody had ever looked."""
+        return diagnose(self.record_of_run())
+
+    def judge_when_due(self) -> None:
+        """Often enough that a short run is seen while it lasts, seldom enough that nobody waits for it."""
+        since, steps = time.monotonic() - self._looked_at, self._memory.steps - self._looked_step
+        due = since > LOOK_SECONDS or (self._steps and steps >= self._steps / LOOKS)
+        if steps and due and since * LOOK_SHARE >= self._look_seconds:
+            self.judge()
+
     def judge(self, *, final: bool = False) -> Judgement:
-        """Reports the verdict when it changes, and at the end of the run with the figures of the end."""
-        judgement = self.judgement()
-        told = judgement.verdict == self._verdict and not final
-        if (
-            self._teller and self._kept_steps and not told
-        ):  # a run that was resumed at its very end keeps its earlier verdict
+        """Reports findings that are new or have passed, and the verdict when it changes; at the end of the run all that is seen then."""
+        began = time.monotonic()
+        changes = self._watch.look(self.record_of_run(), final=final)
+        judgement = changes.judgement
+        for finding in changes.raised:
+            self._tell_finding("finding.raised", finding, changes.step)
+        for finding in changes.cleared:
+            self._tell_finding("finding.cleared", finding, changes.step)
+        told = [judgement.verdict, [[*finding.key, finding.severity] for finding in judgement.findings]]
+        # A run that was resumed at its very end keeps its earlier verdict.
+        if self._teller and self._memory.steps and (told != self._told or final):
             level: Level = "info" if judgement.verdict in ("healthy", "unknown") else "warning"
             self._reporter.event(level, "health.verdict", judgement.sentence, judgement.as_dict())
-        self._verdict = judgement.verdict
+        self._told = told
+        self._looked_at, self._looked_step = time.monotonic(), self._memory.steps
+        self._look_seconds = self._looked_at - began
         return judgement
+
+    def _tell_finding(self, what: str, finding: Finding, step: int) -> None:
+        if not self._teller:
+            return
+        passed = what == "finding.cleared"
+        level: Level = "info" if passed or finding.severity == "note" else "warning"
+        where = f" in {finding.layer}" if finding.layer else ""
+        where += f" on rank {finding.rank}" if finding.rank is not None else ""
+        said = f"{finding.code}{where} has passed." if passed else f"{finding.code}{where}: {finding.explanation}"
+        self._reporter.event(level, what, said, {"step": step, "finding": asdict(finding)})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values that are not of every step, such as an evaluation's."""
         self.latest.update(values)
+        self._memory.evaluated(step, values)
         self._keep([Row(step, time.time(), values)])
-
-
-def _thinned(rows: list[_Row]) -> list[_Row]:
-    return rows[:BEGINNING] + rows[BEGINNING::2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 
 from torch import Tensor
 
@@ -15,11 +14,11 @@ from workers.membership import Work
 from workers.reports import Outcome, ReasonCode
 from workers.run_state import RunState
 from workers.tasks.base import Batch, Dataset
-from workers.watch.facts import FirstPass, to_json
+from workers.watch.facts import FirstPass
+from workers.watch.facts_json import to_json
 from workers.watch.record import Facts
 from workers.weights import finite
 
-JUDGE_SECONDS = 5.0
 COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank waits for another's collector
 
 
@@ -176,8 +175,7 @@ class RunDuties(RunState):
         """What keeps a long run steady, outside of the timed step."""
         if self.step % COLLECT_GARBAGE_EVERY == 0:
             gc.collect()
-        if time.monotonic() - self.judged_at > JUDGE_SECONDS:
-            self.recorder.flush()
-            self.recorder.judge()
-            self.judged_at = time.monotonic()
+        if self.facts_due:
+            self.share_facts()
+        self.recorder.judge_when_due()
         self.recorder.step_begins()

@@ -30,6 +30,7 @@ from workers.scoring import Score
 from workers.spec import JobSpec
 from workers.tasks.base import Task
 from workers.user_code import UserCode
+from workers.watch.facts_json import from_json, to_json
 from workers.watch.probes import Prober
 from workers.watch.spending import Spending
 
@@ -95,7 +96,8 @@ class RunState:
         self.suspect = (
             False  # a collective was cut off on the device, and something may have been computed from what it left
         )
-        self.started_at = self.judged_at = time.monotonic()
+        self.started_at = time.monotonic()
+        self.facts_due = False  # the others have to be told of what rank 0 will see in the run's first pass
         self.prefetcher: batches.Prefetcher | None = None
         self.build()
         self.spending = Spending(spec.gradients.overhead_budget)
@@ -150,6 +152,21 @@ class RunState:
         self.joined = True
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
+        self.share_facts()
+
+    def share_facts(self) -> None:
+        """Any rank may be the one that tells, later: all know what one of them knows. Called by all ranks at once."""
+        if self.world_size == 1:
+            return
+        facts = self.recorder.facts
+        knows = torch.tensor(self.rank if facts is not None else self.world_size)
+        dist.all_reduce(knows, dist.ReduceOp.MIN, group=self.group.control)
+        source = int(knows)
+        self.facts_due = source == self.world_size
+        if not self.facts_due:
+            found = [to_json(facts) if facts is not None else None]
+            dist.broadcast_object_list(found, src=source, group=self.group.control)
+            self.recorder.facts = from_json(found[0] or {})
 
     def agree_on_microbatches(self) -> None:
         """All ranks take the smallest that any of them needs: those of a rank whose memory ran out, or of an older generation."""

@@ -10,7 +10,7 @@ import pytest
 from tests.distributed.processes import Processes
 from tests.distributed.toys import CLASSES, Memory, Toy, job, train_toy
 from workers import train
-from workers.watch.facts import from_json
+from workers.watch.facts_json import from_json
 
 pytestmark = pytest.mark.distributed
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.health import History, judge
 from workers.watch.course import MIN_STEPS
+from workers.watch.diagnosis import diagnose
 from workers.watch.findings import Judgement
+from workers.watch.record import Facts, Record, Series
 
 pytestmark = pytest.mark.unit
 
@@ -37,7 +38,8 @@ def norms(steps: int = 200, layer_ratio: float = 1.0) -> Floats:
 
 def verdict(losses: Floats, gradient_norms: Floats, *, total: int | None = None, warmup: int = 0) -> Judgement:
     steps = np.arange(1, len(losses) + 1)
-    return judge(History(steps, losses, LAYERS, gradient_norms, total or len(losses), warmup))
+    facts = Facts(total_steps=total or len(losses), warmup_steps=warmup)
+    return diagnose(Record(facts, Series.of(LAYERS, steps, losses, gradient_norms)))
 
 
 def codes(judgement: Judgement) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workers.jobfolder import JobFolder, read_lines
+from workers.jobfolder import FACTS, JobFolder, read_lines
 from workers.ledger import Ledger
 from workers.outbox import Outbox
 from workers.reports import Progress, mark_of
@@ -205,3 +205,29 @@ def test_probes_are_kept_once_too(folder: JobFolder) -> None:
     assert probes is not None
     assert probes.steps.tolist() == [1, 2, 3, 5, 10]
     assert probes.weight_norms[:, 0].tolist() == [0.25, 0.25, 0.25, 0.5, 0.75]
+
+
+def test_findings_that_are_found_again_from_a_checkpoint_are_told_once(folder: JobFolder) -> None:
+    ledger, first, second = Ledger(folder, 1), Outbox(), Outbox()
+    warning = {"step": 3, "finding": {"code": "plateau", "rank": None, "severity": "warning"}}
+    critical = {"step": 4, "finding": {"code": "plateau", "rank": None, "severity": "critical"}}
+    for worker in (first, second):
+        worker.event("warning", "finding.raised", "Flat.", warning)
+        worker.event("warning", "finding.raised", "Flat for long.", critical)
+    ledger.take("a", 0, poll(first))
+    ledger.take("b", 0, poll(second))
+    assert [event.data["finding"]["severity"] for event in ledger.events] == ["warning", "critical"]
+    second.event("info", "finding.cleared", "Moves.", critical)
+    second.event("info", "finding.cleared", "Moves.", critical)
+    ledger.take("b", 0, poll(second, 2))
+    assert [event.type for event in ledger.events].count("finding.cleared") == 1
+
+
+def test_facts_are_kept_and_told_once(folder: JobFolder) -> None:
+    ledger, first, second = Ledger(folder, 1), Outbox(), Outbox()
+    first.event("info", "facts", "Before the first step.", {"batch_size": 8})
+    second.event("info", "facts", "Before the first step.", {"batch_size": 9})
+    ledger.take("a", 0, poll(first))
+    ledger.take("b", 0, poll(second))
+    assert folder.read_document(FACTS) == {"batch_size": 8}
+    assert len(ledger.events) == 1

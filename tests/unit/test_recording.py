@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from tests.distributed.toys import Memory
 from workers import recording
 from workers.recording import ROWS, HostValues, Recorder
 from workers.reports import mark_of
+from workers.watch.memory import BEGINNING, KEPT, PASSED_ON, RunMemory, StepValues
 from workers.watch.probe_rows import BINS, STATISTICS, Names
 
 pytestmark = pytest.mark.unit
@@ -189,7 +191,7 @@ def test_nothing_is_kept_that_the_controller_has() -> None:
         worker.told_through = mark_of(step, {"train/loss": 0}) or 0
         worker.record(step, step)
         assert worker.recorder.document()["untold"] == []
-    assert len(worker.recorder.document()["steps"]) == recording.BEGINNING
+    assert len(worker.recorder.document()["memory"]["steps"]) <= PASSED_ON
 
 
 def test_a_verdict_is_told_when_it_changes_and_by_one_worker() -> None:
@@ -203,8 +205,74 @@ def test_a_verdict_is_told_when_it_changes_and_by_one_worker() -> None:
     heir.record(31, 40, loss=math.nan)
     heir.recorder.judge()
     assert heir.memory.found("health.verdict") == [], "it is known already"
+    assert heir.memory.found("finding.raised") == []
+    (raised,) = source.memory.found("finding.raised")
+    assert (raised["finding"]["code"], raised["finding"]["first_bad_step"]) == ("nonfinite_gradient", 1)
     heir.recorder.judge(final=True)
     assert len(heir.memory.found("health.verdict")) == 1
+
+
+def test_a_look_is_taken_often_enough_and_never_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("workers.recording.time.monotonic", lambda: now[0])
+    worker = Worker(teller=True, steps=1000)
+
+    def looks(seconds: float) -> bool:
+        now[0] += seconds
+        before = worker.recorder._looked_at
+        worker.recorder.judge_when_due()
+        return worker.recorder._looked_at != before
+
+    assert not looks(10), "nothing was measured"
+    worker.record(1, 5)
+    assert looks(6)
+    worker.record(6, 10)
+    assert not looks(1), "5 of 1000 steps, 1 s"
+    worker.record(11, 30)
+    assert looks(0.5), "20 steps are a fiftieth of the run"
+    worker.recorder._look_seconds = 1.0
+    worker.record(31, 90)
+    assert not looks(50), "a look that takes a second is worth 100 seconds"
+    assert looks(51)
+
+
+def test_the_record_of_a_run_has_what_was_measured() -> None:
+    worker = Worker(teller=True)
+    worker.record(1, 10)
+    worker.recorder.scalars(10, {"eval/loss": 0.5, "test/loss": 3.0})
+    for recorder in (worker.recorder, Worker(teller=False).recorder):
+        recorder.restore(passed_on(worker.recorder.document()))
+        record = recorder.record_of_run()
+        assert record.series.steps.tolist() == list(range(1, 11))
+        assert record.series.losses.tolist() == list(range(1, 11))
+        assert record.series.norms[:, 0].tolist() == list(range(1, 11))
+        assert record.series.learning_rates.tolist() == [0.1] * 10
+        assert record.series.clip_factors.tolist() == [0.5] * 10
+        assert record.series.wait_seconds.tolist() == [0.0] * 10
+        assert (record.series.seconds >= 0).all()
+        assert record.evaluations.steps.tolist() == [10]
+        assert {name: values.tolist() for name, values in record.evaluations.metrics.items()} == {"loss": [0.5]}
+        assert record.total_steps == 100
+
+
+def test_a_long_run_is_remembered_in_little_and_its_beginning_whole() -> None:
+    memory = RunMemory(("a",))
+    for step in range(1, 20001):
+        memory.add(step, StepValues(float(step)), np.array([float(step)]))
+    assert len(memory.series().steps) <= KEPT
+    again = RunMemory(("a",))
+    again.restore(passed_on(memory.document()))
+    for each in (memory, again):
+        series = each.series()
+        assert series.steps[: BEGINNING + 1].tolist() == [*range(1, BEGINNING + 1), series.steps[BEGINNING]]
+        assert series.steps[-1] > 19900
+        assert (series.losses == series.steps).all()
+        assert (series.norms[:, 0] == series.steps).all()
+        assert (np.diff(series.steps) > 0).all()
+    assert len(again.series().steps) == PASSED_ON
+    other = RunMemory(("b",))
+    other.restore(passed_on(memory.document()))
+    assert len(other.series().steps) == 0, "another model's"
 
 
 def test_steps_in_a_row_without_a_finite_loss_are_counted() -> None:

@@ -57,6 +57,10 @@ class Observed:
     def judge(self, *, final: bool = False) -> Mapping[str, Any]:
         return self._recorder.judge(final=final).as_dict() if self._recorder else UNKNOWN
 
+    def judge_when_due(self) -> None:
+        if self._recorder is not None:
+            self._recorder.judge_when_due()
+
     def finish(self) -> None:
         """Takes what the script has sent until its end. May be called again."""
         if self._observations is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,8 @@ from workers.recording import HostValues, Recorder, Row
 from workers.reports import Reporter
 from workers.scripts.observations import Measured
 from workers.watch.findings import Judgement
+from workers.watch.memory import StepValues
+from workers.watch.record import Record
 
 PATIENCE_STEPS = 200  # before a flat loss counts, when nobody knows how long the run is
 
@@ -49,14 +52,15 @@ class ScriptRecorder(Recorder):
         found = []
         with self._guard:
             for each in measured:
-                host = HostValues(each.learning_rate or 0.0, 0, 0.0, 0.0)
+                rate = math.nan if each.learning_rate is None else each.learning_rate
+                host = HostValues(rate, 0, 0.0, 0.0)
                 norm = float(np.sqrt(np.square(each.norms).sum()))
                 self._loss = each.loss if each.loss is not None else self._loss
                 row = np.concatenate([[self._loss, 1.0, norm, 1.0], each.norms])
                 values = self._of_a_script(self._values(row, each.norms, each.seconds, host), each)
                 wanted = each.step % self._every_steps == 0 or each.step == 1
                 found.append(Row(each.step, each.timestamp, values, each.norms.tolist() if wanted else None))
-                self._remember(each.step, self._loss, each.norms)
+                self._remember(each.step, StepValues(self._loss, rate, seconds=each.seconds or math.nan), each.norms)
                 self.latest.update(values)
             self._keep(found)
 
@@ -71,10 +75,14 @@ class ScriptRecorder(Recorder):
 
     def judge(self, *, final: bool = False) -> Judgement:
         with self._guard:
-            if final and self._kept_steps:
-                self._steps, self._warmup_steps = self._kept_steps[-1], 0
+            if final and self._memory.steps:
+                self._steps, self._warmup_steps = self._memory.steps, 0
             return super().judge(final=final)
 
-    def judgement(self) -> Judgement:
+    def judge_when_due(self) -> None:
         with self._guard:
-            return super().judgement()
+            super().judge_when_due()
+
+    def record_of_run(self) -> Record:
+        with self._guard:
+            return super().record_of_run()

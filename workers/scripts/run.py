@@ -23,7 +23,6 @@ from workers.scripts.surroundings import CutError, Meeting, Seat
 from workers.spec import JobSpec
 
 LOOK_SECONDS = 0.1
-JUDGE_SECONDS = 5.0
 KEEP_SECONDS = 30.0
 # For which a script's failure may be the consequence of another worker's loss, of which the controller hears first.
 OWN_FAULT_SECONDS, PEER_FAULT_SECONDS = 1.0, 6.0
@@ -125,7 +124,7 @@ class ScriptRun:
     def follow(self, script: ScriptProcess, observed: Observed) -> End:
         """Until the script has ended. Raises CutError when the group is let go; the script is killed then."""
         stop_at: float | None = None
-        judged_at = kept_at = time.monotonic()
+        kept_at = time.monotonic()
         alive = (0.0, -1)
         while True:
             end = script.wait(LOOK_SECONDS)
@@ -146,9 +145,7 @@ class ScriptRun:
                 script.terminate()
             if stop_at is not None and now > stop_at:
                 script.kill()
-            if now - judged_at > JUDGE_SECONDS:
-                observed.judge()
-                judged_at = now
+            observed.judge_when_due()
             if now - kept_at > KEEP_SECONDS:
                 self.keep(observed.step, last=False)
                 kept_at = now

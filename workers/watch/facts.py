@@ -1,4 +1,4 @@
-"""Facts of a run that are known before its first step, and their JSON form.
+"""Facts of a run that are known before its first step.
 
 They are taken around the first real forward pass and loss, on the rank that tells: no pass is made for them, no random number drawn, nothing
 communicated. Of sharded parameters the part that is here stands for the whole.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from workers.sharding import local
 from workers.spec import JobSpec
 from workers.tasks.base import Batch, Dataset
 from workers.watch.loss_call import BOUNDED, LossCall, constant_loss
-from workers.watch.record import Facts, LayerFacts, LossFacts, TensorFacts
+from workers.watch.record import Facts, LayerFacts, LossFacts
 from workers.watch.tensor_facts import tensor_facts
 
 MARKS = {"0": 0.0, "0.01": 0.01, "0.1": 0.1, "1": 1.0}  # of the run
@@ -175,44 +173,3 @@ def class_counts(train: Dataset, classes: int | None) -> tuple[int, ...]:
         return ()
     counts = labels[labels >= 0].bincount(minlength=classes)
     return tuple(counts.tolist()) if len(counts) == classes else ()
-
-
-# --- JSON -------------------------------------------------------------------------------------------------------------
-
-
-def to_json(facts: Facts) -> dict[str, Any]:
-    """Numbers that are not finite become null: JSON has none."""
-    document: dict[str, Any] = _finite(dataclasses.asdict(facts))
-    return document
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def from_json(document: Mapping[str, Any]) -> Facts:
-    """What ``to_json`` gave, also after JSON made lists of its tuples. Fields of other versions are passed over; missing ones are unknown."""
-    loss = dict(document.get("loss") or {})
-    for name in ("output", "target"):
-        loss[name] = _made(TensorFacts, loss.get(name))
-    parts = {
-        **document,
-        "layers": tuple(_made(LayerFacts, each) for each in document.get("layers", ())),
-        "inputs": _made(TensorFacts, document.get("inputs")),
-        "loss": _made(LossFacts, loss),
-    }
-    made = _made(Facts, parts)
-    assert isinstance(made, Facts)
-    return made
-
-
-def _made(kind: type[Any], values: Mapping[str, Any] | None) -> Any:
-    if values is None:
-        return None
-    known = typing.get_type_hints(kind)
-    given = {name: value for name, value in values.items() if name in known}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from workers.jobfolder import JobFolder, decode
-from workers.watch.record import Evaluations, Facts, Floats, Record, Series, Steps, none
+from workers.jobfolder import FACTS, JobFolder, decode
+from workers.watch.facts_json import from_json
+from workers.watch.probe_files import read_probes
+from workers.watch.record import Evaluations, Facts, Floats, Probes, Record, Series, Steps, none
 
 EVALUATED = "eval/"
 NAMES = (
@@ -29,8 +32,22 @@ def from_folder(folder: JobFolder) -> Record:
     if not series and folder.read_document("job.json") is None:
         raise ValueError(f"{folder.path} holds no job: neither job.json nor metrics/attempt-*.jsonl is there.")
     matrix = folder.gradient_matrix()
-    return _record(
+    record = _record(
         series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json")
+    )
+    facts = folder.read_document(FACTS)
+    return replace(
+        record,
+        facts=record.facts if facts is None else _seen(facts, record.facts),
+        probes=read_probes(folder.probes_path) or Probes(),
+    )
+
+
+def _seen(document: Mapping[str, Any], said: Facts) -> Facts:
+    """What was seen counts; how long the run is to be, a script may not have known."""
+    seen = from_json(document)
+    return replace(
+        seen, total_steps=seen.total_steps or said.total_steps, warmup_steps=max(seen.warmup_steps, said.warmup_steps)
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from workers.watch.diagnosis import diagnose
 from workers.watch.findings import ORDER, Finding, Judgement
@@ -41,11 +42,12 @@ class Watch:
 
     _open: dict[Key, _Open] = field(default_factory=dict)
 
-    def look(self, record: Record) -> Changes:
+    def look(self, record: Record, *, final: bool = False) -> Changes:
+        """``final``: the last one; what it sees is told at once."""
         judgement = diagnose(record)
         step = int(record.series.steps[-1]) if len(record.series.steps) else 0
-        found = {finding.key: finding for finding in judgement.findings}
-        raised = [finding for finding in found.values() if self._is_news(finding, step)]
+        found = {finding.key: self._since_first_seen(finding) for finding in judgement.findings}
+        raised = [finding for finding in found.values() if self._is_news(finding, step, final)]
         cleared = []
         for key, each in list(self._open.items()):
             if key in found:
@@ -54,20 +56,35 @@ class Watch:
             passed = step - each.last_step >= CLEARED_SHARE * record.total_steps
             if not each.told:
                 del self._open[key]
-            elif each.missed >= CLEARED_AFTER and passed:
+            elif final or (each.missed >= CLEARED_AFTER and passed):
                 cleared.append(each.finding)
                 del self._open[key]
-        return Changes(step, raised, cleared, self._judged(judgement))
+        return Changes(step, raised, cleared, self._judged(replace(judgement, findings=tuple(found.values()))))
 
-    def _is_news(self, finding: Finding, step: int) -> bool:
+    def _since_first_seen(self, finding: Finding) -> Finding:
+        """What is open began where it was first seen to begin; later looks know less of it."""
+        each = self._open.get(finding.key)
+        if each is None or not each.finding.first_bad_step < finding.first_bad_step:
+            return finding
+        return replace(finding, first_bad_step=each.finding.first_bad_step)
+
+    def _is_news(self, finding: Finding, step: int, final: bool) -> bool:
         each = self._open.setdefault(finding.key, _Open(finding))
         worse = ORDER.index(finding.severity) > ORDER.index(each.finding.severity)
-        # The first bad step stays what it was when the finding was first seen.
         each.finding, each.seen, each.missed, each.last_step = finding, each.seen + 1, 0, step
         if each.told and not worse:
             return False
-        each.told = finding.severity == "critical" or each.seen >= SURE_AFTER or finding.first_bad_step == 0
+        at_once = finding.severity == "critical" or finding.first_bad_step == 0 or final
+        each.told = at_once or each.seen >= SURE_AFTER
         return each.told
+
+    def document(self) -> list[dict[str, Any]]:
+        """JSON values, for ``restore``: another worker goes on looking where this one stopped."""
+        return [asdict(each) for each in self._open.values()]
+
+    def restore(self, document: Sequence[Mapping[str, Any]]) -> None:
+        opened = [_Open(**{**each, "finding": Finding(**each["finding"])}) for each in document]
+        self._open = {each.finding.key: each for each in opened}
 
     def _judged(self, now: Judgement) -> Judgement:
         """What is open and told, whether or not this look saw it."""
