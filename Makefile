@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What runs from here lives in one folder of the checkout, so that trying it out leaves nothing elsewhere.
 export CHAINRULE_HOME ?= $(CURDIR)/.chainrule
-TESTS ?= tests
+# Tests that start whole products have the machine to themselves; the others share its cores, a file at a time.
+SHARED ?= tests/architecture tests/unit tests/distributed
+ALONE ?= tests/deployment tests/e2e tests/integration
+WORKERS ?= 2
 
 .PHONY: help run serve test fmt lint types check bench soak compose-env lock clean
 .DEFAULT_GOAL := help
@@ -18,8 +21,15 @@ run: $(VENV)     ## start everything, train handwritten digits on two workers ov
 serve: $(VENV)   ## the same service, kept running until Ctrl-C
 	$(BIN)/chainrule up
 
-test: $(VENV)    ## all tests
+test: $(VENV)    ## all tests; TESTS="tests/unit ..." for some
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	@failed=0; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(SHARED) || failed=$$?; \
+	$(BIN)/python -m pytest $(ALONE) || failed=$$?; \
+	exit $$failed
+endif
 
 fmt: $(VENV)     ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -128,6 +128,16 @@ def test_no_two_test_files_have_one_name() -> None:
     assert sorted(names) == sorted(set(names))
 
 
+def test_every_test_file_is_run() -> None:
+    """``make test`` names the folders, in two groups."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = [
+        name for line in makefile.splitlines() if line.startswith(("SHARED", "ALONE")) for name in line.split()[2:]
+    ]
+    folders = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert sorted(named) == sorted(folders)
+
+
 def test_the_readme_tree_is_true() -> None:
     """Each path in the README's annotated tree exists, and each module of the three packages' top floor is in it."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
