@@ -1,20 +1,26 @@
 """What watching costs a job: GPT-like models on one thread, watched steps and steps with clipping alone in turns within one process.
 
-Watched: norms of every layer at every step, recorded and reported into an outbox; no probes, probes within the budget of 2 % as jobs have them, or a
-probe at every step. A step of the other side clips by ``torch.nn.utils.clip_grad_norm_`` and records nothing.
+Watched: norms of every layer at every step, recorded and reported into an outbox, and judged as a job is while it runs; no probes, probes within the
+budget of 2 % as jobs have them, or a probe at every step. A step of the other side clips by ``torch.nn.utils.clip_grad_norm_`` and records nothing.
+
+Beside it, in the same rounds where wandb is installed (pip install wandb==0.31.0, which nothing else here needs): a step of a third model of the same
+kind under ``wandb.watch(log_freq=1)``, offline. And the statistics with clipping against clipping alone, on the same gradients.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import write
+from benchmarks.measure import compare, write
 from benchmarks.script_overhead import LENGTH, SIZES, VOCABULARY, Gpt
 from workers import batches
 from workers.gradients import GradientMonitor, clip_factor
@@ -24,6 +30,7 @@ from workers.watch.probes import Prober
 from workers.watch.spending import Spending
 
 CPU = torch.device("cpu")
+STEPS = 2000  # of the run, as it is told to the recorder
 MODES = {"every step recorded, no probes": 0.0, "probes within 2 %": 0.02, "probes at every step": 1.0}
 WARM_UP = 22  # steps: the first probes are made whatever they cost
 CLIP = 1.0
@@ -47,7 +54,7 @@ class Pair:
             self.outbox,
             self.monitor.layers.names,
             CPU,
-            steps=1 << 30,
+            steps=STEPS,
             every_steps=1,
             warmup_steps=0,
             told_through=lambda: 1 << 62,
@@ -56,6 +63,7 @@ class Pair:
         self.recorder.probes_have(self.prober.names)
         self.recorder.tell(True)
         self.step, self.probed = 0, 0
+        self.wandb: Callable[[float], None] | None = None
 
     def loss(self) -> Tensor:
         tokens = torch.randint(0, VOCABULARY, (self.samples, LENGTH + 1))
@@ -98,7 +106,33 @@ class Pair:
             HostValues(1e-4, self.samples, 0.0, 0.0),
             probe,
         )
+        self.recorder.judge_when_due()
         return time.perf_counter() - began
+
+    def by_wandb(self) -> float:
+        """``alone``, with what wandb's hooks do and one call of ``log``."""
+        assert self.wandb is not None
+        began = time.perf_counter()
+        loss = self.loss()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.wandb(loss.item())
+        return time.perf_counter() - began
+
+    def clipped(self) -> tuple[float, float]:
+        """Seconds of our statistics with clipping, and of clipping alone."""
+        self.loss().backward()
+        began = time.perf_counter()
+        norms = self.monitor.measure()
+        self.monitor.scale(clip_factor(norms.square().sum().sqrt(), CLIP))
+        ours = time.perf_counter() - began
+        began = time.perf_counter()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        theirs = time.perf_counter() - began
+        self.optimizer.zero_grad(set_to_none=True)
+        return ours, theirs
 
 
 def measure(size: str, mode: str, rounds: int, each: int) -> dict[str, Any]:
@@ -133,6 +167,43 @@ def measure(size: str, mode: str, rounds: int, each: int) -> dict[str, Any]:
     return found
 
 
+def against_wandb(size: str, rounds: int, each: int) -> dict[str, Any]:
+    """What a logged step costs more than a step alone: all that we measure at every step, and wandb's histograms of gradients."""
+    import wandb  # type: ignore[import-not-found,unused-ignore]
+
+    ours, theirs = Pair(size, 1.0), Pair(size, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = wandb.init(mode="offline", dir=folder, project="watch", settings=wandb.Settings(console="off"))
+        run.watch(theirs.model, log="gradients", log_freq=1)
+        theirs.wandb = lambda loss: run.log({"loss": loss})
+        for _ in range(WARM_UP):
+            ours.watched()
+        theirs.by_wandb()
+        extra_ours, extra_theirs = [], []
+        for _ in range(rounds):
+            steps = [(ours.watched(), theirs.by_wandb(), ours.alone()) for _ in range(each)]
+            alone = statistics.median(step[2] for step in steps)
+            extra_ours.append(statistics.median(step[0] for step in steps) - alone)
+            extra_theirs.append(statistics.median(step[1] for step in steps) - alone)
+        run.finish()
+    ratio = statistics.median(extra_theirs) / statistics.median(extra_ours)
+    print(f"{size}: wandb.watch costs {ratio:.1f} times as much a step", flush=True)
+    return {
+        "extra_ours": extra_ours,
+        "extra_wandb": extra_theirs,
+        "wandb": wandb.__version__,
+        "ratio_of_medians": ratio,
+    }
+
+
+def clipping(size: str, rounds: int) -> dict[str, Any]:
+    pair = Pair(size, 0.0)
+    pair.clipped()
+    found = compare(*zip(*(pair.clipped() for _ in range(rounds)), strict=True))
+    print(f"{size}: statistics with clipping over clipping alone {found['median_ratio']:.3f}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -140,7 +211,12 @@ def main() -> None:
     torch.set_num_threads(1)
     each = {"0.8M": 40, "10.7M": 10}
     bars = {f"{size}, {mode}": measure(size, mode, given.rounds, each[size]) for size in SIZES for mode in MODES}
-    print(write("watch_overhead", {"bars": bars}))
+    found: dict[str, Any] = {"bars": bars, "clipping": {size: clipping(size, 20 * given.rounds) for size in SIZES}}
+    if importlib.util.find_spec("wandb") is not None:
+        found["wandb"] = {size: against_wandb(size, given.rounds, each[size]) for size in SIZES}
+    else:
+        print("wandb is not installed: not compared with it")
+    print(write("watch_overhead", found))
 
 
 if __name__ == "__main__":
