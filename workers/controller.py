@@ -72,7 +72,9 @@ class JobController:
             self._folder.create(attempt.spec_json)
         untouched = self._generation == 0 and self._outcome is None
         self._data = DataControl(self._spec, self._folder, self._ledger, look=untouched)
-        self._shipper = Shipper(attempt, self._spec, self._folder) if attempt.mlflow_url else None
+        self._shipper = (
+            Shipper(attempt, self._spec, self._folder, lambda: self._ledger.health) if attempt.mlflow_url else None
+        )
         is_script = self._spec.task.kind == "script"
         self._script = (
             ScriptControl(attempt, self._spec, self._shipper, self._ledger, self._crew) if is_script else None

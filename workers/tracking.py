@@ -1,7 +1,7 @@
 """Telling MLflow. A thread of the controller follows the job's metrics file and sends each point once, with its original time.
 
 The file is the spool: while MLflow is away the cursor waits, training and the job's own record go on. So it is with artifacts, of whose steps it
-remembers the last one that is all there.
+remembers the last one that is all there, and with findings and statistics (workers/tracking_health.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from workers.gradient_files import GradientReader
 from workers.jobfolder import JobFolder, decode
 from workers.reports import REASONS, Outcome
 from workers.spec import JobSpec
+from workers.tracking_health import HealthSender
+from workers.watch.report import TAG_CHARACTERS, shortened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,13 +44,17 @@ log = logging.getLogger(__name__)
 class Shipper:
     """One job's run. ``start`` once training has begun: importing MLflow takes two seconds of a processor."""
 
-    def __init__(self, attempt: Attempt, spec: JobSpec, folder: JobFolder) -> None:
-        self._attempt, self._spec, self._folder = attempt, spec, folder
+    def __init__(
+        self, attempt: Attempt, spec: JobSpec, folder: JobFolder, health: Callable[[], Mapping[str, Any]] = dict
+    ) -> None:
+        """``health``: the verdict now, as the ledger has it; nothing: not known yet."""
+        self._attempt, self._spec, self._folder, self._health_now = attempt, spec, folder, health
         self._state: dict[str, Any] = folder.read_document(STATE) or {"run_id": None, "files": {}, "steps": {}}
         self._client: MlflowClient | None = None
         self._thread: threading.Thread | None = None
         self._end: tuple[Outcome, Mapping[str, Any], Callable[[], None]] | None = None
         self._wake = threading.Event()
+        self._health = HealthSender(spec.name, folder, self._state, self._save)
 
     @property
     def run_url(self) -> str | None:
@@ -82,8 +88,9 @@ class Shipper:
                 run_id = self._ensure_run()
                 self._send_points(run_id)
                 self._send_artifacts(run_id)
+                self._send_health(run_id, None if end is None else end[1])
                 if end is not None:
-                    self._close(run_id, end[0], end[1])
+                    self._close(run_id, end[0])
                     end[2]()
                     return
                 wait = INTERVAL_SECONDS
@@ -211,12 +218,18 @@ class Shipper:
             sent.update(through=step, names=[])
             self._save()
 
+    def _send_health(self, run_id: str, final: Mapping[str, Any] | None) -> None:
+        """``final``: the verdict at the end."""
+        assert self._client is not None
+        health = self._health_now() if final is None else final
+        self._health.send(self._client, run_id, health, final=final is not None)
+
     def _save(self) -> None:
         self._folder.write_document(STATE, self._state)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    def _close(self, run_id: str, outcome: Outcome, health: Mapping[str, Any]) -> None:
+    def _close(self, run_id: str, outcome: Outcome) -> None:
         assert self._client is not None
         with tempfile.TemporaryDirectory() as folder:
             for path in GradientReader(self._folder.gradients_path).export(Path(folder)):
@@ -226,11 +239,9 @@ class Shipper:
             self._log_json(run_id, MANIFEST, checkpoint.document(), f"checkpoints/{checkpoint.folder.name}")
         if self._folder.model_files():
             self._client.log_artifacts(run_id, str(self._folder.model_path), "model")
-        self._log_json(run_id, "health.json", health)
         tags = {
             "chainrule.reason": outcome.code,
-            "chainrule.message": outcome.message[:5000],
-            "chainrule.health": str(health.get("verdict", "unknown")),
+            "chainrule.message": shortened(outcome.message, TAG_CHARACTERS),
         }
         for key, value in tags.items():
             self._client.set_tag(run_id, key, value)

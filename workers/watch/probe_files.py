@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,26 +71,64 @@ def last_step(folder: Path) -> int:
     return last
 
 
-def read_records(folder: Path) -> tuple[Names, NDArray[Any]] | None:
-    """All rows by step. Of a step that was done twice the later row counts. None: there are none.
+def count_records(folder: Path) -> tuple[int, int]:
+    """(rows that ``read_records`` would read, bytes of one); (0, 0) when there are none."""
+    parts = _parts(folder)
+    return sum(part.rows for part in parts), parts[-1].kind.itemsize if parts else 0
+
+
+def read_records(folder: Path, positions: NDArray[np.int64] | None = None) -> tuple[Names, NDArray[Any]] | None:
+    """All rows by step; with ``positions``, which ascend, those of the rows in the order in which they were written. Of a step that was
+    done twice the later row counts. None: there are none.
 
     A model has the same layers at every step; parts with others than the last part's are passed over.
     """
     import numpy as np
 
+    parts = _parts(folder)
+    if not parts:
+        return None
+    read, first = [], 0
+    for part in parts:
+        wanted = None if positions is None else positions[(positions >= first) & (positions < first + part.rows)] - first
+        read.append(part.read(wanted))
+        first += part.rows
+    records = np.concatenate(read)
+    last = len(records) - 1 - np.unique(records["step"][::-1], return_index=True)[1]
+    return parts[-1].names, records[last]
+
+
+@dataclass(frozen=True)
+class _Part:
+    names: Names
+    kind: np.dtype[Any]
+    path: Path
+    rows: int  # whole ones
+
+    def read(self, wanted: NDArray[np.int64] | None) -> NDArray[Any]:
+        import numpy as np
+
+        if wanted is None or len(wanted) == self.rows:
+            return np.fromfile(self.path, dtype=self.kind, count=self.rows)
+        size = self.kind.itemsize
+        with self.path.open("rb", buffering=0) as stream:
+            content = bytearray()
+            for row in wanted.tolist():
+                stream.seek(row * size)
+                content += stream.read(size)
+        return np.frombuffer(bytes(content), dtype=self.kind)
+
+
+def _parts(folder: Path) -> list[_Part]:
+    """Those with rows that are about what the last one's are about."""
     parts = []
     for head in sorted(folder.glob("attempt-*.json")):
         names, kind = _kind(head)
-        rows = head.with_suffix(".rows")
-        content = rows.read_bytes() if rows.exists() else b""
-        parts.append((names, np.frombuffer(content[: len(content) // kind.itemsize * kind.itemsize], dtype=kind)))
-    parts = [part for part in parts if len(part[1])]
-    if not parts:
-        return None
-    names = parts[-1][0]
-    records = np.concatenate([records for own, records in parts if own == names])
-    last = len(records) - 1 - np.unique(records["step"][::-1], return_index=True)[1]
-    return names, records[last]
+        path = head.with_suffix(".rows")
+        rows = path.stat().st_size // kind.itemsize if path.exists() else 0
+        if rows:
+            parts.append(_Part(names, kind, path, rows))
+    return [part for part in parts if part.names == parts[-1].names]
 
 
 def read_probes(folder: Path) -> Probes | None:
