@@ -25,7 +25,9 @@ TIMEOUT_SECONDS = "60"  # a long series is one answer
 LARGEST = sys.float_info.max  # MLflow's SQL store has it for infinity
 
 
-def restore(run_id: str, tracking_uri: str, target: Path, wanted: Callable[[str], bool] = lambda key: True) -> JobFolder:
+def restore(
+    run_id: str, tracking_uri: str, target: Path, wanted: Callable[[str], bool] = lambda key: True
+) -> JobFolder:
     """``target``: an empty folder. ``wanted``: which series.
 
     Raises ValueError that names the run when MLflow does not have it, cannot be reached or has no series of Chainrule's there.

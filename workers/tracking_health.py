@@ -12,14 +12,13 @@ Each has one name and is replaced. What was sent is remembered in the job's fold
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.jobfolder import JobFolder
+from workers.jobfolder import FACTS, JobFolder
 from workers.watch import report, statistics_file
 from workers.watch.told import Told, findings_document
 
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 
 FOLDER = "health"
 FINDINGS, PAGE, STATISTICS = "findings.json", "report.html", "statistics.npz"
-COPIED = ("job.json", "facts.json")  # of the job's folder
+COPIED = ("job.json", FACTS)  # of the job's folder
 FILES = (
     (f"{FOLDER}/{FINDINGS}", "these findings, as a program reads them"),
     (f"{FOLDER}/{STATISTICS}", "norms of every layer's gradient and what was probed, thinned to a bounded size"),
-    (f"{FOLDER}/facts.json", "what was known before the first step"),
+    (f"{FOLDER}/{FACTS}", "what was known before the first step"),
     ("gradients/", "the norms of every step, as Parquet; when an attempt has ended"),
 )
 FINDINGS_SECONDS = 10.0  # between two uploads of findings while the job runs
@@ -69,8 +68,11 @@ class HealthSender:
             self._send_statistics(client, run_id)
 
     def _send_findings(self, client: MlflowClient, run_id: str, health: Mapping[str, Any]) -> None:
+        import orjson
+
         document = findings_document(health, self._told.read())
-        self._send_file(client, run_id, FINDINGS, json.dumps(document, indent=1).encode())
+        # Figures that are no numbers become null: JSON has none.
+        self._send_file(client, run_id, FINDINGS, orjson.dumps(document, option=orjson.OPT_INDENT_2))
         self._send_file(client, run_id, PAGE, report.page(self._name, document, FILES).encode())
 
     def _send_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
@@ -95,8 +97,8 @@ class HealthSender:
     def _statistics_are_due(self) -> bool:
         """By the clock, which a controller that was started again reads on."""
         now = time.time()
-        began = self._state.setdefault("began_at", now)
-        last = self._state.get("statistics_at", began)
+        began: float = self._state.setdefault("began_at", now)
+        last: float = self._state.get("statistics_at", began)
         return now - began >= max(STATISTICS_SECONDS, STATISTICS_GROWTH * (last - began))
 
     def _send_statistics(self, client: MlflowClient, run_id: str) -> None:

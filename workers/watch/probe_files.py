@@ -90,7 +90,9 @@ def read_records(folder: Path, positions: NDArray[np.int64] | None = None) -> tu
         return None
     read, first = [], 0
     for part in parts:
-        wanted = None if positions is None else positions[(positions >= first) & (positions < first + part.rows)] - first
+        wanted = (
+            None if positions is None else positions[(positions >= first) & (positions < first + part.rows)] - first
+        )
         read.append(part.read(wanted))
         first += part.rows
     records = np.concatenate(read)

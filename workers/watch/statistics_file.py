@@ -14,8 +14,8 @@
     probes/histograms        uint16 (P, L, 48), in 65535ths: see workers/watch/probe_files.py
     probes/measured          int64
 
-Norms and probes are thinned to ``MOST_BYTES`` each, before compression: the first rows and the first that are not finite stay, then evenly spaced ones
-and the last. What a job has nothing of is not in the file.
+Norms and probes are thinned to ``MOST_BYTES`` each, before compression: the first rows and the first that are not finite stay, then evenly
+spaced ones and the last. What a job has nothing of is not in the file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def restore(path: Path, folder: JobFolder) -> None:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves what it cannot read open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} is no file of statistics, or not all of it: {error}") from error

@@ -3,7 +3,7 @@
 A document is a finding as events and answers have it, and besides
 
     state       "open", or "past": it was cleared, or the attempt in which it was raised is over
-    raised      {"at": seconds since the epoch, "attempt"}; null when no event told it
+    raised      {"at": seconds since the epoch, "attempt", "step": steps done by then}; null when no event told it
     cleared     the same; null when it is open, and when its attempt ended before it passed
 """
 
@@ -49,11 +49,13 @@ class Told:
                 continue  # torn by a kill
             if event["type"] not in (RAISED, CLEARED, DATA):
                 continue
-            when, finding = {"at": event["timestamp"], "attempt": attempt}, event["data"]
+            data = event["data"]
+            when = {"at": event["timestamp"], "attempt": attempt, "step": data.get("step", 0)}
+            finding = data if event["type"] == DATA else data["finding"]
             if event["type"] != CLEARED:
-                entry = {**finding, "raised": when, "cleared": None}
-                self._entries.append(entry)
-                self._latest[key_of(finding)] = entry
+                raised = {**finding, "raised": when, "cleared": None}
+                self._entries.append(raised)
+                self._latest[key_of(finding)] = raised
             elif (entry := self._latest.get(key_of(finding))) is not None:
                 entry["cleared"] = when
 
@@ -70,7 +72,7 @@ def findings_document(health: Mapping[str, Any], told: Iterable[Mapping[str, Any
     """
     latest: dict[Key, Mapping[str, Any]] = {}
     for entry in told:
-        latest[key_of(entry)] = entry  # the first of those that are open would be the older one
+        latest[key_of(entry)] = entry
     is_open = [key_of(finding) for finding in health.get("findings", ())]
     opened = [
         {**finding, "state": "open", "raised": latest[key]["raised"] if key in latest else None, "cleared": None}
