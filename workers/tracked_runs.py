@@ -1,6 +1,6 @@
 """A run that is in MLflow alone, put back as a job's folder, so that everything that reads such a folder reads it.
 
-It is not all of it: specification, facts, series, norms and probes are there; events, logs and checkpoints are not. Probes, and norms of an attempt
+Not all of it: specification, facts, series, norms and probes are there; events, logs and checkpoints are not. Probes, and norms of an attempt
 that has not ended, are thinned when there are many (workers/watch/statistics_file.py). Values beyond the largest double came to MLflow as infinity.
 """
 
@@ -10,12 +10,13 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.jobfolder import JobFolder, append_lines, encode
-from workers.tracking_health import COPIED, FOLDER, STATISTICS
+from workers.tracking_health import COPIED, FOLDER, GRADIENTS, STATISTICS
 from workers.watch import statistics_file
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def restore(
         from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as error:
         raise ValueError("MLflow's client is not installed here: pip install 'chainrule[tracking]'") from error
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else nobody there is told after minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_SECONDS)
     folder = JobFolder.at(target)
@@ -67,16 +69,18 @@ def _value(stored: float) -> float:
 
 
 def _restore_files(client: MlflowClient, run_id: str, folder: JobFolder) -> None:
-    present = {file.path for file in client.list_artifacts(run_id, FOLDER)}
-    present |= {file.path for file in client.list_artifacts(run_id, "gradients")}
-    for name in COPIED:
-        if f"{FOLDER}/{name}" in present:
-            client.download_artifacts(run_id, f"{FOLDER}/{name}", str(folder.path))
-            shutil.move(folder.path / FOLDER / name, folder.path / name)
-    parts = sorted(path for path in present if path.startswith("gradients/") and path.endswith(".parquet"))
-    for number, path in enumerate(parts):
-        client.download_artifacts(run_id, path, str(folder.path))
-        (folder.path / path).rename(folder.gradients_path / f"attempt-0001-part-{number:06d}.parquet")
-    if f"{FOLDER}/{STATISTICS}" in present:
-        client.download_artifacts(run_id, f"{FOLDER}/{STATISTICS}", str(folder.path))
-        statistics_file.restore(folder.path / FOLDER / STATISTICS, folder)
+    present = [file.path for parent in (FOLDER, GRADIENTS) for file in client.list_artifacts(run_id, parent)]
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def fetched(path: str) -> Path:
+            return Path(client.download_artifacts(run_id, path, scratch))
+
+        for name in COPIED:
+            if f"{FOLDER}/{name}" in present:
+                shutil.move(fetched(f"{FOLDER}/{name}"), folder.path / name)
+        folder.gradients_path.mkdir(parents=True)
+        parquet = sorted(path for path in present if path.startswith(GRADIENTS) and path.endswith(".parquet"))
+        for number, path in enumerate(parquet):
+            shutil.move(fetched(path), folder.gradients_path / f"attempt-0001-part-{number:06d}.parquet")
+        if f"{FOLDER}/{STATISTICS}" in present:
+            statistics_file.restore(fetched(f"{FOLDER}/{STATISTICS}"), folder)

@@ -22,7 +22,7 @@ from workers.gradient_files import GradientReader
 from workers.jobfolder import JobFolder, decode
 from workers.reports import REASONS, Outcome
 from workers.spec import JobSpec
-from workers.tracking_health import HealthSender
+from workers.tracking_health import GRADIENTS, HealthSender
 from workers.watch.report import TAG_CHARACTERS, shortened
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class Shipper:
         assert self._client is not None
         with tempfile.TemporaryDirectory() as folder:
             for path in GradientReader(self._folder.gradients_path).export(Path(folder)):
-                self._client.log_artifact(run_id, str(path), "gradients")
+                self._client.log_artifact(run_id, str(path), GRADIENTS)
                 path.unlink()
         for checkpoint in self._folder.checkpoints():
             self._log_json(run_id, MANIFEST, checkpoint.document(), f"checkpoints/{checkpoint.folder.name}")

@@ -12,6 +12,7 @@ Each has one name and is replaced. What was sent is remembered in the job's fold
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FOLDER = "health"
+GRADIENTS = "gradients"  # of the run: the norms of every step, when an attempt has ended
 FINDINGS, PAGE, STATISTICS = "findings.json", "report.html", "statistics.npz"
 COPIED = ("job.json", FACTS)  # of the job's folder
 FILES = (
     (f"{FOLDER}/{FINDINGS}", "these findings, as a program reads them"),
     (f"{FOLDER}/{STATISTICS}", "norms of every layer's gradient and what was probed, thinned to a bounded size"),
     (f"{FOLDER}/{FACTS}", "what was known before the first step"),
-    ("gradients/", "the norms of every step, as Parquet; when an attempt has ended"),
+    (f"{GRADIENTS}/", "the norms of every step, as Parquet; when an attempt has ended"),
 )
 FINDINGS_SECONDS = 10.0  # between two uploads of findings while the job runs
 # Statistics of a job that runs: after a minute, and again when it has run a quarter longer. 42 times in a week.
@@ -46,7 +48,7 @@ class HealthSender:
         self._name, self._folder, self._save = name, folder, save
         self._state: dict[str, Any] = state.setdefault("health", {"tags": {}, "files": {}})
         self._told = Told(folder.path / "events")
-        self._findings_at = 0.0  # monotonic
+        self._findings_at = -math.inf  # monotonic
 
     def send(self, client: MlflowClient, run_id: str, health: Mapping[str, Any], *, final: bool = False) -> None:
         """What has changed and is due; with ``final`` all that has changed. Raises what MLflow's client raises, and may then be called again.
@@ -98,8 +100,7 @@ class HealthSender:
         """By the clock, which a controller that was started again reads on."""
         now = time.time()
         began: float = self._state.setdefault("began_at", now)
-        last: float = self._state.get("statistics_at", began)
-        return now - began >= max(STATISTICS_SECONDS, STATISTICS_GROWTH * (last - began))
+        return now >= next_statistics(began, self._state.get("statistics_at"))
 
     def _send_statistics(self, client: MlflowClient, run_id: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -108,3 +109,8 @@ class HealthSender:
             self._send_file(client, run_id, STATISTICS, path.read_bytes())
         self._state["statistics_at"] = time.time()
         self._save()
+
+
+def next_statistics(began: float, last: float | None) -> float:
+    """When those of a job that runs since ``began`` are sent again, after ``last``; in seconds."""
+    return began + (STATISTICS_SECONDS if last is None else max(STATISTICS_SECONDS, STATISTICS_GROWTH * (last - began)))

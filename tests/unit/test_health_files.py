@@ -13,6 +13,7 @@ import pytest
 
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import JobFolder, append_lines
+from workers.tracking_health import next_statistics
 from workers.watch import statistics_file
 from workers.watch.probe_files import ProbeWriter, count_records, read_records
 from workers.watch.probe_rows import Names, record_type
@@ -196,3 +197,12 @@ def test_what_is_no_file_of_statistics_is_refused(tmp_path: Path) -> None:
     np.savez(path, format=np.int64(9))
     with pytest.raises(ValueError, match="format 9"):
         statistics_file.restore(path, JobFolder.at(tmp_path / "b"))
+
+
+def test_statistics_of_a_long_job_are_sent_seldom() -> None:
+    began, week = 1_000.0, 7 * 86_400
+    times = [next_statistics(began, None)]
+    while times[-1] < began + week:
+        times.append(next_statistics(began, times[-1]))
+    assert times[:2] == [began + 60, began + 75]
+    assert len(times) <= 45
