@@ -159,8 +159,9 @@ def finding(code: str, severity: str, step: int) -> dict[str, Any]:
 
 def trained(folder: JobFolder, steps: range) -> None:
     now = float(int(time.time()))
-    rows = [{"step": step, "timestamp": now, "values": {"train/loss": 2.0 / step}} for step in steps]
-    rows[-1]["values"]["train/learning_rate"] = "Infinity"
+    values: list[dict[str, Any]] = [{"train/loss": 2.0 / step} for step in steps]
+    values[-1]["train/learning_rate"] = "Infinity"
+    rows = [{"step": step, "timestamp": now, "values": each} for step, each in zip(steps, values, strict=True)]
     append_lines(folder.metrics_path(1), rows)
     GradientWriter(folder.gradients_path, 1).append(["linear1"], [(step, [1.0 / step]) for step in steps])
 
