@@ -33,14 +33,15 @@ def restore(
 
     Raises ValueError that names the run when MLflow does not have it, cannot be reached or has no series of Chainrule's there.
     """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody else is called
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else nobody there is told after minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_SECONDS)
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ModuleNotFoundError as error:
         raise ValueError("MLflow's client is not installed here: pip install 'chainrule[tracking]'") from error
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # else nobody there is told after minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", TIMEOUT_SECONDS)
     folder = JobFolder.at(target)
     try:
         client = MlflowClient(tracking_uri)

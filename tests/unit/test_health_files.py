@@ -13,7 +13,7 @@ import pytest
 
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import JobFolder, append_lines
-from workers.tracking_health import next_statistics
+from workers.tracking_health import HealthSender, next_statistics
 from workers.watch import statistics_file
 from workers.watch.probe_files import ProbeWriter, count_records, read_records
 from workers.watch.probe_rows import Names, record_type
@@ -197,6 +197,56 @@ def test_what_is_no_file_of_statistics_is_refused(tmp_path: Path) -> None:
     np.savez(path, format=np.int64(9))
     with pytest.raises(ValueError, match="format 9"):
         statistics_file.restore(path, JobFolder.at(tmp_path / "b"))
+
+
+class FailingClient:
+    """Takes what MLflow's client takes; ``fails`` are the numbers of calls that fail, counted from 0."""
+
+    def __init__(self, *fails: int) -> None:
+        self.fails, self.calls = set(fails), 0
+        self.taken: list[str] = []
+        self.tags: dict[str, str] = {}
+
+    def log_batch(self, run_id: str, tags: Any) -> None:
+        self._call("tags")
+        self.tags |= {tag.key: tag.value for tag in tags}
+
+    def log_artifact(self, run_id: str, path: str, target: str) -> None:
+        self._call(f"{target}/{Path(path).name}")
+
+    def _call(self, what: str) -> None:
+        self.calls += 1
+        if self.calls - 1 in self.fails:
+            raise ConnectionError("away for a moment")
+        self.taken.append(what)
+
+
+@pytest.mark.parametrize("fails", range(5))
+def test_each_file_is_sent_once_whatever_fails(fails: int, tmp_path: Path) -> None:
+    """By a sender that goes on, and by one that was started again. Would catch what is remembered before it is taken."""
+    folder = JobFolder.at(tmp_path)
+    folder.create("{}")
+    rows_of(folder, 30, 2)
+    health = {"verdict": "warning", "sentence": "so", "findings": [finding("plateau")]}
+    client: Any = FailingClient(fails)
+    state: dict[str, Any] = {}
+
+    def sender() -> HealthSender:
+        return HealthSender("job", folder, state, lambda: None)
+
+    one = sender()
+    with pytest.raises(ConnectionError):
+        one.send(client, "run", health, final=True)
+    for again in (one, sender(), sender()):
+        again.send(client, "run", health)
+        again.send(client, "run", health, final=True)
+    files = ["health/job.json", "health/findings.json", "health/report.html"]
+    assert [each for each in client.taken if each != "health/statistics.npz"] == ["tags", *files]
+    assert "health/statistics.npz" in client.taken
+    assert client.tags["chainrule.findings"] == "plateau"
+    sender().send(client, "run", {"verdict": "healthy", "sentence": "well", "findings": []}, final=True)
+    assert client.tags["chainrule.findings"] == ""
+    assert client.taken[-3:] == ["tags", *files[1:]]
 
 
 def test_statistics_of_a_long_job_are_sent_seldom() -> None:
