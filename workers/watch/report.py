@@ -17,7 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; 
 h1 { font-size: 1.4em } h2 { font-size: 1.15em; margin-top: 2em } h3 { font-size: 1em; margin: 0 0 .3em }
 section { border: 1px solid #d5dbe3; border-left-width: 5px; border-radius: 4px; padding: .8em 1em; margin: 1em 0 }
 .critical { border-left-color: #c22f2f } .warning { border-left-color: #c98a00 } .note { border-left-color: #7b8794 }
-.past { opacity: .75 } .where { color: #5a6675 } p { margin: .4em 0 }
+.past { background: #f4f6f8 } .where { color: #5a6675 } p { margin: .4em 0 }
 table { border-collapse: collapse; font-size: 13px } td, th { text-align: left; vertical-align: top; padding: .1em 1em .1em 0 }
 """
 
