@@ -1,7 +1,7 @@
 """A run that is in MLflow alone, put back as a job's folder, so that everything that reads such a folder reads it.
 
 Not all of it: specification, facts, series, norms and probes are there; events, logs and checkpoints are not. Probes, and norms of an attempt
-that has not ended, are thinned when there are many (workers/watch/statistics_file.py). MLflow keeps infinity as the largest double: that is infinity again.
+that has not ended, are thinned when there are many (workers/watch/statistics_file.py). MLflow keeps infinity as the largest double: it comes back.
 """
 
 from __future__ import annotations
