@@ -27,8 +27,11 @@ def history(store: Store, caller: Caller, job_id: str) -> list[JobEvent]:
 
 def raised(store: Store) -> Mapping[tuple[str, str], int]:
     """(code, severity) -> how often such a finding was raised, in all jobs of all projects."""
-    finding = type_coerce(EventRow.data, JSON)
-    code, severity = finding["code"].as_string(), finding["severity"].as_string()
+    told = type_coerce(EventRow.data, JSON)
+    # What is found in data is told as the finding alone.
+    code, severity = (
+        func.coalesce(told["finding", field].as_string(), told[field].as_string()) for field in ("code", "severity")
+    )
     query = select(code, severity, func.count()).where(OF_FINDINGS).group_by(code, severity)
     with store.read() as session:
         return {(code, severity): count for code, severity, count in session.execute(query)}

@@ -81,9 +81,9 @@ def test_verdict_findings_history_and_facts(service: Service, job: str) -> None:
     on_data = {key: value for key, value in HIGH.items() if key not in ("rank", "consequences")}
     tell(service, job, "data.finding", {**on_data, "code": "bad_rows", "first_bad_step": 0, "layer": None})
     tell(service, job, "evaluation", {"step": 10})
-    tell(service, job, "finding.raised", {**SPIKE, "step": 30})
-    tell(service, job, "finding.cleared", {**SPIKE, "step": 60}, "info")
-    tell(service, job, "finding.raised", {**HIGH, "step": 70})
+    tell(service, job, "finding.raised", {"step": 30, "finding": SPIKE})
+    tell(service, job, "finding.cleared", {"step": 60, "finding": SPIKE}, "info")
+    tell(service, job, "finding.raised", {"step": 70, "finding": HIGH})
     judge(service, job, verdict="critical", sentence="The loss is 11.4.", findings=[HIGH])
     service.folder(job).write_document(FACTS, {"optimizer": "adamw", "layers": []})
     write_probes(service, job, range(1, 4))
@@ -164,12 +164,14 @@ def test_numbers_for_prometheus(service: Service, job: str) -> None:
         'chainrule_jobs_by_verdict{verdict="critical"}',
     )
     before = numbers()
-    tell(service, job, "finding.raised", {**HIGH, "step": 70})
-    tell(service, job, "finding.cleared", {**HIGH, "step": 90}, "info")
+    tell(service, job, "data.finding", {**SPIKE, "code": "bad_rows"})
+    tell(service, job, "finding.raised", {"step": 70, "finding": HIGH})
+    tell(service, job, "finding.cleared", {"step": 90, "finding": HIGH}, "info")
     assert numbers()['chainrule_jobs_by_verdict{verdict="unknown"}'] == 1
     judge(service, job, verdict="critical", sentence="", findings=[HIGH])
     after = numbers()
     assert after[raised] == before.get(raised, 0) + 1
+    assert after['chainrule_findings_raised_total{code="bad_rows",severity="warning"}'] == 1
     assert (before[critical], after[critical]) == (0, 1)
     service.post(f"/v1/jobs/{job}/kill")
     service.run_until(job, "cancelled")
