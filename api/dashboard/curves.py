@@ -18,7 +18,7 @@ POINTS = 500  # of a curve
 class Curve:
     title: str
     keys: dict[str, str]  # series -> its name in the legend
-    logarithmic: bool = False
+    logarithmic: bool = False  # always; a curve that explodes is so by itself
     where_known: bool = False  # without values there is no chart
     marked: bool = False  # with where findings began
 
@@ -75,6 +75,8 @@ class Curves:
                 continue  # nothing new; the browser would draw it all again
             for each, line in zip(drawn.options["series"], lines, strict=True):
                 each["data"] = line
+            wide = curve.logarithmic or figures.needs_logarithms(lines)
+            drawn.options["yAxis"]["type"] = "log" if wide else "value"
             drawn.update()
 
     def mark(self, health: dict[str, Any]) -> None:

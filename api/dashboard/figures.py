@@ -42,6 +42,11 @@ CELL_TIP = """(cell) => {
   const value = cell.value[2];
   return `${layer}<br>step ${cell.name}: ${%s}`;
 }"""
+TICK = """(value) => {
+  const size = Math.abs(value);
+  if (size && (size >= 1e5 || size < 1e-3)) return value.toExponential(2).replace(/\\.?0*e/, 'e').replace('e+', 'e');
+  return `${parseFloat(value.toPrecision(6))}`;
+}"""  # of an axis: short, so that there is room for the curve
 Scale = Literal["log", "share", "count"]
 UNITS: dict[Scale, int] = {"log": 100, "share": 10_000, "count": 1}  # parts of one that a cell is sent in
 TIPS: dict[Scale, str] = {
@@ -50,6 +55,7 @@ TIPS: dict[Scale, str] = {
     "count": "value",
 }
 MOST_COUNT = 2**15 - 1  # what fits into a cell
+EXPLODED = 1000
 MARKERS = {"critical": "#e4572e", "warning": "#f2994a", "note": "#7f8ea3", "past": "#9aa3b2"}
 
 
@@ -136,7 +142,7 @@ def line_chart(title: str, names: Sequence[str], *, logarithmic: bool = False) -
         "tooltip": {"trigger": "axis"},
         "legend": {"show": len(names) > 1, "top": 4, "right": 12},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},
-        "yAxis": {"type": "log" if logarithmic else "value", "scale": True},
+        "yAxis": {"type": "log" if logarithmic else "value", "scale": True, "axisLabel": {":formatter": TICK}},
         "dataZoom": [{"type": "inside"}],
         "series": [
             {
@@ -159,6 +165,12 @@ def points(series: Mapping[str, Any], *, logarithmic: bool = False) -> list[list
         value = finite(point["value"])
         found.append([point["step"], None if logarithmic and value is not None and value <= 0 else value])
     return found
+
+
+def needs_logarithms(lines: Sequence[Sequence[Sequence[float | None]]]) -> bool:
+    """Whether one explosion would make a flat line of all the rest: curves above 0 that reach ``EXPLODED`` times their middle."""
+    values = [value for line in lines for _, value in line if value is not None]
+    return bool(values) and min(values) > 0 and max(values) > EXPLODED * float(np.median(values))
 
 
 def gradient_flow(matrix: Mapping[str, Any]) -> Document:
@@ -269,7 +281,7 @@ def markers(health: Mapping[str, Any]) -> Document:
         "silent": True,
         "animation": False,
         "lineStyle": {"type": "dashed", "width": 1.5},
-        "label": {"formatter": "{b}", "position": "insideEndTop", "fontSize": 11},
+        "label": {"formatter": "{b}", "position": "insideEndBottom", "fontSize": 11},
         "data": lines,
     }
 

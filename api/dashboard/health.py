@@ -163,5 +163,6 @@ def _evidence(lines: list[evidence.Shown]) -> None:
                     (line.value, "text-weight-medium q-pr-md"),
                     (f"healthy: {line.healthy}" if line.healthy else "", "text-grey"),
                 ):
-                    with ui.element("td").classes(classes).style("vertical-align: top; overflow-wrap: anywhere"):
+                    wrap = "overflow-wrap: anywhere" if len(text) > 12 else "white-space: nowrap"
+                    with ui.element("td").classes(classes).style(f"vertical-align: top; {wrap}"):
                         ui.label(text)
