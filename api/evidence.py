@@ -129,3 +129,15 @@ def first_sentence(said: str) -> str:
     """Explanations are a paragraph; a headline has room for a sentence. Points within numbers and names have no space behind them."""
     head, point, _ = said.partition(". ")
     return head + "." if point else said
+
+
+def cost(watching: Mapping[str, Any]) -> str:
+    """What the watching of a job costs, as ``GET .../health`` has it, in words."""
+    probes, share, budget = watching["probes"], watching["share"], watching["budget"]
+    if not probes:
+        none = "gradients.overhead_budget of this job is 0: no step is looked at closely."
+        return none if budget == 0 else "What the watching costs has not been measured yet."
+    measured = f"{100 * share:.2g} % of the steps' time" if isinstance(share, float) else "a time that is not known yet"
+    allowed = f" (gradients.overhead_budget: {100 * budget:.3g} %)" if budget is not None else ""
+    closely = f"{probes:,} step was" if probes == 1 else f"{probes:,} steps were"
+    return f"Watching has cost {measured} so far{allowed}; {closely} looked at closely."

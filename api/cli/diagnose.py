@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from api.cli.console import HomeOption, JsonOption, fail, print_json, say, service
+from api.cli.findings import STYLES, show_findings
+from api.evidence import first_sentence
 from workers.jobfolder import JobFolder
 from workers.watch.diagnosis import diagnose as judge
-from workers.watch.findings import Finding
 from workers.watch.record import Record
 from workers.watch.stored import NAMES, from_documents, from_folder
 from workers.watch.watching import Entry, timeline
 
-STYLES = {"healthy": "green", "warning": "yellow", "critical": "red"}
 POINTS = 10_000  # the API's most
 
 
@@ -31,9 +31,8 @@ def diagnose(
     if as_json:
         print_json(judgement.as_dict() | {"timeline": [asdict(entry) for entry in told]})
     else:
-        say(f"{judgement.verdict}: {judgement.sentence}", STYLES.get(judgement.verdict, ""))
-        for finding in judgement.findings:
-            _show(finding)
+        say(f"{judgement.verdict}: {first_sentence(judgement.sentence)}", STYLES.get(judgement.verdict, ""))
+        show_findings(map(asdict, judgement.findings))
         _show_timeline(told)
     if judgement.verdict == "critical":
         raise typer.Exit(1)
@@ -52,24 +51,6 @@ def _recorded(run: str, home: Path | None) -> Record:
         wanted = [key for key in sorted(known) if key in NAMES or key.startswith("eval/")]
         page = client.metrics(run, keys=",".join(wanted), max_points=POINTS) if wanted else {"data": []}
         return from_documents(job, page, client.gradients(run, max_points=POINTS))
-
-
-def _show(finding: Finding) -> None:
-    where = ", ".join(
-        part
-        for part in (
-            f"step {finding.first_bad_step}" if finding.first_bad_step else "before the first step",
-            finding.layer and f"layer {finding.layer}",
-            None if finding.rank is None else f"rank {finding.rank}",
-        )
-        if part
-    )
-    say("")
-    say(f"{finding.code} ({finding.severity}), {where}", "bold")
-    say(f"  {finding.explanation}")
-    say(f"  Suggestion: {finding.suggestion}")
-    if finding.consequences:
-        say(f"  Follows from it: {', '.join(finding.consequences)}", "dim")
 
 
 def _show_timeline(told: list[Entry]) -> None:

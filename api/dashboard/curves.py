@@ -26,7 +26,7 @@ class Curve:
 CURVES = (
     Curve("Loss", {"train/loss": "train", "eval/loss": "evaluation"}, marked=True),
     Curve(
-        "Gradient norm, all layers",
+        "Gradient norm",
         {"gradient/norm": "before clipping", "gradient/norm_clipped": "after"},
         logarithmic=True,
         marked=True,

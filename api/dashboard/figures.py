@@ -45,7 +45,7 @@ CELL_TIP = """(cell) => {
 TICK = """(value) => {
   const size = Math.abs(value);
   if (size && (size >= 1e5 || size < 1e-3)) return value.toExponential(2).replace(/\\.?0*e/, 'e').replace('e+', 'e');
-  return `${parseFloat(value.toPrecision(6))}`;
+  return value.toLocaleString('en', {maximumSignificantDigits: 6});
 }"""  # of an axis: short, so that there is room for the curve
 Scale = Literal["log", "share", "count"]
 UNITS: dict[Scale, int] = {"log": 100, "share": 10_000, "count": 1}  # parts of one that a cell is sent in

@@ -63,7 +63,7 @@ class Health:
 
     def show(self, health: dict[str, Any]) -> None:
         """``health``: the answer of ``GET .../health``."""
-        self._cost.text = cost(health["watching"])
+        self._cost.text = evidence.cost(health["watching"])
         shown = (health["verdict"], health["sentence"], health["findings"], health["history"])
         if shown == self._shown:
             return  # a reader may be in the middle of it
@@ -135,17 +135,6 @@ class Health:
                 "# Nothing yet: facts are taken around the first forward pass, and in scripts as far as they show."
             )
             self._facts.set_content(known if found["facts"] else nothing)
-
-
-def cost(watching: dict[str, Any]) -> str:
-    """What the watching costs, in words."""
-    probes, share, budget = watching["probes"], watching["share"], watching["budget"]
-    if not probes:
-        none = "gradients.overhead_budget of this job is 0: no step is looked at closely."
-        return none if budget == 0 else "Nothing has been measured of the watching's own cost yet."
-    of = f" (gradients.overhead_budget allows {100 * budget:.3g} %)" if budget is not None else ""
-    measured = f"{100 * share:.2g} % of the steps' time" if isinstance(share, float) else "a time that is not known yet"
-    return f"Watching has cost {measured} so far{of}: {probes:,} step{'s' if probes != 1 else ''} looked at closely."
 
 
 def _count(findings: list[dict[str, Any]]) -> str:

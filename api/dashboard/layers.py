@@ -9,7 +9,7 @@ from nicegui import ui
 from api.dashboard import figures
 from api.dashboard.frame import Frame, chart
 from api.dashboard.gateway import Gateway
-from api.dashboard.health import cost
+from api.evidence import cost
 
 HISTOGRAM_STEPS = 200
 
