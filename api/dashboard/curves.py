@@ -93,7 +93,7 @@ class Curves:
     def look_at(self, step: int, steps: int) -> None:
         """Shows what was around ``step``, of about ``steps``."""
         reach = max(10, round(AROUND * steps))
-        self._zoom({"startValue": max(0, step - reach), "endValue": step + reach})
+        self._zoom({"startValue": max(1, step - reach), "endValue": step + reach})
         self._where.text = f"Around step {step:,}"
         self._around.visible = True
 
