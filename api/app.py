@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -38,9 +38,11 @@ from api.routes import (
     logs,
     schema,
     telemetry,
+    watching,
 )
 from api.streams import StreamLimits, Streams
 from api.uploads import FORM_BYTES
+from service import findings
 from service.database import Store, open_store
 from service.errors import ServiceError
 from service.jobs import cluster_view
@@ -55,6 +57,7 @@ ROUTERS = tuple(
         events,
         logs,
         telemetry,
+        watching,
         checkpoints,
         artifacts,
         files,
@@ -78,7 +81,7 @@ def create_app(settings: Settings, stream_limits: StreamLimits | None = None) ->
     ensure_admin_key(
         store, settings.admin_key_file, settings.admin_key.get_secret_value() if settings.admin_key else None
     )
-    monitoring = Monitoring(lambda: _jobs_by_state(store))
+    monitoring = Monitoring(_Numbers(store))
     streams = Streams(monitoring, stream_limits or StreamLimits())
 
     @asynccontextmanager
@@ -124,6 +127,18 @@ def _methods(path: str) -> list[str]:
     return sorted({method for route in ROUTES if route.path_regex.match(path) for method in route.methods or ()})
 
 
-def _jobs_by_state(store: Store) -> dict[str, int]:
-    view = cluster_view(store)
-    return {"queued": view.queued, "active": view.active}
+class _Numbers:
+    """As monitoring asks for them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def jobs_by_status(self) -> Mapping[str, int]:
+        view = cluster_view(self._store)
+        return {"queued": view.queued, "active": view.active}
+
+    def jobs_by_verdict(self) -> Mapping[str, int]:
+        return findings.verdicts(self._store)
+
+    def findings_raised(self) -> Mapping[tuple[str, str], int]:
+        return findings.raised(self._store)

@@ -158,6 +158,37 @@ class Client:
     def gradients(self, job_id: str, *, max_points: int | None = None) -> Document:
         return self._request("GET", f"{_job(job_id)}/gradients", params={"max_points": max_points})
 
+    def health(self, job_id: str, *, facts: bool = True) -> Document:
+        """The verdict, open findings, what was raised and cleared before, facts, and what the watching costs."""
+        return self._request("GET", f"{_job(job_id)}/health", params={} if facts else {"facts": "false"})
+
+    def probes(
+        self,
+        job_id: str,
+        *,
+        statistics: str | None = None,
+        layers: str | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
+        max_points: int | None = None,
+    ) -> Document:
+        """What was measured of every layer now and then. ``statistics``, ``layers``: names, separated by commas."""
+        query = {"statistics": statistics, "layers": layers, "first_step": first_step, "last_step": last_step}
+        return self._request("GET", f"{_job(job_id)}/probes", params=query | {"max_points": max_points})
+
+    def histograms(
+        self,
+        job_id: str,
+        layer: str,
+        *,
+        first_step: int | None = None,
+        last_step: int | None = None,
+        max_points: int | None = None,
+    ) -> Document:
+        """How large the elements of a layer's gradient were, at the steps that were probed."""
+        query = {"layer": layer, "first_step": first_step, "last_step": last_step, "max_points": max_points}
+        return self._request("GET", f"{_job(job_id)}/probes/histograms", params=query)
+
     def checkpoints(self, job_id: str) -> Document:
         return self._request("GET", f"{_job(job_id)}/checkpoints")
 

@@ -284,6 +284,48 @@ GRADIENTS: dict[str, Any] = {
     "norms": [[0.71, 0.52, 0.9], [0.66, 0.5, 0.84]],
 }
 
+_FINDING: dict[str, Any] = {
+    "code": "lr_too_high",
+    "severity": "critical",
+    "first_bad_step": 41,
+    "layer": "features.3",
+    "rank": None,
+    "evidence": {"first_loss": 2.31, "loss": 11.4, "largest_update_ratio": 0.62},
+    "explanation": "The loss is 11.4 after 2.31 at the start, first off at step 41, with updates of up to 0.62 of the weights in one step.",
+    "suggestion": "Go back to the last healthy weights and lower optimizer.learning_rate to a third or a tenth, with a new warm-up",
+    "consequences": ["exploding_gradient in features.0"],
+}
+
+HEALTH: dict[str, Any] = {
+    "object": "job.health",
+    "job_id": JOB_ID,
+    "verdict": "critical",
+    "sentence": _FINDING["explanation"],
+    "findings": [_FINDING],
+    "history": [{"event": "raised", "at": "2026-11-23T19:00:06.200Z", "step": 52, "sequence": 14, "finding": _FINDING}],
+    "facts": {"total_steps": 240, "optimizer": "adamw", "learning_rate": 2.0, "schedule": {"0": 0.1, "1": 0.0}},
+    "watching": {"share": 0.0121, "budget": 0.02, "probes": 31, "last_probe_step": 236},
+}
+
+PROBES: dict[str, Any] = {
+    "object": "probe_table",
+    "job_id": JOB_ID,
+    "layers": ["features.0", "head"],
+    "activations": ["features.2"],
+    "steps": [1, 2],
+    "cost_shares": [None, 0.0121],
+    "statistics": {"update_ratios": [[0.0021, 0.0047], [0.0019, None]], "silent": [[0.03], [0.0]]},
+}
+
+HISTOGRAMS: dict[str, Any] = {
+    "object": "gradient_histograms",
+    "job_id": JOB_ID,
+    "layer": "features.0",
+    "lowest": -40,
+    "steps": [1],
+    "shares": [[0.0] * 25 + [0.1, 0.2, 0.4, 0.2, 0.1] + [0.0] * 18],
+}
+
 CHECKPOINT: dict[str, Any] = {
     "id": "ckpt-0000000100",
     "object": "checkpoint",

@@ -39,6 +39,10 @@ TAGS = [
     {"name": "jobs", "description": "Submit, look at, cancel and kill training jobs."},
     {"name": "events and logs", "description": "What happened and what workers printed, as pages or live."},
     {"name": "telemetry", "description": "Metric series and gradient norms."},
+    {
+        "name": "health",
+        "description": "What the watching of backpropagation finds, and what it measures layer by layer.",
+    },
     {"name": "files", "description": "Checkpoints, the finished model, and what it showed on the way."},
     {"name": "service", "description": "The cluster, the schema of a job, probes."},
 ]

@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 import psutil
 
+from api.dashboard.curves import CURVES, POINTS
 from api.dashboard.figures import COLOURS, flow_points
-from api.dashboard.job_page import CHARTS, POINTS
 from api.supervisor import free_port
 from benchmarks.long_run import LongRun
 from benchmarks.measure import write
@@ -108,7 +108,7 @@ class Browser:
 
 def requests(layers: int) -> dict[str, str]:
     """What the page asks for, and what a client asks for that names nothing."""
-    keys = ",".join(key for _, keys, _ in CHARTS for key in keys)
+    keys = ",".join(key for curve in CURVES for key in curve.keys)
     return {
         "series of the page": f"metrics?keys={keys}&max_points={POINTS}",
         "all series": "metrics",

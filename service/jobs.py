@@ -69,7 +69,7 @@ def create_job(
 
 def get_job(store: Store, caller: Caller, job_id: str) -> Job:
     with store.read() as session:
-        return job_value(_own(session.get(JobRow, job_id), caller, job_id))
+        return job_value(own_job(session, caller, job_id))
 
 
 def list_jobs(
@@ -191,14 +191,14 @@ def list_events(
         if after_sequence:
             query = query.where(EventRow.sequence < after_sequence)
     with store.read() as session:
-        _own(session.get(JobRow, job_id), caller, job_id)
+        own_job(session, caller, job_id)
         return [event_value(row) for row in session.execute(query).scalars()]
 
 
 def list_attempts(store: Store, caller: Caller, job_id: str) -> list[Attempt]:
     query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
     with store.read() as session:
-        _own(session.get(JobRow, job_id), caller, job_id)
+        own_job(session, caller, job_id)
         return [attempt_value(row) for row in session.execute(query).scalars()]
 
 
@@ -307,6 +307,11 @@ def _changed(
     except SpecError as error:  # a rule between fields of the whole spec names none: only workers can have broken one
         named = (p if p.path else replace(p, path="workers", value=None) for p in error.problems)
         raise InvalidRequest(named) from None
+
+
+def own_job(session: Session, caller: Caller, job_id: str) -> JobRow:
+    """Raises NotFound."""
+    return _own(session.get(JobRow, job_id), caller, job_id)
 
 
 def _own(row: JobRow | None, caller: Caller, job_id: str) -> JobRow:

@@ -157,8 +157,17 @@ class AttemptRow(Base):
     tracked: Mapped[bool]  # MLflow has everything
 
 
+FINDINGS_RAISED = ("finding.raised", "data.finding")  # types of events
+OF_FINDINGS = text(
+    "type IN ('finding.raised', 'data.finding')"
+)  # as the index has it: SQLite uses it for no other words
+
+
 class EventRow(Base):
     __tablename__ = "events"
+    __table_args__ = (  # among a million events the few that are counted at every scrape
+        Index("events_findings", "type", sqlite_where=OF_FINDINGS, postgresql_where=OF_FINDINGS),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)

@@ -24,6 +24,7 @@ HomeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs")]
 JobArgument = Annotated[str, typer.Argument(help="Id of the job")]
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
 
 # Names and messages come from other people; a terminal must not obey them.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

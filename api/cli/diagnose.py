@@ -11,16 +11,16 @@ from typing import Annotated
 import typer
 
 from api.cli.console import USAGE, HomeOption, JsonOption, fail, print_json, say, service
+from api.cli.findings import STYLES, show_findings
+from api.evidence import first_sentence
 from api.home import Home
 from workers.jobfolder import JobFolder
 from workers.tracked_runs import restore
 from workers.watch.diagnosis import diagnose as judge
-from workers.watch.findings import Finding
 from workers.watch.record import Record
 from workers.watch.stored import EVALUATED, NAMES, from_documents, from_folder
 from workers.watch.watching import Entry, timeline
 
-STYLES = {"healthy": "green", "warning": "yellow", "critical": "red"}
 POINTS = 10_000  # the API's most
 MLFLOW = "mlflow:"
 
@@ -39,9 +39,8 @@ def diagnose(
     if as_json:
         print_json(judgement.as_dict() | {"timeline": [asdict(entry) for entry in told]})
     else:
-        say(f"{judgement.verdict}: {judgement.sentence}", STYLES.get(judgement.verdict, ""))
-        for finding in judgement.findings:
-            _show(finding)
+        say(f"{judgement.verdict}: {first_sentence(judgement.sentence)}", STYLES.get(judgement.verdict, ""))
+        show_findings(map(asdict, judgement.findings))
         _show_timeline(told)
     if judgement.verdict == "critical":
         raise typer.Exit(1)
@@ -80,24 +79,6 @@ def _own_mlflow(home: Path | None) -> str | None:
     """That of the service which runs here, if one does."""
     running = Home(home).service()
     return running.mlflow_url if running is not None else None
-
-
-def _show(finding: Finding) -> None:
-    where = ", ".join(
-        part
-        for part in (
-            f"step {finding.first_bad_step}" if finding.first_bad_step else "before the first step",
-            finding.layer and f"layer {finding.layer}",
-            None if finding.rank is None else f"rank {finding.rank}",
-        )
-        if part
-    )
-    say("")
-    say(f"{finding.code} ({finding.severity}), {where}", "bold")
-    say(f"  {finding.explanation}")
-    say(f"  Suggestion: {finding.suggestion}")
-    if finding.consequences:
-        say(f"  Follows from it: {', '.join(finding.consequences)}", "dim")
 
 
 def _show_timeline(told: list[Entry]) -> None:

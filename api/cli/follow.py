@@ -10,15 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from api.cli.console import INTERRUPTED, clean, duration, err, exit_code, number, out, print_json, say
+from api.cli.findings import TOLD, say_change
 from api.client import PATIENCE_SECONDS, Client, Document, NoServiceError
+from api.evidence import first_sentence
 
 TICK_SECONDS, LINE_SECONDS = 0.25, 2.0
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 AT_WORK = frozenset({"starting", "running", "recovering"})
 PAUSE_SECONDS = 3.0  # a job that was paused and resumed in one breath is paused for a moment
 QUIET = frozenset(
-    {"evaluation", "job.created", "job.status", "training.finished", "tracking.complete", "workers.started"}
-)
+    {
+        "evaluation", "job.created", "job.status", "training.finished", "tracking.complete", "workers.started",
+        "facts", "health.verdict",  # findings are told by themselves, the verdict by the summary
+    }
+)  # fmt: skip
 STYLES = {"warning": "yellow", "error": "red"}
 
 
@@ -44,7 +49,9 @@ def follow(client: Client, job_id: str, console: Console = out) -> Document:
             away_since = None
             for event in page["data"]:
                 seen = event["id"]
-                if event["type"] not in QUIET:
+                if event["type"] in TOLD:
+                    say_change(event, console=console)
+                elif event["type"] not in QUIET:
                     say(event["message"], STYLES.get(event["level"], "dim"), console)
             display.show(job)
             paused_since = (paused_since or time.monotonic()) if job["status"] == "paused" else None
@@ -151,8 +158,11 @@ def summary(client: Client, job: Document) -> None:
     if job["recoveries"]:
         rows.append(("recoveries", f"{job['recoveries']}; `chainrule attempts {job['id']}` tells of each"))
     if job["health"].get("sentence"):
-        rows.append(("gradients", f"{job['health']['verdict']}: {job['health']['sentence']}"))
-    rows += [("finding", told(each, job["health"])) for each in job["health"].get("findings", [])]
+        rows.append(("health", f"{job['health']['verdict']}: {first_sentence(job['health']['sentence'])}"))
+    findings = job["health"].get("findings", [])
+    rows += [("finding", told(each, job["health"])) for each in findings]
+    if findings:
+        rows.append(("", f"`chainrule health {job['id']}` has the evidence"))
     checkpoints = client.checkpoints(job["id"])["data"]
     if checkpoints:
         kept = ", ".join(str(checkpoint["step"]) for checkpoint in checkpoints)
@@ -168,10 +178,10 @@ def summary(client: Client, job: Document) -> None:
 
 
 def told(finding: Document, health: Document) -> str:
-    """A finding in a line; its explanation where the verdict's sentence does not say it already."""
+    """A finding in a line; what is seen where the verdict's sentence does not say it already."""
     explained = finding["explanation"] in health.get("sentence", "")
-    said = finding["suggestion"] if explained else f"{finding['explanation']} {finding['suggestion']}"
-    return f"{finding['code']} ({finding['severity']}): {said}"
+    seen = "" if explained else f"{first_sentence(finding['explanation'])} "
+    return f"{finding['code']} ({finding['severity']}): {seen}{finding['suggestion']}"
 
 
 def _seconds(job: Document) -> float:

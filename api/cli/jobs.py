@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from api.cli.console import (
+    FollowOption,
     HomeOption,
     JobArgument,
     JsonOption,
@@ -31,7 +32,6 @@ CodeOption = Annotated[
         help="Folder, or git+https://host/repository@revision, with the job's code; instead of what the file says",
     ),
 ]
-FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended")]
 
 
 def submit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import artifacts, attempts, changes, cluster, diagnose, doctor, init, jobs, local, plan
+from api.cli import artifacts, attempts, changes, cluster, diagnose, doctor, findings, init, jobs, local, plan
 
 app = typer.Typer(
     name="chainrule",
@@ -25,6 +25,7 @@ for command in (
     jobs.events,
     jobs.metrics,
     artifacts.artifacts,
+    findings.health,
     diagnose.diagnose,
     attempts.attempts,
     attempts.workers,

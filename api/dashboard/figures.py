@@ -7,9 +7,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+from api.evidence import title
 
 Document = dict[str, Any]
 COLOURS = ("#4f7cff", "#f2994a", "#27ae60", "#bb6bd9")
@@ -26,19 +28,35 @@ DARK: Document = {  # a theme of ECharts
 LEAST_NORM = 1e-12  # shown for a gradient of zero, which has no logarithm
 FLOW_CELLS = 20_000  # that a browser draws in half a second
 MANY_LAYERS = 300  # taken for granted until it is known how many there are
-EMPTY = -(2**15)  # among logarithms
-# (step, layer, logarithm) of each cell, out of the logarithms in hundredths. As a list of lists they would be ten times as long, and the
+EMPTY = -(2**15)  # among values
+# (step, layer, value) of each cell, out of the values in whole parts of a unit. As a list of lists they would be ten times as long, and the
 # page would take seconds to look through them: NiceGUI and Vue visit every list, but leave a Float32Array as it is.
 CELLS = """(() => {
-  const logs = new Int16Array(Uint8Array.from(atob("%s"), c => c.charCodeAt(0)).buffer), layers = %d;
-  const cells = new Float32Array(3 * logs.length);
-  logs.forEach((log, i) => cells.set([Math.floor(i / layers), i %% layers, log === -32768 ? NaN : log / 100], 3 * i));
+  const values = new Int16Array(Uint8Array.from(atob("%s"), c => c.charCodeAt(0)).buffer), layers = %d;
+  const cells = new Float32Array(3 * values.length);
+  values.forEach((value, i) => cells.set([Math.floor(i / layers), i %% layers, value === -32768 ? NaN : value / %d], 3 * i));
   return cells;
 })()"""
 CELL_TIP = """(cell) => {
   const layer = %s[cell.value[1]].replace(/[&<>]/g, c => `&#${c.charCodeAt(0)};`);
-  return `${layer}<br>step ${cell.name}: ${(10 ** cell.value[2]).toExponential(1)}`;
+  const value = cell.value[2];
+  return `${layer}<br>step ${cell.name}: ${%s}`;
 }"""
+TICK = """(value) => {
+  const size = Math.abs(value);
+  if (size && (size >= 1e5 || size < 1e-3)) return value.toExponential(2).replace(/\\.?0*e/, 'e').replace('e+', 'e');
+  return value.toLocaleString('en', {maximumSignificantDigits: 6});
+}"""  # of an axis: short, so that there is room for the curve
+Scale = Literal["log", "share", "count"]
+UNITS: dict[Scale, int] = {"log": 100, "share": 10_000, "count": 1}  # parts of one that a cell is sent in
+TIPS: dict[Scale, str] = {
+    "log": "value <= -12 ? '0' : (10 ** value).toExponential(1)",
+    "share": "`${(100 * value).toFixed(1)} %`",
+    "count": "value",
+}
+MOST_COUNT = 2**15 - 1  # what fits into a cell
+EXPLODED = 1000
+MARKERS = {"critical": "#e4572e", "warning": "#f2994a", "note": "#7f8ea3", "past": "#9aa3b2"}
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -124,7 +142,7 @@ def line_chart(title: str, names: Sequence[str], *, logarithmic: bool = False) -
         "tooltip": {"trigger": "axis"},
         "legend": {"show": len(names) > 1, "top": 4, "right": 12},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},
-        "yAxis": {"type": "log" if logarithmic else "value", "scale": True},
+        "yAxis": {"type": "log" if logarithmic else "value", "scale": True, "axisLabel": {":formatter": TICK}},
         "dataZoom": [{"type": "inside"}],
         "series": [
             {
@@ -149,46 +167,122 @@ def points(series: Mapping[str, Any], *, logarithmic: bool = False) -> list[list
     return found
 
 
-def gradient_flow(matrix: Mapping[str, Any]) -> Document:
-    """A heat map: steps from left to right, layers from the output, on top, back to the input, as backpropagation goes through them.
+def needs_logarithms(lines: Sequence[Sequence[Sequence[float | None]]]) -> bool:
+    """Whether one explosion would make a flat line of all the rest: curves above 0 that reach ``EXPLODED`` times their middle."""
+    values = [value for line in lines for _, value in line if value is not None]
+    return bool(values) and min(values) > 0 and max(values) > EXPLODED * float(np.median(values))
 
-    The colour is the decimal logarithm of the L2 norm of a layer's gradient; what is not finite stays empty.
+
+def gradient_flow(matrix: Mapping[str, Any]) -> Document:
+    """The L2 norm of each layer's gradient, in a heat map; what is not finite stays empty."""
+    return heat_map(matrix["layers"], matrix["steps"], matrix["norms"], "gradient norm")
+
+
+def heat_map(
+    layers: Sequence[str], steps: Sequence[int], rows: Sequence[Sequence[Any]], name: str, scale: Scale = "log"
+) -> Document:
+    """Steps from left to right, layers from the output, on top, back to the input, as backpropagation goes through them.
+
+    ``rows``: a row a step, a value a layer; None, words and what is not finite stay empty. ``scale``: the colour is the decimal logarithm,
+    or the number; of a share from 0 to 1.
     """
-    layers, steps = list(matrix["layers"]), [str(step) for step in matrix["steps"]]
-    norms = np.array(matrix["norms"], dtype=np.float64).reshape(len(steps), len(layers))  # (S, L); reads words too
-    is_finite = np.isfinite(norms)
-    logs = np.log10(np.where(is_finite, np.maximum(norms, LEAST_NORM), 1.0))
-    shown = logs[is_finite] if is_finite.any() else np.zeros(1)
-    lowest, highest = math.floor(shown.min()), math.ceil(shown.max())
-    hundredths = np.where(is_finite, np.round(100 * logs), EMPTY).astype("<i2")
+    columns = [str(step) for step in steps]
+    values = np.array(rows, dtype=np.float64).reshape(len(columns), len(layers))  # (S, L); reads words and None too
+    is_finite = np.isfinite(values)
+    known = np.where(is_finite, values, 1.0)
+    drawn = np.log10(np.maximum(known, LEAST_NORM)) if scale == "log" else np.minimum(known, MOST_COUNT)
+    shown = drawn[is_finite] if is_finite.any() else np.zeros(1)
+    units = UNITS[scale]
+    cells = np.where(is_finite, np.round(units * drawn), EMPTY).astype("<i2")
+    lowest, highest = (
+        (math.floor(shown.min()), math.ceil(shown.max())) if scale == "log" else (0, math.ceil(shown.max()))
+    )
     longest = max((len(layer) for layer in layers), default=0)
     return {
         "animation": False,
         "grid": {"left": min(190, 24 + 7 * longest), "right": 100, "top": 16, "bottom": 50},
-        "tooltip": {"position": "top", ":formatter": CELL_TIP % json.dumps(layers)},
-        "xAxis": {"type": "category", "data": steps, "name": "step", "nameLocation": "middle", "nameGap": 30},
+        "tooltip": {
+            "position": "top",
+            "confine": True,
+            ":formatter": CELL_TIP % (json.dumps(list(layers)), TIPS[scale]),
+        },
+        "xAxis": {"type": "category", "data": columns, "name": "step", "nameLocation": "middle", "nameGap": 30},
         # The first category is drawn at the bottom: the input, so that the output is on top.
-        "yAxis": {"type": "category", "data": layers, "axisLabel": {"width": 170, "overflow": "truncate"}},
+        "yAxis": {"type": "category", "data": list(layers), "axisLabel": {"width": 170, "overflow": "truncate"}},
         "visualMap": {
             "min": lowest,
             "max": max(highest, lowest + 1),
             "calculable": True,
             "right": 4,
             "top": "middle",
-            "text": ["L2 norm", ""],
-            "precision": 0,
-            "formatter": "1e{value}",
+            "text": ["L2 norm" if name == "gradient norm" else "", ""],
+            "precision": 2 if scale == "share" else 0,
+            "formatter": "1e{value}" if scale == "log" else "{value}",
             "inRange": {"color": ["#1b2a6b", "#2f6fd0", "#3fb8a6", "#f4d35e", "#e4572e"]},
         },
         "series": [
             {
                 "type": "heatmap",
-                "name": "gradient norm",
+                "name": name,
                 "dimensions": ["step", "layer", "norm"],  # a flat array does not show how many belong together
-                ":data": CELLS % (base64.b64encode(hundredths.tobytes()).decode(), max(1, len(layers))),
+                ":data": CELLS % (base64.b64encode(cells.tobytes()).decode(), max(1, len(layers)), units),
                 "progressive": 10_000,
             }
         ],
+    }
+
+
+def histogram(shares: Sequence[float], lowest: int) -> Document:
+    """Bars: shares of a layer's gradient elements by powers of two, as ``GET .../probes/histograms`` gives them for a step."""
+    bins = [f"2^{lowest + index}" for index in range(len(shares))]
+    return {
+        "animation": False,
+        "grid": {"left": 56, "right": 20, "top": 16, "bottom": 50},
+        "tooltip": {"trigger": "axis", "confine": True, ":valueFormatter": "(value) => `${value.toFixed(2)} %`"},
+        "xAxis": {"type": "category", "data": bins, "name": "absolute value", "nameLocation": "middle", "nameGap": 30},
+        "yAxis": {"type": "value", "axisLabel": {"formatter": "{value} %"}},
+        "series": [
+            {
+                "type": "bar",
+                "name": "elements",
+                "barCategoryGap": "5%",
+                "color": COLOURS[0],
+                "data": [round(100 * share, 4) for share in shares],
+            }
+        ],
+    }
+
+
+def markers(health: Mapping[str, Any]) -> Document:
+    """Where findings began, as vertical lines of a chart over steps: open ones in the colour of their severity, past ones in grey. What was known
+    before the first step has no place there."""
+    at: dict[int, list[tuple[str, str]]] = {}
+    open_ = {(each["code"], each.get("rank")) for each in health["findings"]}
+    past = [each["finding"] for each in health["history"] if each["event"] == "raised"]
+    past = [each for each in past if (each["code"], each.get("rank")) not in open_]
+    for finding, colour in [
+        *((each, MARKERS[each["severity"]]) for each in health["findings"]), *((each, MARKERS["past"]) for each in past)
+    ]:  # fmt: skip
+        told = at.setdefault(finding["first_bad_step"], [])
+        if finding["first_bad_step"] > 0 and title(finding["code"]) not in [name for name, _ in told]:
+            told.append((title(finding["code"]), colour))
+    lines = [
+        {
+            "xAxis": step,
+            "name": ", ".join(name for name, _ in told),
+            "lineStyle": {"color": told[0][1]},
+            "label": {"color": told[0][1]},
+        }
+        for step, told in sorted(at.items())
+        if told
+    ]
+    return {
+        "symbol": "none",
+        "silent": True,
+        "animation": False,
+        "lineStyle": {"type": "dashed", "width": 1.5},
+        "label": {"formatter": "{b}", "position": "insideEndBottom", "fontSize": 11},
+        "data": lines,
     }
 
 

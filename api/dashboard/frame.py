@@ -26,6 +26,7 @@ STATUS_COLOURS = {
     "cancelled": "grey-7",
 }
 HEALTH_COLOURS = {"healthy": "positive", "note": "blue-grey", "warning": "orange", "critical": "negative"}
+GRID = "grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr))"  # of charts, also in a narrow window
 # NiceGUI's own box for a lost connection, with our words and where it is seen; it comes after a second, so that a hiccup does not flash.
 AWAY = {
     "connection_lost": "The service does not answer just now.",

@@ -11,27 +11,14 @@ import yaml
 from nicegui import ui
 
 from api.dashboard import figures
-from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, chart, confirmed, keep_fresh
+from api.dashboard.curves import Curves
+from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, confirmed, keep_fresh
 from api.dashboard.gateway import Gateway
+from api.dashboard.health import Health, Verdict
+from api.dashboard.layers import Flow, Statistics
 from api.dashboard.samples import Samples
 
 EVERY_SECONDS = 1.5
-POINTS = 500  # of a curve
-CHARTS = (
-    ("Loss", {"train/loss": "train", "eval/loss": "evaluation"}, False),
-    ("Gradient norm, all layers", {"gradient/norm": "before clipping", "gradient/norm_clipped": "after"}, True),
-    ("Learning rate", {"train/learning_rate": "learning rate"}, False),
-    ("Samples per second", {"train/samples_per_second": "samples per second"}, False),
-    ("Tokens per second", {"train/tokens_per_second": "tokens per second"}, False),
-    ("Model FLOP/s, all workers", {"system/model_flops_per_second": "forward and backward"}, False),
-    ("Utilisation (MFU)", {"system/mfu": "share of the devices' peak"}, False),
-    ("Accuracy", {"eval/accuracy": "evaluation"}, False),
-)
-WHERE_KNOWN = {
-    "Tokens per second",
-    "Model FLOP/s, all workers",
-    "Utilisation (MFU)",
-}  # without values there is no chart
 ACTIONS = (
     (
         "pause",
@@ -44,11 +31,14 @@ ACTIONS = (
     ("kill", "bolt", "It ends now, and writes nothing.", ()),
 )
 LOG_LINES = 1000
+Fill = Callable[[dict[str, Any]], Awaitable[None]]  # with what the API says of the job
 
 
-def show(api: Gateway, job_id: str) -> None:
+def show(api: Gateway, job_id: str, step: int | None = None) -> None:
+    """``step``: that is to be looked at."""
     frame = Frame("")
     page = JobPage(api, frame, job_id)
+    page.step = step
     with frame.content():
         page.build()
     keep_fresh(page.refresh, EVERY_SECONDS)
@@ -58,13 +48,18 @@ class JobPage:
     def __init__(self, api: Gateway, frame: Frame, job_id: str) -> None:
         self.api, self.frame, self.path = api, frame, f"/v1/jobs/{quote(job_id, safe='')}"
         self.job_id = job_id
+        self.curves = Curves(api, frame, self.path)
+        self.findings = Health(api, frame, self.path, job_id, self.look_at)
+        self.flow, self.statistics = Flow(api, frame, self.path), Statistics(api, frame, self.path)
         self.samples = Samples(api, frame, self.path, job_id)
+        self.step: int | None = None  # to be looked at as soon as it is known how long the run is
+        self.steps = 0  # of the run
+        self.judged: dict[str, Any] | None = None  # the verdict of the job that the marks show
         self.ended: str | None = None  # tab that was filled after the job had ended: nothing changes in it any more
         self.refreshing = asyncio.Lock()
         self.event_position: str | None = None
         self.log_position: str | None = None
         self.rank: int | None = None
-        self.layers = figures.MANY_LAYERS
 
     def build(self) -> None:
         with ui.row().classes("w-full items-center"):
@@ -82,28 +77,32 @@ class JobPage:
         self.line = ui.label().classes("text-grey")
         self.reason = ui.label().classes("text-body1")
         self.bar = ui.linear_progress(0, show_value=False).props("rounded instant-feedback")
-        with ui.tabs().classes("w-full").props("align=left dense") as tabs:
-            names = ("Curves", "Gradient flow", "Events", "Logs", "Samples", "Checkpoints", "Workers", "Job file")
-            for name in names:
+        self.verdict = Verdict(lambda: self.tabs.set_value("Health"))
+        contents = self.contents()
+        with ui.tabs().classes("w-full").props("align=left dense outside-arrows mobile-arrows") as tabs:
+            for name in contents:
                 ui.tab(name)
         self.tabs = tabs
         with ui.tab_panels(tabs, value="Curves", animated=False).classes("w-full bg-transparent"):
-            for name, build in zip(names, self.builders(), strict=True):
+            for name, (build, _) in contents.items():
                 with ui.tab_panel(name).classes("q-pa-none q-pt-sm"):
                     build()
         tabs.on_value_change(self.refresh)
 
-    def builders(self) -> tuple[Callable[[], None], ...]:
-        return (
-            self.build_curves,
-            self.build_flow,
-            self.build_events,
-            self.build_logs,
-            self.samples.build,
-            self.build_checkpoints,
-            self.build_workers,
-            self.build_spec,
-        )
+    def contents(self) -> dict[str, tuple[Callable[[], None], Fill]]:
+        """What makes each tab, and what fills it."""
+        return {
+            "Curves": (self.curves.build, self.curves.fill),
+            "Health": (self.findings.build, self.fill_health),
+            "Gradient flow": (self.flow.build, self.flow.fill),
+            "Statistics": (self.statistics.build, self.statistics.fill),
+            "Events": (self.build_events, self.fill_events),
+            "Logs": (self.build_logs, self.fill_logs),
+            "Samples": (self.samples.build, self.samples.fill),
+            "Checkpoints": (self.build_checkpoints, self.fill_checkpoints),
+            "Workers": (self.build_workers, self.fill_workers),
+            "Job file": (self.build_spec, self.fill_spec),
+        }
 
     # --- what is seen first -------------------------------------------------------------------------------------------
 
@@ -117,20 +116,12 @@ class JobPage:
         if job is None:
             return
         self.show_job(job)
+        if job["health"] != self.judged:
+            await self.fill_health(job)
         tab = self.tabs.value
         if self.ended == tab:
             return
-        fill: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
-            "Curves": self.fill_curves,
-            "Gradient flow": self.fill_flow,
-            "Events": self.fill_events,
-            "Logs": self.fill_logs,
-            "Samples": self.samples.fill,
-            "Checkpoints": self.fill_checkpoints,
-            "Workers": self.fill_workers,
-            "Job file": self.fill_spec,
-        }
-        await fill[tab](job)
+        await self.contents()[tab][1](job)
         # The last lines and points may come just after the end.
         told = job["health"].get("verdict") is not None or not job["progress"]
         self.ended = tab if job["finished_at"] and told and tab not in ("Events", "Logs") else None
@@ -142,7 +133,12 @@ class JobPage:
         verdict = job["health"].get("verdict")
         self.health.text, self.health.visible = f"health: {verdict}", verdict is not None
         self.health.props(f"color={HEALTH_COLOURS.get(verdict, 'grey')}")
+        self.verdict.show(job)
         done = job["progress"] or {}
+        self.steps = done.get("steps") or done.get("step") or 0
+        if self.step is not None and done:
+            self.curves.look_at(self.step, self.steps)
+            self.step = None
         self.bar.value = done["step"] / done["steps"] if done.get("steps") else 0
         loss, accuracy = job["latest"].get("train/loss"), job["latest"].get("eval/accuracy")
         parts = [
@@ -174,90 +170,20 @@ class JobPage:
         await self.frame.ask(lambda: self.api.post(f"{self.path}/{verb}"))
         await self.refresh()
 
-    # --- curves and gradients -----------------------------------------------------------------------------------------
+    # --- what is found ------------------------------------------------------------------------------------------------
 
-    def build_curves(self) -> None:
-        self.charts, self.cards = [], []
-        with ui.grid().classes("w-full gap-3").style("grid-template-columns: repeat(auto-fit, minmax(420px, 1fr))"):
-            for title, keys, logarithmic in CHARTS:
-                with ui.card().props("flat bordered").classes("q-pa-xs") as card:
-                    self.cards.append(card)
-                    options = figures.line_chart(title, list(keys.values()), logarithmic=logarithmic)
-                    self.charts.append(chart(options, self.frame.is_dark).style("height: 260px"))
-
-    async def fill_curves(self, job: dict[str, Any]) -> None:
-        wanted = ",".join(key for _, keys, _ in CHARTS for key in keys)
-        found = await self.frame.ask(lambda: self.api.get(f"{self.path}/metrics", keys=wanted, max_points=POINTS))
+    async def fill_health(self, job: dict[str, Any]) -> None:
+        found = await self.frame.ask(lambda: self.api.get(f"{self.path}/health", facts="false"))
         if found is None:
             return
-        series = {each["key"]: each for each in found["data"]}
-        for drawn, card, (title, keys, logarithmic) in zip(self.charts, self.cards, CHARTS, strict=True):
-            curves = [figures.points(series[key], logarithmic=logarithmic) for key in keys]
-            if title in WHERE_KNOWN:
-                card.set_visibility(any(curves))
-            if curves == [each["data"] for each in drawn.options["series"]]:
-                continue  # nothing new; the browser would draw it all again
-            for each, curve in zip(drawn.options["series"], curves, strict=True):
-                each["data"] = curve
-            drawn.update()
+        self.judged = job["health"]
+        self.findings.show(found)
+        self.curves.mark(found)
 
-    def build_flow(self) -> None:
-        self.findings = ui.column().classes("w-full gap-2")
-        self.judged: dict[str, Any] | None = None  # what ``findings`` shows
-        ui.label(
-            "The norm of each layer's gradient at each step. Backpropagation begins at the output, on top, and goes down to the input: "
-            "colours that fade on the way down are gradients that vanish, colours that flare up are gradients that explode."
-        ).classes("text-grey")
-        self.nothing = ui.label("No gradients were recorded yet.")
-        self.flow_box = ui.column().classes("w-full")
-        self.flow: ui.echart | None = None
-        self.shown: tuple[Any, ...] | None = None  # by which a newer matrix is known
-
-    def show_findings(self, health: dict[str, Any]) -> None:
-        """What the service makes of the data and the gradients, why, and what helps."""
-        if health == self.judged:
-            return
-        self.judged = health
-        self.findings.clear()
-        with self.findings:
-            sentence = health.get("sentence", "")
-            for each in health.get("findings", []):  # whose own cards say the same
-                sentence = sentence.replace(each["explanation"], "").strip()
-            if sentence:
-                ui.label(sentence).classes("text-body1")
-            for each in health.get("findings", []):
-                with ui.card().props("flat bordered").classes("w-full q-pa-sm gap-1"):
-                    with ui.row().classes("items-center"):
-                        ui.badge(each["code"].replace("_", " "), color=HEALTH_COLOURS[each["severity"]])
-                        step = each["first_bad_step"]
-                        ui.label(f"first at step {step:,}" if step else "in the data").classes("text-grey")
-                    ui.label(each["explanation"])
-                    ui.label(f"What helps: {each['suggestion']}")
-
-    async def fill_flow(self, job: dict[str, Any]) -> None:
-        self.show_findings(job["health"])
-        points = figures.flow_points(self.layers)
-        matrix = await self.frame.ask(lambda: self.api.get(f"{self.path}/gradients", max_points=points))
-        if matrix is None:
-            return
-        self.layers = len(matrix["layers"]) or self.layers
-        if figures.flow_points(self.layers) > points and len(matrix["steps"]) == points:  # there is room for more
-            return await self.fill_flow(job)
-        self.nothing.visible = not matrix["steps"]
-        if not matrix["steps"]:
-            return
-        shown = (matrix["steps"], matrix["norms"][-1])
-        if shown == self.shown:
-            return  # nothing new; the browser would draw it all again
-        self.shown = shown
-        options = figures.gradient_flow(matrix)
-        if self.flow is None:
-            height = max(320, min(620, 24 * len(matrix["layers"]) + 90))
-            with self.flow_box:
-                self.flow = chart(options, self.frame.is_dark).classes("w-full").style(f"height: {height}px")
-        else:
-            self.flow.options.update(options)
-            self.flow.update()
+    def look_at(self, step: int) -> None:
+        """Shows the curves around a step."""
+        self.tabs.set_value("Curves")
+        self.curves.look_at(step, self.steps)
 
     # --- what it tells ------------------------------------------------------------------------------------------------
 

@@ -29,11 +29,13 @@ def register(api: ASGIApp) -> None:
         return None
 
     @ui.page("/jobs/{job_id}")
-    def job(job_id: str) -> Response | None:
+    def job(job_id: str, step: str = "") -> Response | None:
+        """``step``: to be looked at; what is no number is passed over."""
+        chosen = int(step) if step.isascii() and step.isdigit() and len(step) < 16 else None
         found = gateway(api)
         if found is None:
-            return _to_sign_in(f"/jobs/{quote(job_id)}")
-        job_page.show(found, job_id)
+            return _to_sign_in(f"/jobs/{quote(job_id)}" + (f"?step={chosen}" if chosen is not None else ""))
+        job_page.show(found, job_id, chosen)
         return None
 
     @ui.page("/submit")

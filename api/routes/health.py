@@ -117,5 +117,5 @@ def _missing(message: str) -> schemas.Check:
     },
 )
 def metrics(caller: Viewer, services: Provided) -> Response:
-    """Requests by route and status, jobs by status, open streams."""
+    """Requests by route and status, jobs by status and by verdict, findings raised by code and severity, open streams."""
     return Response(services.monitoring.render(), media_type=CONTENT_TYPE_LATEST)

@@ -156,11 +156,107 @@ def test_findings_on_data_are_on_the_page_of_the_job(browser: Any, product: Prod
     sign_in(page, product)
     page.goto(f"{product.url}/dashboard/jobs/{job_id}")
     expect(page.get_by_text("health: warning")).to_be_visible(timeout=20_000)
-    page.get_by_role("tab", name="Gradient flow").click()
-    expect(page.get_by_text("train evaluation overlap")).to_be_visible(timeout=20_000)
-    expect(page.get_by_text("in the data", exact=True)).to_be_visible()
-    expect(page.get_by_text("50 of 50 evaluation images (100 %) are in the training part")).to_be_visible()
+    page.get_by_role("tab", name="Health").click()
+    expect(page.get_by_text("train evaluation overlap", exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("in the data or the settings", exact=True)).to_be_visible()
+    expect(page.get_by_text("50 of 50 evaluation images (100 %) are in the training part").last).to_be_visible()
     assert "train_evaluation_overlap (warning)" in product.chainrule("show", job_id)
+
+
+SICK_JOB = {
+    "name": "thrown-about",
+    "task": {
+        "kind": "image_classification",
+        "data": {"source": "digits"},
+        "model": {"architecture": "mlp", "hidden": [64, 64, 64]},
+    },
+    "training": {"steps": 500, "batch_size": 64, "seed": 0},
+    "optimizer": {"name": "sgd", "learning_rate": 4.0, "momentum": 0.9},
+}
+
+
+def chart_options(page: Page) -> list[dict[str, Any]]:
+    """What the charts that are seen were drawn from, as the browser has it."""
+    found: list[dict[str, Any]] = page.evaluate(
+        """() => [...document.querySelectorAll("canvas")].filter((each) => each.offsetParent).map((canvas) => {
+            const box = canvas.closest("[id^=c]"), chart = getElement(Number(box.id.slice(1))).chart, options = chart.getOption();
+            return {
+                marks: (options.series[0].markLine?.data ?? []).map((mark) => [mark.xAxis, mark.name]),
+                type: options.series[0].type, axis: options.yAxis[0].type,
+                window: [options.dataZoom?.[0]?.startValue, options.dataZoom?.[0]?.endValue],
+                cells: options.series[0].data.length, layers: options.yAxis[0].data,
+            };
+        })"""
+    )
+    return found
+
+
+def test_a_sick_job_is_told_in_words_marks_and_colours(browser: Any, product: Product) -> None:
+    """Would catch a verdict that nobody sees, a mark at no place of the charts, a statistic that is not drawn."""
+    job_id = product.http.post("/v1/jobs", json=SICK_JOB).json()["id"]
+    job = product.until(job_id, "its end", lambda job: job["finished_at"])
+    health = product.http.get(f"/v1/jobs/{job_id}/health").json()
+    assert job["status"] == "succeeded", job["reason"]
+    assert health["verdict"] == "critical"
+    finding = health["findings"][0]
+    assert finding["code"] == "lr_too_high"
+    assert ("raised", "lr_too_high") in [(each["event"], each["finding"]["code"]) for each in health["history"]]
+    assert health["facts"]["optimizer"] == "sgd"
+    assert health["watching"]["probes"] >= 9
+    assert health["watching"]["share"] > 0
+
+    watched = Watched(browser.new_page(viewport={"width": 1400, "height": 900}))
+    page = watched.page
+    sign_in(page, product)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}")
+    first = finding["explanation"].partition(". ")[0]
+    expect(page.get_by_text(f"{first}.", exact=True)).to_be_visible(timeout=20_000)
+    marked = [[finding["first_bad_step"], "learning rate too high"]]
+    wait_for("marks", lambda: [each["marks"] for each in chart_options(page)][:3] == [marked, marked, []], 20)
+
+    page.get_by_role("button", name="1 finding").press("Enter")  # with the keyboard
+    expect(page.get_by_text(finding["explanation"], exact=True)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text(f"What helps: {finding['suggestion']}")).to_be_visible()
+    expect(page.get_by_role("row", name="Largest update in one step")).to_contain_text(
+        "healthy: about 0.001, at most 0.05"
+    )
+    expect(page.get_by_text(re.compile(r"^Watching has cost [\d.]+ % of the steps' time so far"))).to_be_visible()
+    page.get_by_text("What was known before the first step").click()
+    expect(page.get_by_text("cross_entropy").first).to_be_visible(timeout=20_000)
+
+    link = page.get_by_role("link", name=f"first at step {finding['first_bad_step']}")
+    assert link.get_attribute("href") == f"/dashboard/jobs/{job_id}?step={finding['first_bad_step']}"
+    link.press("Enter")
+    expect(page.get_by_text(f"Around step {finding['first_bad_step']}")).to_be_visible(timeout=20_000)
+    wait_for("the window", lambda: chart_options(page)[0]["window"][1] == finding["first_bad_step"] + 25, 20)
+    page.get_by_role("button", name="Show the whole run").click()
+    expect(page.get_by_text("Around step")).to_be_hidden()
+
+    page.get_by_role("tab", name="Statistics").click()
+    wait_for("both charts", lambda: [each["type"] for each in chart_options(page)] == ["heatmap", "bar"], 20)
+    assert chart_options(page)[0]["layers"] == ["linear1", "linear2", "linear3", "output"]
+    page.get_by_role("combobox", name="statistic").click()
+    page.get_by_role("option", name="Silent units").click()
+    wait_for("activations", lambda: chart_options(page)[0]["layers"] == ["relu1", "relu2", "relu3"], 20)
+    page.get_by_role("combobox", name="statistic").click()
+    page.get_by_role("option", name="Second moments").click()
+    expect(page.get_by_text("Second moments was measured nowhere")).to_be_visible(timeout=20_000)
+    assert "chainrule health" in product.chainrule("show", job_id)
+    assert watched.complaints == []
+
+
+def test_an_empty_page_says_why(browser: Any, product: Product) -> None:
+    training = {"steps": 30, "batch_size": 64}
+    spec = {**LONG_JOB, "name": "unwatched", "training": training, "gradients": {"overhead_budget": 0}}
+    job_id = product.http.post("/v1/jobs", json=spec).json()["id"]
+    product.until(job_id, "its end", lambda job: job["finished_at"])
+    page = browser.new_page()
+    sign_in(page, product)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}")
+    page.get_by_role("tab", name="Statistics").click()
+    expect(page.get_by_text("gradients.overhead_budget of this job is 0").first).to_be_visible(timeout=20_000)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}?step=20")
+    expect(page.get_by_text("Around step 20")).to_be_visible(timeout=20_000)
 
 
 AWAY = "The service does not answer just now."

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import api.cli.follow
 import api.client
 from api.cli.main import app
 from service.keys import create_key
+from service.states import append_event, locked_job
 from service.values import Role
 from tests.integration.api_service import DIGITS, Service, running_service, served, wait_for
 from workers import artifacts
@@ -65,6 +69,7 @@ def finished(service: Service) -> str:
         ["attempts", "JOB"],
         ["workers", "JOB"],
         ["artifacts", "JOB"],
+        ["health", "JOB"],
         ["cluster"],
         ["cancel", "JOB"],
         ["kill", "JOB"],
@@ -319,7 +324,7 @@ def test_a_terminal_does_not_obey_what_a_job_prints(service: Service) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["show", "events", "logs", "metrics", "attempts", "workers", "pause", "resume", "cancel", "kill"],
+    ["show", "health", "events", "logs", "metrics", "attempts", "workers", "pause", "resume", "cancel", "kill"],
 )
 def test_an_unknown_job_is_exit_code_1(service: Service, command: str) -> None:
     result = chainrule(command, "job-000000000000000000000000")
@@ -402,6 +407,58 @@ def test_artifacts_are_listed_and_downloaded(service: Service, tmp_path: Path) -
     refused = chainrule("artifacts", job_id, "--download", str(tmp_path / "in the way"))
     assert refused.exit_code == 1
     assert "cannot be written" in refused.stderr
+
+
+FINDING = {
+    "code": "lr_too_high", "severity": "critical", "first_bad_step": 41, "layer": "head", "rank": None,
+    "evidence": {"largest_update_ratio": 0.62}, "explanation": "The loss is 11.4. It was 2.3.", "suggestion": "Lower it",
+    "consequences": ["dying_relu in act"],
+}  # fmt: skip
+
+
+def tell(service: Service, job_id: str, type: str, step: int) -> None:
+    with service.store.write() as session:
+        row = locked_job(session, job_id)
+        assert row is not None
+        append_event(session, row, datetime.now(UTC), "warning", type, "told", {"step": step, "finding": FINDING})
+        row.health = {"verdict": "critical", "sentence": FINDING["explanation"], "findings": [FINDING]}
+
+
+def test_health_of_a_sick_job(service: Service) -> None:
+    job_id = finished(service)
+    tell(service, job_id, "finding.raised", 52)
+    result = chainrule("health", job_id)
+    assert result.exit_code == 1
+    for said in (
+        "critical: The loss is 11.4.\n", "lr_too_high (critical), first at step 41, layer head", "0.62 of the weights  (healthy: about 0.001",
+        "What helps: Lower it", "Follows from it: dying_relu in act", "step 52  raised   lr_too_high (critical)",
+    ):  # fmt: skip
+        assert said in result.stdout
+    assert json.loads(chainrule("health", job_id, "--json").stdout)["findings"] == [FINDING]
+
+
+def test_findings_are_told_as_they_come_and_pass(service: Service) -> None:
+    """To who follows a job, and to who follows its health; the verdict's event, which says the same, is not."""
+    job_id = service.submit()
+    tell(service, job_id, "finding.raised", 52)
+    tell(service, job_id, "health.verdict", 52)
+    tell(service, job_id, "finding.cleared", 90)
+    service.run_until(job_id, "succeeded")
+    with api.client.Client.from_environment() as client:
+        console = Console(file=io.StringIO(), highlight=False, soft_wrap=True)
+        api.cli.follow.follow(client, job_id, console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert (
+        said.count(
+            "step 52: lr_too_high (critical), first at step 41, layer head: The loss is 11.4.\n  What helps: Lower it\n"
+        )
+        == 1
+    )
+    assert "step 90: lr_too_high has passed\n" in said
+    assert "told" not in said
+    followed = chainrule("health", job_id, "--follow").stdout
+    assert followed.count("lr_too_high (critical), first at step 41") == 0  # told before, in the history
+    assert "step 90  cleared  lr_too_high" in followed
 
 
 def test_a_service_cannot_choose_where_a_file_lands(

@@ -21,8 +21,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import select, text, update
 
-from service import database, jobs, keys, leases
-from service.database import Store, open_store
+from service import database, findings, jobs, keys, leases
+from service.database import Store, database_now, open_store
 from service.errors import Forbidden, IdempotencyMismatch, InvalidRequest, NotFound, StorageFull, Unavailable
 from service.states import append_event, locked_job
 from service.tables import ApiKeyRow, Base, IdempotencyRow, JobRow, LeaseRow
@@ -428,3 +428,28 @@ def test_an_address_of_another_kind_of_database_is_refused() -> None:
     for url in ("mysql://localhost/x", "sqlite://"):
         with pytest.raises(ValueError, match="database"):
             open_store(url)
+
+
+def test_findings_are_counted_wherever_they_come_from(store: Store) -> None:
+    """Those of workers lie within their events, those on data are their events; what has passed was raised all the same."""
+    told: list[tuple[str, dict[str, Any]]] = [
+        ("finding.raised", {"step": 5, "finding": {"code": "lr_too_high", "severity": "critical"}}),
+        ("finding.cleared", {"step": 9, "finding": {"code": "lr_too_high", "severity": "critical"}}),
+        ("finding.raised", {"step": 12, "finding": {"code": "lr_too_high", "severity": "critical"}}),
+        ("data.finding", {"code": "bad_rows", "severity": "note"}),
+        ("evaluation", {"step": 12, "code": "lr_too_high", "severity": "critical"}),
+    ]
+    first, second = create(store), create(store)
+    for job_id in (first, second):
+        with store.write() as session:
+            row = locked_job(session, job_id)
+            assert row is not None
+            for type, data in told:
+                append_event(session, row, database_now(session), "info", type, "", data)
+            row.health = {"verdict": "critical"} if job_id == first else {}
+    assert findings.raised(store) == {("lr_too_high", "critical"): 4, ("bad_rows", "note"): 2}
+    assert findings.verdicts(store) == {"critical": 1, "unknown": 1}
+    history = [(event.type, event.data) for event in findings.history(store, CALLER, first)]
+    assert history == told[:4]
+    with pytest.raises(NotFound):
+        findings.history(store, Caller("key-other", "other", Role.ADMIN), first)

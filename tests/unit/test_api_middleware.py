@@ -38,7 +38,7 @@ async def break_down(request: Request) -> Response:
 def application() -> Starlette:
     routes = [Route("/read", read_body, methods=["POST"]), Route("/break", break_down, methods=["POST"])]
     middleware = [
-        Middleware(RequestContextMiddleware, monitoring=Monitoring(dict)),
+        Middleware(RequestContextMiddleware, monitoring=Monitoring()),
         Middleware(BodyLimitMiddleware, timeout_seconds=0.2),
     ]
     return Starlette(routes=routes, middleware=middleware, exception_handlers={ApiError: handle})

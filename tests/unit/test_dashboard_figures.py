@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from api import evidence
 from api.dashboard import figures, job_files
 
 pytestmark = pytest.mark.unit
@@ -122,3 +123,74 @@ def test_text_that_is_no_job_file() -> None:
     assert path == ""
     assert "line" in message
     assert job_files.problems_of('{"name": "x"}')[0][0] == "task"
+
+
+def test_shares_and_counts_are_drawn_as_they_are() -> None:
+    shares = figures.heat_map(["a", "b"], [1, 2], [[0.0, 0.5], [None, 1.0]], "silent", "share")
+    cells = shares["series"][0][":data"]
+    encoded = np.frombuffer(base64.b64decode(cells.split('"')[1]), dtype="<i2").tolist()
+    assert encoded == [0, 5000, figures.EMPTY, 10_000]
+    assert "value / 10000" in cells
+    assert (shares["visualMap"]["min"], shares["visualMap"]["max"]) == (0, 1)
+    counts = figures.heat_map(["a"], [1, 2], [[0.0], [1e9]], "not finite", "count")
+    many = np.frombuffer(base64.b64decode(counts["series"][0][":data"].split('"')[1]), dtype="<i2").tolist()
+    assert many == [0, 32767]
+
+
+def finding(code: str, step: int, severity: str = "critical", rank: int | None = None) -> dict[str, Any]:
+    return {"code": code, "severity": severity, "first_bad_step": step, "rank": rank, "layer": None, "evidence": {}}
+
+
+def test_marks_are_where_findings_began() -> None:
+    """Open ones in their colour, past ones in grey, those of one step together, and none before the first step."""
+    spike, high = finding("loss_spike", 40, "warning"), finding("lr_too_high", 41)
+    raised = [{"event": "raised", "step": 50, "finding": each} for each in (spike, high, finding("bad_init", 0))]
+    passed = [{"event": "cleared", "step": 60, "finding": spike}]
+    open_ = [high, finding("dying_relu", 41), finding("class_imbalance", 0, "note")]
+    marks = figures.markers({"findings": open_, "history": [*raised, *passed]})["data"]
+    assert [(mark["xAxis"], mark["name"]) for mark in marks] == [
+        (40, "loss spike"), (41, "learning rate too high, dying relu")
+    ]  # fmt: skip
+    assert [mark["lineStyle"]["color"] for mark in marks] == [figures.MARKERS["past"], figures.MARKERS["critical"]]
+
+
+def test_an_explosion_asks_for_logarithms() -> None:
+    calm: list[list[float | None]]
+    blown: list[list[float | None]]
+    calm, blown = [[1, 2.0], [2, 1.5], [3, None]], [[1, 2.0], [2, 1e9], [3, 2.0]]
+    assert not figures.needs_logarithms([calm, []])
+    assert figures.needs_logarithms([blown, calm])
+    assert not figures.needs_logarithms([blown, [[1, 0.0]]])  # which has no logarithm
+
+
+def test_evidence_has_units_and_what_is_healthy() -> None:
+    numbers = {
+        "dead_share": 0.9375,
+        "ratio": 2e-8,
+        "layers": 3,
+        "below_its_bound": True,
+        "of_tomorrow": [1, 2.5],
+        "loss": None,
+    }
+    shown = evidence.shown({"code": "vanishing_gradient", "evidence": numbers})
+    assert [(line.value, line.healthy) for line in shown] == [
+        ("93.8 %", "below 85 %"), ("2e-08", "above 0.001"), ("3 layers", ""), ("yes", ""), ("1, 2.5", ""), ("not known", "")
+    ]  # fmt: skip
+    assert shown[4].label == "Of tomorrow"
+    assert (
+        evidence.first_sentence("The loss is 2.5 in linear1.0 (healthy: 0.1). More.")
+        == "The loss is 2.5 in linear1.0 (healthy: 0.1)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("watching", "said"),
+    [
+        ({"probes": 0, "share": None, "budget": 0.02}, "not been measured yet"),
+        ({"probes": 0, "share": None, "budget": 0.0}, "overhead_budget of this job is 0"),
+        ({"probes": 1200, "share": 0.0123, "budget": 0.02}, "1.2 % of the steps' time so far (gradients.overhead_budget: 2 %); 1,200 steps were"),
+        ({"probes": 1, "share": "NaN", "budget": None}, "a time that is not known yet so far; 1 step was"),
+    ],
+)  # fmt: skip
+def test_what_watching_costs_in_words(watching: dict[str, Any], said: str) -> None:
+    assert said in evidence.cost(watching)

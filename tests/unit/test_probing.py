@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from workers.gradients import GradientMonitor
 from workers.watch.activations import RULES, Activations
 from workers.watch.probe_files import ProbeWriter, last_step, read_probes, read_records
+from workers.watch.probe_reader import ProbeReader, evenly
 from workers.watch.probe_rows import BINS, KEPT_ROWS, LOWEST, Names, ProbeLog, pack, probes_of, summary, unpack
 from workers.watch.probes import UPDATE_SAMPLE, Prober
 from workers.watch.record import Probes
@@ -272,6 +274,34 @@ def test_rows_come_back_from_files(tmp_path: Path) -> None:
     assert head["histogram"] == {"lowest": LOWEST, "bins": BINS, "whole": 65535}
     assert read_probes(tmp_path / "nothing") is None
     assert (last_step(tmp_path), last_step(tmp_path / "nothing")) == (4, -1)
+
+
+def test_some_rows_are_read_without_the_others(tmp_path: Path) -> None:
+    """Would catch a column or a part that is taken for another, a page of a long run that reads all of it, and half a row."""
+    many = ProbeWriter(tmp_path, 1)
+    many.append(NAMES.layers, NAMES.activations, [row(step, float(step)) for step in range(1, 501)])
+    with next(tmp_path.glob("*.rows")).open("ab") as stream:
+        stream.write(base64.b64decode(row(501))[:-5])
+    numbers = np.concatenate([np.arange(16), [0.5, 0.75], np.eye(2, BINS, 3).ravel()])
+    ProbeWriter(tmp_path, 2).append(NAMES.layers, NAMES.activations, [row(500, 7.0), pack(NAMES, 600, None, numbers)])
+    reader = ProbeReader(tmp_path)
+    assert (reader.names, len(reader)) == (NAMES, 502)
+    kept = reader.table(reader.between(499, None))
+    assert kept.steps.tolist() == [499, 500, 600]
+    assert kept.layers[:, 0, 1].tolist() == [499, 7, 1]
+    assert kept.layers[2].tolist() == np.arange(16.0).reshape(8, 2).tolist()
+    assert kept.activations[2].ravel().tolist() == [0.5, 0.75]
+    assert kept.cost_shares[:2].tolist() == [0.01, 0.01]
+    assert np.isnan(kept.cost_shares[2])
+    for layer, highest in enumerate((3, 4)):
+        steps, shares = reader.histograms(reader.between(600, 600), layer)
+        assert (steps.tolist(), shares[0].argmax(), shares[0].sum()) == ([600], highest, 1)
+    before = psutil.Process().io_counters().read_chars
+    few = reader.table(evenly(reader.between(None, None), 10))
+    assert psutil.Process().io_counters().read_chars - before < 10 * 100 + 4000
+    assert (len(few.steps), few.steps[0], few.steps[-1]) == (10, 1, 600)
+    nothing = ProbeReader(tmp_path / "nothing")
+    assert nothing.table(nothing.between(1, 2)).steps.tolist() == []
 
 
 def test_kept_rows_are_few_and_passed_on() -> None:

@@ -63,8 +63,7 @@ def last_step(folder: Path) -> int:
 
     last = -1
     for head in folder.glob("attempt-*.json"):
-        kind, rows = _kind(head)[1], head.with_suffix(".rows")
-        whole = rows.stat().st_size // kind.itemsize if rows.exists() else 0
+        rows, _, kind, whole = part_at(head)
         if whole:
             record = np.fromfile(rows, dtype=kind, count=1, offset=(whole - 1) * kind.itemsize)
             last = max(last, int(record["step"][0]))
@@ -138,6 +137,12 @@ def read_probes(folder: Path) -> Probes | None:
 
     found = read_records(folder)
     return None if found is None else probes_of(*found)
+
+
+def part_at(head: Path) -> tuple[Path, Names, np.dtype[Any], int]:
+    """The rows of a part: where they lie, what they are about, how one lies there, and how many are whole."""
+    (names, kind), rows = _kind(head), head.with_suffix(".rows")
+    return rows, names, kind, rows.stat().st_size // kind.itemsize if rows.exists() else 0
 
 
 def _kind(head: Path) -> tuple[Names, np.dtype[Any]]:

@@ -1,0 +1,110 @@
+"""The shapes of what is found and measured of a training, on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from api.schemas import Number, Wire
+from service.findings import CLEARED
+from service.values import JobEvent
+from workers.watch.findings import Severity, Verdict
+
+
+class Finding(Wire):
+    """Something that is wrong with the data or the training: the first cause, with what follows from it folded under it."""
+
+    code: str = Field(examples=["vanishing_gradient"])
+    severity: Severity = Field(description="a note leaves the verdict as it is")
+    first_bad_step: int = Field(description="0: known before the first step, or in the data")
+    layer: str | None
+    rank: int | None = Field(description="of the worker, where it is one worker's")
+    evidence: dict[str, Any] = Field(description="what was measured, by name", examples=[{"ratio": 1.2e-8}])
+    explanation: str = Field(description="what is seen, what it means for backpropagation, how to tell that it is over")
+    suggestion: str = Field(description="what helps, the gentlest first")
+    consequences: list[str] = Field(description="codes, some with a layer, of what else was seen and follows from it")
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """Those of earlier versions, and of data, have fewer fields."""
+        return cls(
+            code=document["code"], severity=document["severity"], first_bad_step=document["first_bad_step"],
+            layer=document.get("layer"), rank=document.get("rank"), evidence=dict(document.get("evidence") or {}),
+            explanation=document["explanation"], suggestion=document["suggestion"],
+            consequences=list(document.get("consequences") or ()),
+        )  # fmt: skip
+
+
+class FindingChange(Wire):
+    """A finding that came, or passed."""
+
+    event: Literal["raised", "cleared"]
+    at: datetime
+    step: int | None = Field(description="after which it was told; null: not known")
+    sequence: int = Field(description="of the job's event that told it")
+    finding: Finding
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        document = event.data.get("finding", event.data)
+        step = 0 if event.type == "data.finding" else event.data.get("step")
+        return cls(
+            event="cleared" if event.type == CLEARED else "raised", at=event.created_at, step=step,
+            sequence=event.sequence, finding=Finding.of(document),
+        )  # fmt: skip
+
+
+class Watching(Wire):
+    """What the watching costs, measured on itself."""
+
+    share: Number | None = Field(description="of probes, over the steps' own time so far; null: not measured yet")
+    budget: float | None = Field(description="gradients.overhead_budget of the job")
+    probes: int = Field(description="steps that were looked at closely, as far as they are kept")
+    last_probe_step: int | None
+
+
+class JobHealth(Wire):
+    """The verdict on a job, why, and since when."""
+
+    object: Literal["job.health"] = "job.health"
+    job_id: str
+    verdict: Verdict
+    sentence: str
+    findings: list[Finding] = Field(description="open ones, the first cause first")
+    history: list[FindingChange] = Field(description="what was raised and cleared, oldest first; the last 500")
+    facts: dict[str, Any] | None = Field(
+        description="what was known of model, loss, inputs and schedule before the first step; null: not known yet"
+    )
+    watching: Watching
+
+
+class ProbeTable(Wire):
+    """What was measured of every layer when a step was probed. Null: it does not apply, or is not a number."""
+
+    object: Literal["probe_table"] = "probe_table"
+    job_id: str
+    layers: list[str] = Field(description="in network order; columns of the statistics of layers")
+    activations: list[str] = Field(description="in network order; columns of silent and saturated")
+    steps: list[int] = Field(description="that were probed")
+    cost_shares: list[Number | None] = Field(description="what probing cost up to then, over the steps' own time")
+    statistics: dict[str, list[list[Number | None]]] = Field(
+        description="one matrix a statistic: a row a step, a number a layer or activation"
+    )
+
+
+class Histograms(Wire):
+    """Sizes of the elements of a layer's gradient, those that are exactly 0 left out."""
+
+    object: Literal["gradient_histograms"] = "gradient_histograms"
+    job_id: str
+    layer: str
+    lowest: int = Field(
+        description="bin i counts 2^(lowest+i) <= |g| < 2^(lowest+i+1); the first and the last also what lies beyond"
+    )
+    steps: list[int]
+    shares: list[list[Number]] = Field(
+        description="a row a step, a share of the elements a bin; all 0 where there were none"
+    )
