@@ -12,6 +12,7 @@ from benchmarks.pitfalls.case import Case
 from benchmarks.pitfalls.loop import run
 
 VERIFIED = RESULTS / "pitfalls_verified.json"
+UNSEEN = RESULTS / "pitfalls_unseen_verified.json"  # of the families ``unseen_*``
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,16 @@ def verify(case: Case, seeds: Sequence[int]) -> Verified:
 
 def stored() -> dict[str, dict[str, Any]]:
     """What was verified before, by name of the case."""
-    if not VERIFIED.exists():
-        return {}
-    lines = VERIFIED.read_text(encoding="utf-8").splitlines()
+    lines = [line for path in (VERIFIED, UNSEEN) if path.exists() for line in path.read_text("utf-8").splitlines()]
     return {document["name"]: document for document in map(json.loads, lines)}
 
 
 def store(results: Sequence[Verified], names: Sequence[str]) -> None:
     """Adds to what is there, in the order of ``names``; what is not of the suite any more is dropped."""
-    lines = {**stored(), **{result.name: vars(result) | {"true": result.true} for result in results}}
-    VERIFIED.write_text("".join(json.dumps(lines[name]) + "\n" for name in names if name in lines), encoding="utf-8")
+    known = {**stored(), **{result.name: vars(result) | {"true": result.true} for result in results}}
+    for path, unseen in ((VERIFIED, False), (UNSEEN, True)):
+        documents = [known[name] for name in names if name in known and name.startswith("unseen_") == unseen]
+        path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
 
 
 def lines(result: Verified) -> Iterator[str]:

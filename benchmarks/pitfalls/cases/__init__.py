@@ -12,6 +12,7 @@ from benchmarks.pitfalls.cases import (
     regression,
     tabular,
     text,
+    unseen_pictures,
     vision,
 )
 
@@ -25,4 +26,5 @@ ALL: tuple[Case, ...] = (
     *embeddings.CASES,
     *distributed.CASES,
     *held_back.CASES,
+    *unseen_pictures.CASES,
 )
