@@ -13,6 +13,7 @@ from benchmarks.pitfalls.cases import (
     tabular,
     text,
     unseen_pictures,
+    unseen_tables,
     vision,
 )
 
@@ -27,4 +28,5 @@ ALL: tuple[Case, ...] = (
     *distributed.CASES,
     *held_back.CASES,
     *unseen_pictures.CASES,
+    *unseen_tables.CASES,
 )
