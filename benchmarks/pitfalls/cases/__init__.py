@@ -13,6 +13,7 @@ from benchmarks.pitfalls.cases import (
     tabular,
     text,
     unseen_pictures,
+    unseen_sequences,
     unseen_tables,
     vision,
 )
@@ -29,4 +30,5 @@ ALL: tuple[Case, ...] = (
     *held_back.CASES,
     *unseen_pictures.CASES,
     *unseen_tables.CASES,
+    *unseen_sequences.CASES,
 )

@@ -76,7 +76,7 @@ def old_head(model: nn.Module) -> torch.optim.Optimizer:
 
 def no_batch_norm(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("weight" in name and parameter.dim() == 1 or "bias" in name)
+        parameter.requires_grad_(("weight" in name and parameter.dim() == 1) or "bias" in name)
     return model
 
 
@@ -400,9 +400,7 @@ CASES = (
     FAMILY.healthy("attention_pooling", "a vision transformer with attention pooling and warm-up", VIEWED, VIT),
     FAMILY.healthy("siamese", "a contrastive loss: small from the start, and never 0", SAME, PAIRS),
     FAMILY.healthy("triplets", "a triplet loss that begins flat at its margin", SAME, TRIPLES),
-    FAMILY.healthy(
-        "variational", "a variational autoencoder whose KL begins near 0", Goal("r2", at_least=0.3), VAE
-    ),
+    FAMILY.healthy("variational", "a variational autoencoder whose KL begins near 0", Goal("r2", at_least=0.3), VAE),
     FAMILY.healthy(
         "adversaries",
         "a generator and its critic, in turn: losses ring, every second step half of the gradients are missing",
@@ -443,7 +441,5 @@ CASES = (
         GOOD,
         STACK.but(optimizer=using(torch.optim.Adagrad, 0.03)),
     ),
-    FAMILY.healthy(
-        "lion", "Lion: every step is as large as the rate", GOOD, MIXER.but(optimizer=using(Lion, 5e-4))
-    ),
+    FAMILY.healthy("lion", "Lion: every step is as large as the rate", GOOD, MIXER.but(optimizer=using(Lion, 5e-4))),
 )

@@ -14,7 +14,7 @@ from benchmarks.pitfalls.faults import burst, gradients_of
 from benchmarks.pitfalls.models import mlp, started
 from benchmarks.pitfalls.recipe import Family, adam, recipe, sgd
 from benchmarks.pitfalls.unseen import tables as made
-from benchmarks.pitfalls.unseen.shared import Lion, each, linnerud, nesterov, using
+from benchmarks.pitfalls.unseen.shared import Lion, linnerud, nesterov, using
 
 FAMILY = Family("unseen_tables", held_back=True)
 GOOD = Goal("accuracy", at_least=0.88)
@@ -335,9 +335,7 @@ CASES = (
         "batch_size",
         "one flower a step at a rate for all of them",
         GOOD,
-        recipe(
-            partial(mlp, 4, 3, 16, 1, nn.Tanh), iris, loss=functional.cross_entropy, optimizer=sgd(2.0), batch=100
-        ),
+        recipe(partial(mlp, 4, 3, 16, 1, nn.Tanh), iris, loss=functional.cross_entropy, optimizer=sgd(2.0), batch=100),
         recipe(partial(mlp, 4, 3, 16, 1, nn.Tanh), iris, loss=functional.cross_entropy, optimizer=sgd(2.0), batch=1),
         ("lr_too_high", "oscillating_loss", "saturated_activation"),
     ),
@@ -398,10 +396,16 @@ CASES = (
         WINES.but(partial(made.adapted, False), begins_trained=True),
     ),
     FAMILY.healthy(
-        "double", "weights and data in double precision", FOUND, GATED.but(doubled, data=lambda: made.as_double(diabetes()))
+        "double",
+        "weights and data in double precision",
+        FOUND,
+        GATED.but(doubled, data=lambda: made.as_double(diabetes())),
     ),
     FAMILY.healthy(
-        "hinge", "a hinge loss that is exactly 0 for most batches in the end", GOOD, BINARY.but(loss=made.hinge, steps=400)
+        "hinge",
+        "a hinge loss that is exactly 0 for most batches in the end",
+        GOOD,
+        BINARY.but(loss=made.hinge, steps=400),
     ),
     FAMILY.healthy(
         "cyclic",

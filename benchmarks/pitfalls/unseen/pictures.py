@@ -14,7 +14,6 @@ from benchmarks.pitfalls.data import Pair, Split, digits
 from benchmarks.pitfalls.models import mlp
 from benchmarks.pitfalls.unseen.shared import AttentionPooling, Residual, each, enlarged, trained_on
 
-
 # --- models ------------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +140,9 @@ class Adversaries(nn.Module):
         self.turn += 1
         made = self.maker(torch.randn(len(real), 4))
         if self.turn % 2:
-            return functional.softplus(-self.critic(real)).mean() + functional.softplus(self.critic(made.detach())).mean()
+            return (
+                functional.softplus(-self.critic(real)).mean() + functional.softplus(self.critic(made.detach())).mean()
+            )
         still = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         return functional.softplus(-functional_call(self.critic, still, (made,))).mean()
 

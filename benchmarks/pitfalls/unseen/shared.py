@@ -92,7 +92,9 @@ MODULES = (random, statistics, textwrap)
 @cache
 def documentation(module: Any) -> str:
     """What a module of the standard library says of itself and of its functions and classes, one case of letters."""
-    members = [member for _, member in inspect.getmembers(module) if getattr(member, "__module__", "") == module.__name__]
+    members = [
+        member for _, member in inspect.getmembers(module) if getattr(member, "__module__", "") == module.__name__
+    ]
     texts = [inspect.getdoc(part) or "" for part in (module, *members)]
     return "\n".join(texts).lower()
 

@@ -205,7 +205,11 @@ def measure_quantiles(model: nn.Module, split: Split) -> dict[str, float]:
     output = model(split.inputs)
     shares = (split.targets < output).float().mean(0)
     rest = (output[:, 1:2] - split.targets).square().mean() / split.targets.var(unbiased=False)
-    return {"off": float((shares - QUANTILES).abs().max()), "r2": float(1 - rest), "loss": float(pinball(output, split.targets))}
+    return {
+        "off": float((shares - QUANTILES).abs().max()),
+        "r2": float(1 - rest),
+        "loss": float(pinball(output, split.targets)),
+    }
 
 
 def poisson(output: Tensor, targets: Tensor) -> Tensor:
