@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from benchmarks.pitfalls import verify
 from benchmarks.pitfalls.case import Case, Goal
 from benchmarks.pitfalls.cases import ALL
 from benchmarks.pitfalls.loop import run
@@ -54,3 +56,19 @@ def test_scores_of_runs_counted_by_hand() -> None:
 @pytest.mark.parametrize(("value", "reached"), [(0.5, True), (0.49, False), (float("nan"), False)])
 def test_a_goal_is_not_reached_by_what_is_no_number(value: float, reached: bool) -> None:
     assert Goal("accuracy", at_least=0.5).reached({"accuracy": value}) is reached
+
+
+def test_what_was_verified_is_kept_and_unseen_families_have_a_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "VERIFIED", tmp_path / "seen.json")
+    monkeypatch.setattr(verify, "UNSEEN", tmp_path / "unseen.json")
+    names = ["vision/a", "gone/b", "unseen_tables/c"]
+
+    def result(name: str) -> verify.Verified:
+        return verify.Verified(name, "accuracy >= 0.5", (0,), (0.9,), (True,))
+
+    verify.store([result(name) for name in names], names)
+    verify.store([], ["unseen_tables/c", "vision/a"])
+    assert list(verify.stored()) == ["vision/a", "unseen_tables/c"]
+    assert "vision" not in verify.UNSEEN.read_text()

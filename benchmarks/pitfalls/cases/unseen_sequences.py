@@ -327,7 +327,7 @@ CASES = (
     ),
     FAMILY.healthy(
         "sparse",
-        "4,000 pairs of characters with sparse gradients: a batch touches few of them",
+        "4,000 pairs of characters, of which a batch touches few",
         Goal("accuracy", at_least=0.7),
         MASKED.but(made.Bag, optimizer=using(torch.optim.Adagrad, 0.1)),
     ),

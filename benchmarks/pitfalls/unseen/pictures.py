@@ -124,7 +124,7 @@ class Variational(nn.Module):
         mean, log_variance = self.encoder(x).chunk(2, -1)
         found = self.decoder(mean + torch.randn_like(mean) * (log_variance / 2).exp())
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
-        return functional.binary_cross_entropy_with_logits(found, x) * 64 + self.beta * divergence
+        return functional.binary_cross_entropy_with_logits(found, x) * 64 + self.beta * divergence  # type: ignore[no-any-return]
 
 
 class Adversaries(nn.Module):
@@ -277,7 +277,7 @@ def taught() -> Pair:
 
 
 def distance(model: nn.Module, x: Tensor, first: int, second: int, epsilon: float = 1e-6) -> Tensor:
-    return ((model(x[:, first]) - model(x[:, second])).square().sum(-1, keepdim=True) + epsilon).sqrt()
+    return ((model(x[:, first]) - model(x[:, second])).square().sum(-1, keepdim=True) + epsilon).sqrt()  # type: ignore[no-any-return]
 
 
 def contrastive(model: nn.Module, x: Tensor, y: Tensor, epsilon: float = 1e-6) -> Tensor:

@@ -125,7 +125,7 @@ class Reader(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(letters() + 1, 12)
-        self.recurrent = kind(12, width, batch_first=True, bidirectional=True)  # type: ignore[arg-type]
+        self.recurrent = kind(12, width, batch_first=True, bidirectional=True)  # type: ignore[call-arg,arg-type]
         self.drop, self.pool, self.head = nn.Dropout(drop), AttentionPooling(2 * width), nn.Linear(2 * width, 3)
         self.detached = detached
 
@@ -178,21 +178,21 @@ class Causal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x).transpose(1, 2)  # (B, W, T)
         for layer, activation in zip(self.layers, self.activations, strict=True):
-            shift = layer.dilation[0]
-            found = activation(layer(functional.pad(x, (shift, 0))))
+            shift = layer.dilation[0]  # type: ignore[index]
+            found = activation(layer(functional.pad(x, (shift, 0))))  # type: ignore[arg-type]
             x = x + found if self.residual else found
         answer = self.head(x.transpose(1, 2))
         if self.softmax is not None:
             answer = answer.softmax(self.softmax)
-        return answer[:, -1] if self.last else answer
+        return answer[:, -1] if self.last else answer  # type: ignore[no-any-return]
 
 
 class Bag(nn.Module):
-    """A mean of embeddings whose gradients are sparse, and an MLP."""
+    """A mean of embeddings of pairs of characters, nearly all of which have no gradient in a step, and an MLP."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(letters() * letters(), width, sparse=True)
+        self.embedding = nn.Embedding(letters() * letters(), width)
         self.head = mlp(width, 3, 24, 1, nn.ELU)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class Memory(nn.Module):
         self, kind: type[nn.RNNBase], inputs: int, outputs: int, width: int = 24, gain: float | None = None
     ) -> None:
         super().__init__()
-        self.recurrent, self.head = kind(inputs, width, batch_first=True), nn.Linear(width, outputs)  # type: ignore[arg-type]
+        self.recurrent, self.head = kind(inputs, width, batch_first=True), nn.Linear(width, outputs)  # type: ignore[call-arg,arg-type]
         if gain is not None:
             nn.init.orthogonal_(self.recurrent.weight_hh_l0, gain)  # type: ignore[arg-type]
         if kind is nn.LSTM:  # remembers at first (Jozefowicz et al. 2015)

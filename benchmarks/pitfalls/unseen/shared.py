@@ -123,7 +123,7 @@ class AttentionPooling(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.score(x).softmax(1) * x).sum(1)
+        return (self.score(x).softmax(1) * x).sum(1)  # type: ignore[no-any-return]
 
 
 class Residual(nn.Module):

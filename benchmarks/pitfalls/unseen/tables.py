@@ -50,7 +50,7 @@ class Experts(nn.Module):
             rows = torch.nonzero(chosen == index).flatten()
             if len(rows):
                 found = found.index_add(0, rows, expert(x[rows]))
-        return found * shares[:, None]
+        return found * shares[:, None]  # type: ignore[no-any-return]
 
 
 class Tokens(nn.Module):
