@@ -14,7 +14,7 @@ from benchmarks.pitfalls.faults import burst, gradients_of
 from benchmarks.pitfalls.models import mlp, started
 from benchmarks.pitfalls.recipe import Family, adam, recipe, sgd
 from benchmarks.pitfalls.unseen import tables as made
-from benchmarks.pitfalls.unseen.shared import Lion, linnerud, nesterov, trained_on, using
+from benchmarks.pitfalls.unseen.shared import Lion, nesterov, trained_on, using
 
 FAMILY = Family("unseen_tables", held_back=True)
 GOOD = Goal("accuracy", at_least=0.88)
@@ -136,7 +136,7 @@ CASES = (
         "softplus_output",
         "output_activation",
         "an output that cannot be below 0 for targets of mean 0",
-        FOUND,
+        Goal("r2", at_least=0.45),
         GATED,
         GATED.but(lambda: nn.Sequential(made.Gated(10, 1), nn.Softplus())),
         ("wrong_loss",),
@@ -161,9 +161,9 @@ CASES = (
     FAMILY.sick(
         "few_benign",
         "class_imbalance",
-        "9 benign tumours among 160, without weights",
+        "7 benign tumours among 170, without weights",
         Goal("worst_recall", at_least=0.85),
-        RARE.but(loss=made.weighted(0.05)),
+        RARE.but(loss=made.weighted(30.0)),
         RARE,
     ),
     FAMILY.sick(
@@ -180,34 +180,12 @@ CASES = (
         ),
     ),
     FAMILY.sick(
-        "twelve_men",
-        "overfitting",
-        "fifteen men learnt by heart, validation has five",
-        Goal("loss", at_most=1.5),
-        recipe(
-            partial(mlp, 3, 3, 64, 2),
-            linnerud,
-            loss=functional.mse_loss,
-            optimizer=using(torch.optim.Adam, 1e-2, weight_decay=1.0),
-            steps=400,
-            batch=15,
-        ),
-        recipe(
-            partial(mlp, 3, 3, 64, 2),
-            linnerud,
-            loss=functional.mse_loss,
-            optimizer=using(torch.optim.Adam, 1e-2),
-            steps=400,
-            batch=15,
-        ),
-    ),
-    FAMILY.sick(
-        "decay_ten",
+        "decay_typo",
         "over_regularised",
-        "weight decay 10 in place of 0.01 under AdamW",
+        "weight decay 1e2 in place of 1e-2 under AdamW",
         GOOD,
         WINES,
-        WINES.but(optimizer=adam(5e-3, decay=10.0)),
+        WINES.but(optimizer=adam(5e-3, decay=100.0)),
     ),
     FAMILY.sick(
         "summed",
@@ -249,7 +227,7 @@ CASES = (
         "decayed_each_batch",
         "lr_zero",
         "a decay by a half that was meant for epochs comes with every other batch",
-        GOOD,
+        Goal("accuracy", at_least=0.93),
         CROSSED.but(optimizer=using(torch.optim.Adam, 1e-3)),
         CROSSED.but(optimizer=using(torch.optim.Adam, 1e-3), schedule=lambda share: 0.5 ** (share * 100)),
         ("lr_too_low", "slow_convergence"),
@@ -264,12 +242,12 @@ CASES = (
         ("nonfinite_gradient",),
     ),
     FAMILY.sick(
-        "where_after_log",
+        "where_after_root",
         "nonfinite_gradient",
-        "a logarithm of numbers below 0 is masked after it was taken: the loss is well, its gradient is not",
+        "a root of numbers below 0 is masked after it was taken: the loss is well, its gradient is not",
         FOUND,
-        GATED.but(loss=made.guarded_inside, measure=made.measure_shifted, steps=400),
-        GATED.but(loss=made.log_likelihood, measure=made.measure_shifted, steps=400),
+        GATED.but(loss=made.rooted_inside, measure=made.measure_rooted),
+        GATED.but(loss=made.rooted, measure=made.measure_rooted),
     ),
     FAMILY.sick(
         "both_zero",
@@ -283,10 +261,10 @@ CASES = (
     FAMILY.sick(
         "squares_at_a_saddle",
         "plateau",
-        "a network of squares whose weights begin 30 times too small",
+        "a network of squares whose weights begin 300 times too small",
         GOOD,
         WINES.but(partial(factors, 0.3), optimizer=sgd(0.05)),
-        WINES.but(partial(factors, 0.005), optimizer=sgd(0.05)),
+        WINES.but(partial(factors, 0.001), optimizer=sgd(0.05)),
         ("bad_init", "vanishing_gradient"),
     ),
     FAMILY.sick(
@@ -385,9 +363,9 @@ CASES = (
     FAMILY.healthy("tokens", "a token for each feature, near convergence for most of the run", GOOD, WINES),
     FAMILY.healthy(
         "weighted",
-        "9 benign tumours among 160, and weights that make up for it",
+        "7 benign tumours among 170, and weights that make up for it",
         Goal("worst_recall", at_least=0.85),
-        RARE.but(loss=made.weighted(0.05)),
+        RARE.but(loss=made.weighted(30.0)),
     ),
     FAMILY.healthy(
         "adapters",

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from sklearn import datasets
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -78,12 +77,6 @@ def each(pair: Pair, change: Callable[[Split], Split]) -> Pair:
 def trained_on(pair: Pair, change: Callable[[Split], Split]) -> Pair:
     """Only what is trained on is changed: validation shows the truth."""
     return replace(pair, train=change(pair.train))
-
-
-def linnerud() -> Pair:
-    """20 men, 3 exercises -> weight, waist and pulse: (N, 3), all standardised."""
-    inputs, targets = (torch.tensor(part, dtype=torch.float32) for part in datasets.load_linnerud(return_X_y=True))
-    return _parts((inputs - inputs.mean(0)) / inputs.std(0), (targets - targets.mean(0)) / targets.std(0), 5)
 
 
 MODULES = (random, statistics, textwrap)
