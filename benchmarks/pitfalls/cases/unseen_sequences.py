@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from benchmarks.pitfalls.case import Goal
 from benchmarks.pitfalls.faults import cross_entropy, warmup, weights_of
-from benchmarks.pitfalls.recipe import Family, adam, recipe, sgd
+from benchmarks.pitfalls.recipe import Family, adam, recipe
 from benchmarks.pitfalls.unseen import sequences as made
 from benchmarks.pitfalls.unseen.shared import Lion, nesterov, trained_on, using
 
 FAMILY = Family("unseen_sequences", held_back=True)
-GOOD = Goal("accuracy", at_least=0.8)
-WRITES = Goal("loss", at_most=2.5)  # a constant answer has 2.9
+GOOD = Goal("accuracy", at_least=0.7)  # the largest class has 0.56
+WRITES = Goal("loss", at_most=2.55)  # a constant answer has 2.9
 FORESEEN = Goal("r2", at_least=0.4)
 
 
@@ -32,9 +32,9 @@ READER = recipe(
     made.Reader,
     made.spoken,
     loss=functional.cross_entropy,
-    optimizer=using(torch.optim.NAdam, 5e-3),
-    steps=150,
-    batch=48,
+    optimizer=using(torch.optim.NAdam, 1e-2),
+    steps=220,
+    batch=32,
 )
 MASKED = recipe(
     partial(made.Masked, True),
@@ -66,7 +66,8 @@ NARROW = recipe(
     optimizer=nesterov(0.01),
     steps=200,
 )
-ATTENDING = MASKED.but(partial(made.Attending, 32**-0.5), optimizer=using(torch.optim.Adam, 5e-3))
+DEEP = NARROW.but(partial(made.Causal, None, 1, nn.Sigmoid, 12, last=True), optimizer=using(torch.optim.Adam, 3e-3))
+ATTENDING = MASKED.but(partial(made.Attending, 32**-0.5), optimizer=using(torch.optim.Adam, 1e-2))
 
 CASES = (
     FAMILY.sick(
@@ -95,46 +96,46 @@ CASES = (
         "vanishing_gradient",
         "twelve causal convolutions with sigmoids, and no way around them",
         FORESEEN,
-        NARROW.but(partial(made.Causal, None, 1, nn.Sigmoid, 12, last=True)),
-        NARROW.but(partial(made.Causal, None, 1, nn.Sigmoid, 12, last=True, residual=False)),
+        DEEP,
+        DEEP.but(partial(made.Causal, None, 1, nn.Sigmoid, 12, last=True, residual=False)),
         ("saturated_activation",),
     ),
     FAMILY.sick(
         "growing_state",
         "exploding_gradient",
-        "a ReLU RNN over 34 steps whose recurrent weights enlarge the state by a half",
+        "a ReLU RNN over eight steps whose recurrent weights enlarge the state fourfold",
         Goal("accuracy", at_least=0.7),
         recipe(
             partial(sleepy, partial(nn.RNN, nonlinearity="relu"), 0.9),  # type: ignore[arg-type]
             partial(made.first_of_many, 4),
             loss=functional.cross_entropy,
-            optimizer=sgd(0.05),
+            optimizer=nesterov(0.03),
             steps=250,
         ),
         recipe(
             partial(sleepy, partial(nn.RNN, nonlinearity="relu"), 4.0),  # type: ignore[arg-type]
             partial(made.first_of_many, 4),
             loss=functional.cross_entropy,
-            optimizer=sgd(0.05),
+            optimizer=nesterov(0.03),
             steps=250,
         ),
         ("bad_init", "nonfinite_gradient", "lr_too_high"),
     ),
     FAMILY.sick(
-        "huge_embeddings",
+        "huge_weights",
         "saturated_activation",
-        "embeddings a hundred times too large in front of tanh",
+        "convolutions with tanh whose weights begin thirty times too large",
         WRITES,
         WRITER.but(partial(writer, activation=nn.Tanh, residual=False)),
-        WRITER.but(partial(writer, activation=nn.Tanh, residual=False, gain=100.0)),
-        ("bad_init",),
+        WRITER.but(partial(writer, activation=nn.Tanh, residual=False, gain=30.0)),
+        ("bad_init", "exploding_gradient"),
     ),
     FAMILY.sick(
         "lion_rate",
         "lr_too_high",
         "Lion with a rate of 0.3 on a text",
         GOOD,
-        READER.but(optimizer=using(Lion, 1e-3)),
+        READER.but(optimizer=using(Lion, 3e-3)),
         READER.but(optimizer=using(Lion, 0.3)),
         ("oscillating_loss", "exploding_gradient", "saturated_activation"),
     ),
@@ -143,8 +144,8 @@ CASES = (
         "oscillating_loss",
         "Nesterov's momentum is 0.999 in a forecast",
         FORESEEN,
-        NARROW,
-        NARROW.but(optimizer=nesterov(0.01, 0.999)),
+        NARROW.but(optimizer=nesterov(0.03), clip_norm=5.0, steps=300),
+        NARROW.but(optimizer=nesterov(0.03, 0.999), clip_norm=5.0, steps=300),
         ("lr_too_high", "exploding_gradient"),
     ),
     FAMILY.sick(
@@ -152,8 +153,8 @@ CASES = (
         "lr_too_low",
         "a warm-up counted in samples: at the end of the run the rate is at a thousandth",
         GOOD,
-        READER.but(schedule=warmup(0.1), warmup_steps=15),
-        READER.but(schedule=warmup(1000.0), warmup_steps=150_000),
+        READER.but(schedule=warmup(0.1), warmup_steps=22),
+        READER.but(schedule=warmup(1000.0), warmup_steps=220_000),
         ("slow_convergence", "lr_zero"),
     ),
     FAMILY.sick(
@@ -162,7 +163,7 @@ CASES = (
         "attention under SGD with a rate that Adam would want",
         GOOD,
         ATTENDING,
-        ATTENDING.but(optimizer=using(torch.optim.SGD, 5e-3)),
+        ATTENDING.but(optimizer=using(torch.optim.SGD, 1e-2)),
         ("lr_too_low",),
     ),
     FAMILY.sick(
@@ -198,7 +199,7 @@ CASES = (
         "the embedding and the recurrent layer are in no optimizer",
         GOOD,
         READER,
-        READER.but(optimizer=using(torch.optim.NAdam, 5e-3, only=lambda name: name.startswith(("pool", "head")))),
+        READER.but(optimizer=using(torch.optim.NAdam, 1e-2, only=lambda name: name.startswith(("pool", "head")))),
     ),
     FAMILY.sick(
         "detached_states",
@@ -264,27 +265,27 @@ CASES = (
     FAMILY.sick(
         "decay_of_lion",
         "over_regularised",
-        "Lion with a weight decay of 300",
+        "Lion with a weight decay of 100",
         GOOD,
-        READER.but(optimizer=using(Lion, 1e-3)),
-        READER.but(optimizer=using(Lion, 1e-3, weight_decay=300.0)),
+        READER.but(optimizer=using(Lion, 3e-3)),
+        READER.but(optimizer=using(Lion, 3e-3, weight_decay=100.0)),
     ),
     FAMILY.sick(
         "unscaled_scores",
         "precision_overflow",
-        "scores of attention under fp16 that no root of the width divides, embeddings of deviation 200",
+        "scores of attention under fp16 that no root of the width divides, embeddings of deviation 400",
         GOOD,
-        ATTENDING.but(partial(made.Attending, 1e-4, size=200.0)),
-        ATTENDING.but(partial(made.Attending, 1e-4, size=200.0), autocast=torch.float16),
+        ATTENDING.but(partial(made.Attending, 3e-5, size=400.0)),
+        ATTENDING.but(partial(made.Attending, 3e-5, size=400.0), autocast=torch.float16),
         ("nonfinite_gradient",),
     ),
     FAMILY.sick(
         "broken_shard",
         "loss_spike",
-        "after 80 % of the run 20 batches of one character with one label",
+        "after three quarters of the run forty batches of one character with one label",
         GOOD,
-        READER.but(optimizer=nesterov(0.1, 0.95), steps=250),
-        READER.but(optimizer=nesterov(0.1, 0.95), steps=250, disturb=made.garbled(200, 245)),
+        READER.but(optimizer=nesterov(0.1, 0.95), steps=200),
+        READER.but(optimizer=nesterov(0.1, 0.95), steps=200, disturb=made.garbled(155, 195)),
         ("label_error", "nonfinite_data"),
     ),
     FAMILY.sick(

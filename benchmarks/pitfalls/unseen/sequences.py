@@ -173,7 +173,8 @@ class Causal(nn.Module):
         self.head = nn.Linear(width, outputs)
         self.last, self.residual, self.softmax = last, residual, softmax
         with torch.no_grad():
-            self.embedding.weight.mul_(gain)
+            for part in (self.embedding, *self.layers):
+                part.weight.mul_(gain)  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x).transpose(1, 2)  # (B, W, T)
@@ -237,13 +238,14 @@ class Attending(nn.Module):
     def __init__(self, scale: float, width: int = 32, size: float = 1.0) -> None:
         super().__init__()
         self.embedding = nn.Embedding(letters() + 1, width)
+        self.mix = nn.Conv1d(width, width, 3, padding=1)
         self.asks, self.keys, self.values = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.norm, self.head, self.scale = nn.LayerNorm(width), nn.Linear(width, 3), scale
         with torch.no_grad():
             self.embedding.weight.mul_(size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.embedding(ids)
+        x = self.mix(self.embedding(ids).transpose(1, 2)).transpose(1, 2)
         scores = self.asks(x) @ self.keys(x).transpose(1, 2) * self.scale
         return self.head(self.norm(scores.float().softmax(-1) @ self.values(x).float()).mean(1))  # type: ignore[no-any-return]
 
