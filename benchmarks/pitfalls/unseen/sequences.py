@@ -87,7 +87,7 @@ def with_empty(count: int) -> Pair:
     return trained_on(spoken(), empty)
 
 
-def few_words(split: Split, share: float = 0.03) -> Split:
+def few_words(split: Split, share: float = 0.1) -> Split:
     """Of all but the largest class that share."""
     lucky = torch.rand(len(split), generator=torch.Generator().manual_seed(2)) < share
     return split.at(torch.nonzero((split.targets == 1) | lucky).flatten())
