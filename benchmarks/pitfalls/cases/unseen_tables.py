@@ -270,10 +270,10 @@ CASES = (
     FAMILY.sick(
         "dead_after_a_burst",
         "dying_relu",
-        "four steps with 100 times the rate put out five layers of ReLUs",
+        "four steps with 40 times the rate put out five layers of ReLUs",
         GOOD,
         DEEP,
-        DEEP.but(schedule=burst(0.02, 0.04, 300.0)),
+        DEEP.but(schedule=burst(0.02, 0.04, 40.0)),
         ("lr_too_high", "exploding_gradient", "loss_spike"),
     ),
     FAMILY.sick(
