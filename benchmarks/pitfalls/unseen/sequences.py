@@ -174,7 +174,7 @@ class Causal(nn.Module):
         self.last, self.residual, self.softmax = last, residual, softmax
         with torch.no_grad():
             for part in (self.embedding, *self.layers):
-                part.weight.mul_(gain)  # type: ignore[operator]
+                part.weight.mul_(gain)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x).transpose(1, 2)  # (B, W, T)
