@@ -141,8 +141,7 @@ class RunDuties(RunState):
         return self.tell_of_checkpoint(self.saver.settle(self.group.control), needed=needed)
 
     def hear_of_checkpoint(self, agreed: Agreed) -> Outcome | None:
-        writing, publishing, failed = agreed.votes[:3]
-        return self.tell_of_checkpoint(self.saver.agreed(writing, publishing, failed))
+        return self.tell_of_checkpoint(self.saver.agreed(*agreed.votes.checkpoint))
 
     def tell_of_checkpoint(self, result: Saved | Failed | None, *, needed: bool = False) -> Outcome | None:
         """A full disk pauses the job; without any other checkpoint it goes on, unless that one was ``needed``."""
