@@ -190,8 +190,8 @@ class Run(RunDuties):
         probe = self.prober.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         self.digest(norms, data.step)
-        ranks = self.ranks.heard(agreed.table)
-        self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host, probe, ranks)
+        heard = self.ranks.heard(agreed.table)
+        self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host, probe, heard)
 
     def host_values(self, data: batches.StepData) -> HostValues:
         rate = optim.learning_rate(self.step, self.plan.steps, self.spec.schedule, self.spec.optimizer.learning_rate)

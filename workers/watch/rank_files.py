@@ -17,6 +17,7 @@ Only whole records count: what a killed writer left half written is passed over,
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,14 +38,19 @@ class RankWriter:
     def __init__(self, folder: Path, attempt: int) -> None:
         self._parts = PartFiles(folder, attempt)
 
-    def append(self, ranks: int, rows: Sequence[str]) -> None:
-        """``rows``: as ``rank_rows.pack`` gives them."""
-        if not rows:
-            return
-        from workers.watch.rank_rows import FIELDS
+    def append(self, rows: Sequence[str], after: int) -> int:
+        """``rows``: as ``rank_rows.pack`` gives them; those of steps up to ``after`` are known. Returns the last step that is known now."""
+        from workers.watch.rank_rows import FIELDS, ranks_in, step_of
 
-        with self._parts.appending({"ranks": ranks, "fields": FIELDS}) as part:
-            append(part.with_suffix(".rows"), b"".join(map(base64.b64decode, rows)))
+        last, fresh = after, []
+        for row in rows:
+            if step_of(row) > last:
+                last = step_of(row)
+                fresh.append(row)
+        for ranks, of_a_group in itertools.groupby(fresh, ranks_in):
+            with self._parts.appending({"ranks": ranks, "fields": list(FIELDS)}) as part:
+                append(part.with_suffix(".rows"), b"".join(map(base64.b64decode, of_a_group)))
+        return last
 
 
 def last_step(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What the workers told each other of a step, as it travels, is kept and is judged. NumPy only.
+"""What the workers told each other of a step, as it travels, is kept and is judged. NumPy, and tensors that are waited for when they are read.
 
 A row is a table of float64, (R, 4), for each rank ``FIELDS``. On its way and on disk it is a record, whose size says how many ranks there were.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,22 @@ from numpy.typing import NDArray
 from workers.watch.rank_rules import NoiseScale, noise_scale
 from workers.watch.record import Checksums, Facts, Floats, Ranks, Record, Series, none
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FIELDS = ("norms", "samples", "losses", "checksums")  # of ``Ranks`` and ``Checksums``; a checksum of 0: not taken
 KEPT_ROWS = 4096  # for judging
 FIRST_ROWS = 64  # of these, always kept
 PASSED_ON_BYTES = 1 << 16  # in a checkpoint, half of it the first rows, half the latest
 NOISE_EVERY = 50  # readings between two values of the series
+
+
+@dataclass(frozen=True)
+class Heard:
+    """``table``: ``FIELDS`` of each rank at ``step``, (R, 4) float64 on the device."""
+
+    step: int
+    table: Tensor
 
 
 def record_type(ranks: int) -> np.dtype[Any]:
@@ -52,6 +64,10 @@ def ranks_in(row: str) -> int:
     return (record - without) // (record_type(1).itemsize - without)
 
 
+def step_of(row: str) -> int:
+    return int(np.frombuffer(base64.b64decode(row)[:8], dtype="<i8")[0])
+
+
 def unpack(ranks: int, rows: Sequence[str]) -> NDArray[Any]:
     """(Q,) records."""
     return np.frombuffer(b"".join(map(base64.b64decode, rows)), dtype=record_type(ranks))
@@ -80,8 +96,32 @@ class RankLog:
         self._records: list[NDArray[Any]] = []  # (1,) each
         self._whole: list[float] = []  # norm of the whole batch's gradient at these steps
         self._readings = 0  # since the noise was told
+        self._waiting: dict[int, Heard] = {}
+        self._norm_before = (0, np.nan)  # step, norm of the whole batch's gradient
 
-    def add(self, row: str, whole_norm: float) -> None:
+    def hear(self, with_step: int, heard: Heard) -> None:
+        """What came with the row of ``with_step``; waits on the device until it is taken."""
+        self._waiting[with_step] = heard
+
+    def take(self) -> dict[int, str]:
+        """What waited, packed, by the step that it came with. Waits for the device, once."""
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return {}
+        import torch
+
+        values = torch.cat([each.table.flatten() for each in waiting.values()]).cpu().numpy()
+        ends = np.cumsum([each.table.numel() for each in waiting.values()])[:-1]
+        parts = [part.reshape(-1, len(FIELDS)) for part in np.split(values, ends)]
+        return {at: pack(each.step, part) for (at, each), part in zip(waiting.items(), parts, strict=True)}
+
+    def add(self, row: str | None, step: int, norm: float) -> None:
+        """Row after row of a run: what was heard in ``step``, and the norm of the whole batch's gradient in it."""
+        before, self._norm_before = self._norm_before, (step, norm)
+        if row is not None:
+            self._add(row, before[1] if step_of(row) == before[0] else np.nan)
+
+    def _add(self, row: str, whole_norm: float) -> None:
         ranks = ranks_in(row)
         if ranks != self._ranks:
             self._ranks, self._records, self._whole, self._readings = ranks, [], [], 0
@@ -124,6 +164,7 @@ class RankLog:
         return {"ranks": self._ranks, "rows": base64.b64encode(zlib.compress(rows)).decode()}
 
     def restore(self, document: Mapping[str, Any]) -> None:
+        self._waiting, self._norm_before = {}, (0, np.nan)
         self._ranks = document["ranks"]
         content = zlib.decompress(base64.b64decode(document["rows"]))
         self._records = list(np.frombuffer(content, dtype=record_type(self._ranks)).reshape(-1, 1))

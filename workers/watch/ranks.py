@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from workers import parallel
 from workers.own_gradients import OwnGradient
-from workers.watch.rank_rows import FIELDS
+from workers.watch.rank_rows import FIELDS, Heard
 from workers.watch.spending import Stopwatch, surely_probed
 
 NORMS_SHARE, NORMS_SPARSEST = 0.25, 10  # of the budget: 0.5 % of a step by default; steps between two
@@ -38,7 +38,7 @@ class RankWatch:
         plain = parallel.plain(model)
         # Parts have no copies to compare them with.
         self._parameters: Sequence[Tensor] = () if parallel.lockstep(model) else list(plain.parameters())
-        self._weights = torch.arange(1, 2 * len(self._parameters), 2, dtype=torch.int64, device=device)
+        self._weights = 1 + 2 * torch.arange(len(self._parameters), dtype=torch.int64, device=device)  # odd
         self._checking = Stopwatch(events=device.type == "cuda")
         self._norms_took: deque[float] = deque(maxlen=REMEMBERED)
         self._check_took: deque[float] = deque(maxlen=REMEMBERED)
@@ -108,9 +108,9 @@ class RankWatch:
         self._sent, table[self._rank] = pending
         return table.flatten()
 
-    def heard(self, sums: Tensor) -> tuple[int, Tensor] | None:
-        """What came of ``row`` when all had given theirs: the step, and ``FIELDS`` of each rank, (R, 4)."""
-        return None if self._sent is None else (self._sent, sums.view(self._world_size, len(FIELDS)))
+    def heard(self, sums: Tensor) -> Heard | None:
+        """What came of ``row`` when all had given theirs."""
+        return None if self._sent is None else Heard(self._sent, sums.view(self._world_size, len(FIELDS)))
 
     @torch.no_grad()
     def after_backward(self, totals: Tensor, samples: int, scale: float) -> None:
