@@ -26,7 +26,7 @@ class OwnGradient:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        """``model``: as ``parallel.distribute`` gave it. Hooks are set once for its life, whether or not anything is measured: it computes the same."""
+        """``model``: as ``parallel.distribute`` gave it. It has its hooks whether or not anything is measured, so that it computes the same."""
         self.square = torch.zeros((), dtype=torch.float64, device=device)
         self.adds_up = isinstance(model, DistributedDataParallel)
         self.watch = Stopwatch(events=device.type == "cuda")

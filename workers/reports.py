@@ -102,8 +102,8 @@ class Event:
 class Reporter(Protocol):
     """Where the training loop tells what happens. Implementations must be quick and must never raise.
 
-    Only rank 0 calls ``metrics``, ``gradients``, ``probes``, ``ranks`` and ``progress``; every rank may call ``event``. What is told again (after another
-    worker became rank 0) comes with the same step.
+    Only rank 0 calls ``metrics``, ``gradients``, ``probes``, ``ranks`` and ``progress``; every rank may call ``event``. What is told again (after
+    another worker became rank 0) comes with the same step.
     """
 
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:

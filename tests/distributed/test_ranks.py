@@ -1,4 +1,4 @@
-"""What ranks have by themselves is what plain autograd says, leaves no trace in what is trained, and names the rank that is off with its first bad step."""
+"""What ranks have by themselves is what plain autograd says, leaves no trace in what is trained, and names the rank that is off."""
 
 from __future__ import annotations
 

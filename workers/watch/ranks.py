@@ -1,7 +1,7 @@
 """What each worker measures of its own part of a step, and the checksums of its parameters: how they come together.
 
 A worker's numbers of a step travel with the all-reduce of the step after it (``workers/agreement.py``), so that nobody waits for them and no message
-is added. Which steps are measured is rank 0's to say, in the same way, by what measuring costs there: own norms are of every step where that is cheap.
+is added. Which steps are measured rank 0 says in the same way, by what measuring costs there: own norms are of every step where that is cheap.
 """
 
 from __future__ import annotations
