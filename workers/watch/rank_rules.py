@@ -97,6 +97,8 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
     row = int(np.argmax(some))
     if bad[row].sum() > bad.shape[1] / 2 or np.isnan(ranks.norms).all(axis=0).any():
         return None  # all of them, or never measured
+    if _exploding(ranks.norms[:row], ranks.norms[row]):
+        return None  # one of them had to be the first
     rank = int(np.argmax(bad[row]))
     own_loss = ranks.losses[row, rank] if ranks.losses.size else math.nan
     evidence = {
@@ -105,6 +107,16 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
     }
     # A finite loss with a gradient that is not: not the samples.
     return Found("silent_corruption", "critical", int(ranks.steps[row]), evidence, rank=rank)
+
+
+def _exploding(before: Floats, row: Floats) -> bool:
+    """Whether the ranks that are finite are, or the whole group lately was, far from what it used to be."""
+    earlier = before[np.isfinite(before).all(axis=1)]
+    if not len(earlier):
+        return False
+    usual = float(np.median(earlier))
+    lately = np.concatenate([row[np.isfinite(row)], earlier[-1]])
+    return float(lately.max()) > 30 * usual
 
 
 def gradients_off(ranks: Ranks) -> Found | None:
