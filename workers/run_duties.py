@@ -117,7 +117,7 @@ class RunDuties(RunState):
         outcome = self.settle()  # one at a time
         if outcome is not None:
             return outcome
-        if not finite(parallel.plain(self.model)):  # on all ranks alike: their weights are equal
+        if not finite(parallel.plain(self.model)):
             self.tell(
                 "checkpoint.skipped",
                 f"No checkpoint of step {self.step}: its weights are not finite numbers. The older ones are kept.",

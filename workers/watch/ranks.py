@@ -7,7 +7,6 @@ is added. Which steps are measured rank 0 says in the same way, by what measurin
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ NORMS_SHARE, NORMS_SPARSEST = 0.25, 10  # of the budget: 0.5 % of a step by defa
 CHECKSUMS_SHARE, CHECKSUMS_SPARSEST = 0.1, 500
 CHEAP_SECONDS = 1e-4  # per step: small models have norms of every step
 FIRST_STEPS = 20  # always measured
-REMEMBERED = 9  # timings, of which the middle one counts
+REMEMBERED = 9  # timings, of which the least counts
 
 
 class RankWatch:
@@ -70,7 +69,7 @@ class RankWatch:
     def _interval(self, costs: deque[float], share: float, sparsest: int, cheap: float) -> int:
         if self._budget >= 1 or not costs or not self._steps_took:
             return 1
-        cost, step = statistics.median(costs), statistics.median(self._steps_took)
+        cost, step = min(costs), min(self._steps_took)  # not what else the machine did meanwhile
         return max(1, min(sparsest, math.ceil(cost / max(cheap, self._budget * share * step, 1e-9))))
 
     def begin(self, step: int) -> None:
