@@ -186,7 +186,7 @@ def test_corrupted_data_of_one_rank(processes: Processes, tmp_path: Path, strate
     assert abs(first.first_bad_step - ONSET) <= 2
 
 
-@pytest.mark.parametrize("bit", [30, 26], ids=["infinite", "by-256"])
+@pytest.mark.parametrize("bit", [30, 27], ids=["infinite", "by-65536"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_bit_of_a_gradient(processes: Processes, tmp_path: Path, strategy: str, bit: int) -> None:
     """Before the all-reduce: after it all ranks have it, and nobody knows whose it was."""
@@ -194,9 +194,8 @@ def test_a_bit_of_a_gradient(processes: Processes, tmp_path: Path, strategy: str
     assert (first.code, first.rank, first.first_bad_step) == ("silent_corruption", 1, ONSET)
 
 
-@pytest.mark.parametrize("bit", [30, 25], ids=["huge", "by-16"])
-def test_a_bit_of_a_weight(processes: Processes, tmp_path: Path, bit: int) -> None:
-    first = verdict(processes, tmp_path, Harm(weight=bit))[0]
+def test_a_bit_of_a_weight(processes: Processes, tmp_path: Path) -> None:
+    first = verdict(processes, tmp_path, Harm(weight=30))[0]
     assert first.code in ("silent_corruption", "rank_divergence")
     assert (first.rank, first.first_bad_step) == (1, ONSET)
 
@@ -205,7 +204,7 @@ def test_both_kinds_of_record_say_it(processes: Processes, tmp_path: Path) -> No
     """What was reported, when it is written and read again, is what the workers judge by."""
     results = processes.run(2, tmp_path, train_harmed, Harm(data=True), watched_job(), tmp_path)
     (first, record), (_, other) = results
-    folder = JobFolder(tmp_path / "job")
+    folder = JobFolder(tmp_path, "job")
     RankWriter(folder.ranks_path, 1).append(first.memory.rank_rows, after=-1)
     found = read_ranks(folder.ranks_path)
     assert found is not None
@@ -218,10 +217,12 @@ def test_both_kinds_of_record_say_it(processes: Processes, tmp_path: Path) -> No
     assert any(each["finding"]["rank"] == 1 for each in told), "while it trained"
 
 
-def test_any_bit_of_a_weight_is_seen(processes: Processes, tmp_path: Path) -> None:
-    """The last of the mantissa: of two ranks nobody can say which one is right, but that they are no copies, and since when."""
-    first = verdict(processes, tmp_path, Harm(weight=0))[0]
-    assert (first.code, first.rank, first.first_bad_step) == ("rank_divergence", None, ONSET)
+@pytest.mark.parametrize("bit", [0, 25], ids=["last", "by-16"])
+def test_any_bit_of_a_weight_is_seen(processes: Processes, tmp_path: Path, bit: int) -> None:
+    """One that does no harm to speak of: of two ranks nobody can say which one is right, but that they are no copies, and since when."""
+    first = verdict(processes, tmp_path, Harm(weight=bit))[0]
+    assert (first.code, first.first_bad_step) == ("rank_divergence", ONSET)
+    assert first.rank is None or (bit > 0 and first.rank == 1)
 
 
 def test_within_the_budget_of_a_job(processes: Processes, tmp_path: Path) -> None:
@@ -244,6 +245,14 @@ def mixed_job(workers: int, strategy: str, budget: float, steps: int = 7) -> Job
 
 
 MIXED = Toy(counts_weights=True, evaluation_samples=0)
+
+
+def train_mixed(rank: int, world_size: int, spec: JobSpec, folder: Path, *, meeting: MeetingPoint = None) -> Result:
+    sharding.SMALLEST_UNIT = 1  # on all ranks alike, whatever their processes did before
+    return train_toy(rank, world_size, MIXED, spec, folder, meeting=meeting)
+
+
+train_mixed.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
 
 
 def by_hand(spec: JobSpec, world_size: int) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
@@ -281,7 +290,7 @@ def by_hand(spec: JobSpec, world_size: int) -> tuple[list[list[float]], list[lis
 def test_what_autograd_says_of_each_rank(processes: Processes, tmp_path: Path, workers: int, strategy: str) -> None:
     """Catches norms of the last microbatch alone, of what is all-reduced already, of means over workers, and rows of another step."""
     spec = mixed_job(workers, strategy, 1.0)
-    memory = processes.run(workers, tmp_path, train_toy, MIXED, spec, tmp_path)[0].memory
+    memory = processes.run(workers, tmp_path, train_mixed, spec, tmp_path)[0].memory
     ranks, checksums = memory.ranked()
     norms, samples, losses = (np.array(table)[:-1] for table in by_hand(spec, workers))  # the last step's never travel
     assert ranks.steps.tolist() == list(range(1, 7))
@@ -297,7 +306,7 @@ def test_what_autograd_says_of_each_rank(processes: Processes, tmp_path: Path, w
 def test_watching_ranks_changes_nothing(processes: Processes, tmp_path: Path, workers: int, strategy: str) -> None:
     watched, alone = (
         processes.run(
-            workers, tmp_path, train_toy, MIXED, mixed_job(workers, strategy, budget), tmp_path / f"{strategy}-{budget}"
+            workers, tmp_path, train_mixed, mixed_job(workers, strategy, budget), tmp_path / f"{strategy}-{budget}"
         )
         for budget in (1.0, 0.0)
     )
@@ -368,6 +377,14 @@ def noise_by_hand(spec: JobSpec) -> float:
 NOISY = Toy(samples=2000, evaluation_samples=0)
 
 
+def train_noisy(rank: int, world_size: int, spec: JobSpec, folder: Path, *, meeting: MeetingPoint = None) -> Result:
+    sharding.SMALLEST_UNIT = 1
+    return train_toy(rank, world_size, NOISY, spec, folder, meeting=meeting)
+
+
+train_noisy.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_noise_scale(processes: Processes, tmp_path: Path, strategy: str) -> None:
     """At fixed weights the series comes within a tenth of what per-sample gradients give."""
@@ -377,7 +394,7 @@ def test_noise_scale(processes: Processes, tmp_path: Path, strategy: str) -> Non
         optimizer={"name": "sgd", "learning_rate": 1e-30},
         gradients={"overhead_budget": 1.0},
     )
-    memory = processes.run(2, tmp_path, train_toy, NOISY, spec, tmp_path)[0].memory
+    memory = processes.run(2, tmp_path, train_noisy, spec, tmp_path)[0].memory
     found = memory.series("gradient/noise_scale")
     assert len(found) > 3
     assert found[-1] == pytest.approx(noise_by_hand(spec), rel=0.1)

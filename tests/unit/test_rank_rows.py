@@ -23,7 +23,7 @@ from workers.watch.rank_rows import (
     step_of,
 )
 from workers.watch.ranks import checksum
-from workers.watch.record import Floats, Ranks
+from workers.watch.record import Checksums, Facts, Floats, Ranks, Record, Series
 
 pytestmark = pytest.mark.unit
 
@@ -190,3 +190,18 @@ def test_the_noise_of_gradients_is_told_from_time_to_time() -> None:
         told += list(log.noise_when_due().values())
     assert len(told) == 19  # every 50 readings, from 100 on
     assert told[-1] == pytest.approx(64, rel=0.1)
+
+
+@pytest.mark.parametrize("worse", [1.0, 1.6])
+def test_of_two_unequal_ranks_the_one_whose_loss_rose_is_named(worse: float) -> None:
+    """Losses differ by the noise of their samples; without harm nobody is named."""
+    generator = np.random.default_rng(1)
+    losses = np.exp(generator.normal(0, 0.2, (120, 2)))
+    losses[60:, 1] *= worse
+    ranks = Ranks(np.arange(1, 121), np.ones((120, 2)), np.full((120, 2), 8.0), losses)
+    equal = np.arange(1, 121)[:, None] < 61
+    checksums = Checksums(np.arange(1, 121), np.where(equal, 5, [[5, 7]]).astype(np.uint64))
+    empty = Series.of((), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros((0, 0)))
+    found = rank_rules.drifted(Record(Facts(), empty, ranks=ranks, checksums=checksums))
+    assert found is not None
+    assert (found.code, found.step, found.rank) == ("rank_divergence", 61, 1 if worse > 1 else None)
