@@ -80,4 +80,7 @@ class _Watched(ReduceScatter):
         async_op: bool = False,
     ) -> dist.Work | None:
         self._own.see(input_tensor)
-        return dist.reduce_scatter_single(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        work: dist.Work | None = dist.reduce_scatter_single(
+            output_tensor, input_tensor, op=op, group=group, async_op=async_op
+        )
+        return work

@@ -95,7 +95,9 @@ class Weak(nn.Linear):
     bit: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.bit is None else _FlipBack.apply(self.weight, self.bit)
+        if self.bit is None:
+            return super().forward(x)
+        weight: Tensor = _FlipBack.apply(self.weight, self.bit)  # type: ignore[no-untyped-call]
         return F.linear(x, weight, self.bias)
 
 
@@ -262,7 +264,9 @@ def by_hand(spec: JobSpec, world_size: int) -> tuple[list[list[float]], list[lis
     model = task.model()
     optimizer = optim.build_optimizer(spec.optimizer, model.parameters(), torch.device("cpu"))
     plan = batches.plan_of(spec, MIXED.samples)
-    norms, samples, losses = [], [], []
+    norms: list[list[float]] = []
+    samples: list[list[float]] = []
+    losses: list[list[float]] = []
     for step in range(spec.training.steps or 0):
         indices, own = plan.step_indices(step), []
         for rank in range(world_size):
@@ -339,7 +343,7 @@ def weights_of(rank: int, world_size: int, hooked: bool) -> list[Tensor]:
             scale = divisor / (12 * world_size)
             with parallel.no_sync(wrapped) if more else contextlib.nullcontext():
                 (F.cross_entropy(wrapped(x), y, reduction="sum") * scale).backward()
-        norm = torch.stack(torch._foreach_norm([p.grad for p in dense])).norm()  # type: ignore[arg-type]
+        norm = torch.stack(torch._foreach_norm([p.grad for p in dense if p.grad is not None])).norm()
         factor = clip_factor(norm, 0.4)
         for parameter in dense:
             assert parameter.grad is not None
