@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from workers.watch import rank_files, rank_rules
+from workers.jobfolder import JobFolder
+from workers.watch import rank_files, rank_rules, statistics_file
 from workers.watch.rank_rows import (
     FIELDS,
     FIRST_ROWS,
@@ -124,6 +125,16 @@ def test_a_row_that_is_cut_off_does_not_count(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     assert (rank_files.last_step(tmp_path), rank_files.read_ranks(tmp_path)) == (-1, None)
+
+
+def test_a_folder_is_put_back_from_its_statistics(tmp_path: Path) -> None:
+    one, other = JobFolder(tmp_path, "one"), JobFolder(tmp_path, "other")
+    rank_files.RankWriter(one.ranks_path, 1).append([row(step, checksum=step) for step in range(1, 40)], after=-1)
+    statistics_file.write(tmp_path / "statistics.npz", one)
+    statistics_file.restore(tmp_path / "statistics.npz", other)
+    before, after = rank_files.read_records(one.ranks_path), rank_files.read_records(other.ranks_path)
+    assert before is not None
+    np.testing.assert_array_equal(before, after)
 
 
 # --- checksums --------------------------------------------------------------------------------------------------------
