@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 import torch
@@ -22,13 +21,33 @@ class Signal(IntEnum):
 
 
 @dataclass(frozen=True)
+class Votes:
+    """Numbers of the host that are added up over the workers; what only one of them is to say, the others give 0 for."""
+
+    checkpoint: tuple[float, float, float] = (0.0, 0.0, 0.0)  # writing, publishing, failed: see ``Saver.votes``
+    next_probe: float = 0.0  # step
+    next_norms: float = 0.0  # step at which each worker's own gradient is measured
+    next_checksums: float = 0.0  # step
+
+    def numbers(self) -> list[float]:
+        checkpoint, *others = astuple(self)
+        return [*checkpoint, *others]
+
+    @staticmethod
+    def of(numbers: list[float]) -> Votes:
+        writing, publishing, failed, *others = numbers
+        return Votes((writing, publishing, failed), *others)
+
+
+@dataclass(frozen=True)
 class Agreed:
     """The same on every worker. ``votes``: sums over the workers of the votes that each gave."""
 
     loss_sum: Tensor  # () float64, on the device
     count: Tensor  # () float64, on the device
     signal: Signal
-    votes: tuple[float, ...]
+    votes: Votes
+    table: Tensor  # sums of what each gave as ``table``
 
 
 class Agreement:
@@ -40,21 +59,22 @@ class Agreement:
 
     def __init__(self, device: torch.device, world_size: int, control: dist.ProcessGroup | None) -> None:
         self._device, self._world_size, self._control = device, world_size, control
-        self._sums = torch.zeros(2)
+        self._sums = torch.zeros(2)  # and the table
         self._decisions = torch.zeros(len(Signal))
         self._works: list[dist.Work] = []
 
-    def start(self, sums: Tensor, signal: Signal, votes: Sequence[float]) -> None:
-        """``sums``: (loss sum, count), float64 on the device."""
-        decisions = torch.tensor([float(each is signal) for each in Signal] + list(votes), dtype=torch.float64)
+    def start(self, sums: Tensor, signal: Signal, votes: Votes, table: Tensor) -> None:
+        """``sums``: (loss sum, count), ``table``: anything else that is to be added up, as large on all workers; float64 on the device."""
+        decisions = torch.tensor([float(each is signal) for each in Signal] + votes.numbers(), dtype=torch.float64)
+        sums = torch.cat([sums, table])
         if self._world_size == 1:
             self._sums, self._decisions = sums, decisions
         elif self._device.type == "cpu":
             both = torch.cat([sums, decisions])
-            self._sums, self._decisions = both[:2], both[2:]
+            self._sums, self._decisions = both[: len(sums)], both[len(sums) :]
             self._send(both, None)
         else:
-            self._sums, self._decisions = sums.clone(), decisions
+            self._sums, self._decisions = sums, decisions
             self._send(self._sums, None)
             self._send(self._decisions, self._control)
 
@@ -69,4 +89,4 @@ class Agreement:
         self._works.clear()
         decisions = self._decisions.tolist()
         signal = max(signal for signal in Signal if signal is Signal.NONE or decisions[signal] > 0)
-        return Agreed(self._sums[0], self._sums[1], signal, tuple(decisions[len(Signal) :]))
+        return Agreed(self._sums[0], self._sums[1], signal, Votes.of(decisions[len(Signal) :]), self._sums[2:])

@@ -7,6 +7,7 @@
     metrics/attempt-0001.jsonl                     {"step", "timestamp", "values": {series: value}}, one line a report
     gradients/attempt-0001-part-000000.*           the norms of every layer, see workers/gradient_files.py
     probes/attempt-0001-part-000000.*              what is measured now and then, see workers/watch/probe_files.py
+    ranks/attempt-0001-part-000000.*               what each rank had by itself, see workers/watch/rank_files.py
     events/attempt-0001.jsonl                      the controller's events
     logs/attempt-0001/rank-0.log                   what the worker printed, each line with its time
     checkpoints/step-0000000100-g000001/           see workers/checkpoint_folders.py; may lie elsewhere
@@ -32,7 +33,7 @@ from workers.checkpoint_folders import Manifest, complete
 from workers.gradient_files import GradientMatrix, GradientReader
 from workers.metric_series import Series, SeriesReader
 from workers.storage import folder_at
-from workers.watch import probe_files
+from workers.watch import probe_files, rank_files
 
 FACTS = "facts.json"
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -86,6 +87,10 @@ class JobFolder:
     @property
     def probes_path(self) -> Path:
         return self.path / "probes"
+
+    @property
+    def ranks_path(self) -> Path:
+        return self.path / "ranks"
 
     @property
     def metrics_folder(self) -> Path:
@@ -143,6 +148,10 @@ class JobFolder:
     def last_probe_step(self) -> int:
         """-1 when there is none."""
         return probe_files.last_step(self.probes_path)
+
+    def last_rank_step(self) -> int:
+        """-1 when there is none."""
+        return rank_files.last_step(self.ranks_path)
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from workers.jobfolder import FACTS, JobFolder, append_lines, encode, read_last_
 from workers.reports import Event, Level, Progress, mark_of
 from workers.watch.findings import ORDER, Severity
 from workers.watch.probe_files import ProbeWriter
+from workers.watch.rank_files import RankWriter
 from workers.worker_link import Poll
 
 ONCE_A_STEP = frozenset(
@@ -31,6 +32,8 @@ class Ledger:
         self._gradient_step = -1
         self._probes = ProbeWriter(folder.probes_path, attempt)
         self._probe_step = -1
+        self._ranks = RankWriter(folder.ranks_path, attempt)
+        self._rank_step = -1
         self._taken: dict[str, int] = {}  # sequence of each worker's newest report that was taken
         self._relayed: set[tuple[str, int]] = (
             set()
@@ -50,6 +53,7 @@ class Ledger:
         fresh = [report for report in poll.reports if report.sequence > self.acknowledged(worker)]
         self._take_gradients([report.body for report in fresh if report.kind == "gradients"])
         self._take_probes([report.body for report in fresh if report.kind == "probes"])
+        self._take_ranks([report.body for report in fresh if report.kind == "ranks"])
         self._take_metrics([report.body for report in fresh if report.kind == "metrics"])
         for report in fresh:
             if report.kind == "event":
@@ -105,6 +109,10 @@ class Ledger:
             fresh = [(step, row) for step, row in body["rows"] if step > self._probe_step]
             self._probes.append(body["layers"], body["activations"], [row for _, row in fresh])
             self._probe_step = max([self._probe_step, *(step for step, _ in fresh)])
+
+    def _take_ranks(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+        if bodies:
+            self._rank_step = self._ranks.append([row for body in bodies for row in body["rows"]], self._rank_step)
 
     def _relay(self, worker: str, sequence: int, body: Mapping[str, Any]) -> None:
         if (worker, sequence) in self._relayed:
@@ -172,6 +180,7 @@ class Ledger:
                 self.told_through = max(self.told_through, -1 if mark is None else mark)
         self._gradient_step = self._folder.last_gradient_step()
         self._probe_step = self._folder.last_probe_step()
+        self._rank_step = self._folder.last_rank_step()
 
 
 def _health(data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from workers.reports import Level, Progress
 
-Kind = Literal["metrics", "gradients", "probes", "event"]
+Kind = Literal["metrics", "gradients", "probes", "ranks", "event"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Outbox:
 
     def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None:
         self._add("probes", {"layers": tuple(layers), "activations": tuple(activations), "rows": list(rows)})
+
+    def ranks(self, rows: Sequence[str]) -> None:
+        self._add("ranks", {"rows": list(rows)})
 
     def event(self, level: Level, type: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         body = {"timestamp": time.time(), "level": level, "type": type, "message": message, "data": dict(data or {})}

@@ -24,7 +24,8 @@ from workers.watch.facts_json import from_json, to_json
 from workers.watch.findings import Finding, Judgement
 from workers.watch.memory import RunMemory, StepValues
 from workers.watch.probe_rows import Names, ProbeLog, pack, summary
-from workers.watch.record import Facts, Probes, Record
+from workers.watch.rank_rows import Heard, RankLog
+from workers.watch.record import Checksums, Facts, Probes, Ranks, Record
 from workers.watch.spending import Spending
 from workers.watch.watching import Watch
 
@@ -50,13 +51,17 @@ class HostValues:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured after a step. ``norms``: of each layer's gradient, where they are to be reported. ``probe``: a record of ``probe_rows``."""
+    """What was measured after a step. ``norms``: of each layer's gradient, where they are to be reported. ``probe``: a record of ``probe_rows``.
+
+    ``ranks``: what was heard with it of an earlier step, a record of ``rank_rows``.
+    """
 
     step: int
     timestamp: float
     values: Mapping[str, float]
     norms: list[float] | None = None
     probe: str | None = None
+    ranks: str | None = None
 
     @property
     def mark(self) -> int:
@@ -96,6 +101,7 @@ class Recorder:
         self._spending = spending or Spending(0.0)
         self._probes = ProbeLog(Names(layers, ()))
         self._pending_probes: dict[int, tuple[Tensor, float | None]] = {}
+        self._ranks = RankLog()
         self._watch = Watch()
         self._told: list[Any] | None = None  # the newest verdict and its findings
         self._looked_at, self._looked_step, self._look_seconds = time.monotonic(), 0, 0.0
@@ -130,8 +136,9 @@ class Recorder:
         factor: Tensor,
         host: HostValues,
         probe: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> None:
-        """``step`` counts from 1: optimizer steps done. ``probe``: a row of ``probe_rows``, when the step was probed."""
+        """``step`` counts from 1: optimizer steps done. ``probe``: a row of ``probe_rows``, when the step was probed. ``heard``: of the ranks."""
         row = self._ring[len(self._pending)]
         row[: len(SCALARS)] = torch.stack([loss_sum.double(), count.double(), norm, factor.double()])
         row[len(SCALARS) :] = norms
@@ -140,6 +147,8 @@ class Recorder:
         self._spending.step_took(now - self._step_ended_at)
         if probe is not None:
             self._pending_probes[step] = (probe, self._spending.share)
+        if heard is not None:
+            self._ranks.hear(step, heard)
         self._step_ended_at = now
         if len(self._pending) == ROWS or now - self._flushed_at > FLUSH_SECONDS:
             self.flush()
@@ -148,6 +157,7 @@ class Recorder:
         if not self._pending:
             return
         rows = self._ring[: len(self._pending)].cpu().numpy().copy()
+        heard = self._ranks.take()
         found = []
         for (step, timestamp, seconds, host), row in zip(self._pending, rows, strict=True):
             norms = row[len(SCALARS) :]
@@ -156,7 +166,9 @@ class Recorder:
             probe = self._packed_probe(step)
             if probe is not None:
                 values |= summary(self._probes.names, probe)
-            found.append(Row(step, timestamp, values, norms.tolist() if wanted else None, probe))
+            ranks = heard.get(step)
+            self._ranks.add(ranks, step, values["gradient/norm"])
+            found.append(Row(step, timestamp, values, norms.tolist() if wanted else None, probe, ranks))
             factor = float(row[SCALARS.index("factor")])
             self._remember(
                 step,
@@ -164,6 +176,8 @@ class Recorder:
                 norms,
             )
             self.latest.update(values)
+        found[-1] = replace(found[-1], values={**found[-1].values, **self._ranks.noise_when_due()})
+        self.latest.update(found[-1].values)
         self._keep(found)
         self._report_progress(len(rows))
         self._pending.clear()
@@ -196,6 +210,9 @@ class Recorder:
         probes = [(row.step, row.probe) for row in rows if row.probe is not None]
         if probes:
             self._reporter.probes(self._probes.names.layers, self._probes.names.activations, probes)
+        ranks = [row.ranks for row in rows if row.ranks is not None]
+        if ranks:
+            self._reporter.ranks(ranks)
         for row in rows:
             self._reporter.metrics(row.step, row.values, row.timestamp)
 
@@ -246,6 +263,7 @@ class Recorder:
             "watch": self._watch.document(),
             "told": self._told,
             "probes": self._probes.document() | self._spending.document(),
+            "ranks": self._ranks.document(),
             "facts": to_json(self.facts) if self.facts is not None else None,
         }
 
@@ -256,6 +274,8 @@ class Recorder:
         if "probes" in document:  # not in those of earlier versions
             self._probes.restore(document["probes"])
             self._spending.restore(document["probes"])
+        if "ranks" in document:
+            self._ranks.restore(document["ranks"])
         if "memory" in document:
             self._memory.restore(document["memory"])
             self._watch.restore(document["watch"])
@@ -271,6 +291,13 @@ class Recorder:
         """Those of the run so far, thinned, up to the last flush."""
         return replace(self._probes.probes(), cost_share=self._spending.share)
 
+    def ranks(self) -> Ranks:
+        """Of the run so far, as long as it has had this number of ranks, up to the last flush."""
+        return self._ranks.ranks()
+
+    def checksums(self) -> Checksums:
+        return self._ranks.checksums()
+
     def record_of_run(self) -> Record:
         """All that is known of the run, up to the last flush."""
         facts = self.facts or Facts()
@@ -281,6 +308,8 @@ class Recorder:
             self._memory.series(),
             self.probes(),
             self._memory.evaluations(),
+            self.ranks(),
+            self.checksums(),
         )
 
     def judgement(self) -> Judgement:

@@ -102,8 +102,8 @@ class Event:
 class Reporter(Protocol):
     """Where the training loop tells what happens. Implementations must be quick and must never raise.
 
-    Only rank 0 calls ``metrics``, ``gradients``, ``probes`` and ``progress``; every rank may call ``event``. What is told again (after another
-    worker became rank 0) comes with the same step.
+    Only rank 0 calls ``metrics``, ``gradients``, ``probes``, ``ranks`` and ``progress``; every rank may call ``event``. What is told again (after
+    another worker became rank 0) comes with the same step.
     """
 
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
@@ -117,6 +117,9 @@ class Reporter(Protocol):
 
     def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None:
         """What probes measured of layers and activation modules: rows of (step, record), see workers/watch/probe_rows.py."""
+
+    def ranks(self, rows: Sequence[str]) -> None:
+        """What each rank had by itself in a step: records, see workers/watch/rank_rows.py. The number of ranks may change between them."""
 
     def progress(self, progress: Progress) -> None: ...
 

@@ -117,7 +117,7 @@ class RunDuties(RunState):
         outcome = self.settle()  # one at a time
         if outcome is not None:
             return outcome
-        if not finite(parallel.plain(self.model)):  # on all ranks alike: their weights are equal
+        if not finite(parallel.plain(self.model)):
             self.tell(
                 "checkpoint.skipped",
                 f"No checkpoint of step {self.step}: its weights are not finite numbers. The older ones are kept.",
@@ -141,8 +141,7 @@ class RunDuties(RunState):
         return self.tell_of_checkpoint(self.saver.settle(self.group.control), needed=needed)
 
     def hear_of_checkpoint(self, agreed: Agreed) -> Outcome | None:
-        writing, publishing, failed = agreed.votes[:3]
-        return self.tell_of_checkpoint(self.saver.agreed(writing, publishing, failed))
+        return self.tell_of_checkpoint(self.saver.agreed(*agreed.votes.checkpoint))
 
     def tell_of_checkpoint(self, result: Saved | Failed | None, *, needed: bool = False) -> Outcome | None:
         """A full disk pauses the job; without any other checkpoint it goes on, unless that one was ``needed``."""

@@ -32,6 +32,7 @@ from workers.tasks.base import Task
 from workers.user_code import UserCode
 from workers.watch.facts_json import from_json, to_json
 from workers.watch.probes import Prober
+from workers.watch.ranks import RankWatch
 from workers.watch.spending import Spending
 
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
@@ -146,6 +147,7 @@ class RunState:
         self.monitor = GradientMonitor(parallel.plain(self.model), device)
         self.prober = self.new_prober()
         self.recorder.probes_have(self.prober.names)
+        self.ranks = self.new_rank_watch()
         self.buffers = BufferKeeper(parallel.plain(self.model))
         self.agreement = Agreement(device, self.world_size, self.group.control)
         self.saver = self.new_saver(membership.writer or self.next_writer())
@@ -185,6 +187,15 @@ class RunState:
             world_size=self.world_size,
             control=self.group.control,
             compiled=self.spec.training.compile,
+        )
+
+    def new_rank_watch(self) -> RankWatch:
+        return RankWatch(
+            self.model,
+            self.context.device,
+            budget=self.spec.gradients.overhead_budget,
+            rank=self.rank,
+            world_size=self.world_size,
         )
 
     def new_saver(self, generation: int) -> Saver:

@@ -24,6 +24,7 @@ from workers.spec import JobSpec, code_of, parse_spec, read_from
 from workers.train import RunContext, train
 from workers.user_code import provide
 from workers.watch.probe_files import ProbeWriter
+from workers.watch.rank_files import RankWriter
 
 
 class FolderReporter:
@@ -33,6 +34,7 @@ class FolderReporter:
         self._folder = folder
         self._gradients = GradientWriter(folder.gradients_path, 1)
         self._probes = ProbeWriter(folder.probes_path, 1)
+        self._ranks = RankWriter(folder.ranks_path, 1)
         self._events = 0
         self._loss = float("nan")
         self._printed_at = 0.0
@@ -47,6 +49,9 @@ class FolderReporter:
 
     def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None:
         self._probes.append(layers, activations, [row for _, row in rows])
+
+    def ranks(self, rows: Sequence[str]) -> None:
+        self._ranks.append(rows, after=-1)
 
     def progress(self, progress: Progress) -> None:
         if time.monotonic() - self._printed_at < 2.0:
@@ -75,6 +80,8 @@ class SilentReporter:
     def gradients(self, layers: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> None: ...
 
     def probes(self, layers: Sequence[str], activations: Sequence[str], rows: Sequence[tuple[int, str]]) -> None: ...
+
+    def ranks(self, rows: Sequence[str]) -> None: ...
 
     def progress(self, progress: Progress) -> None: ...
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers import batches, optim, parallel
-from workers.agreement import Agreed, Signal
+from workers.agreement import Agreed, Signal, Votes
 from workers.gradients import clip_factor
 from workers.membership import MisplacedError, RegroupError, Stage, Work
 from workers.memory import advice, is_out_of_memory
@@ -98,7 +98,8 @@ class Run(RunDuties):
                 self.begin_step(host)
                 self.forward_backward(data)
                 agreed = self.agreement.result()
-                self.prober.agree(agreed.votes[-1])
+                self.prober.agree(agreed.votes.next_probe)
+                self.ranks.agree(agreed.votes.next_norms, agreed.votes.next_checksums)
                 self.step_with_gradients(data, agreed, host)
                 outcome = self.hear_of_checkpoint(agreed) or self.after_step(agreed.signal)
                 if outcome is not None:
@@ -115,11 +116,12 @@ class Run(RunDuties):
         batches.seed_everything(batches.step_seed(self.spec.training.seed, self.step, self.rank))
         optim.set_learning_rate(self.optimizer, host.learning_rate)
         self.prober.begin(self.step + 1)
+        self.ranks.begin(self.step + 1)
 
     def forward_backward(self, data: batches.StepData) -> None:
         """Gradients of the mean loss over the step's samples of all workers, all-reduced."""
-        scale = self.world_size / data.samples  # the backward pass averages over the workers
-        last = len(data.microbatches) - 1
+        scale = self.ranks.gradient_divisor / data.samples
+        last, samples = len(data.microbatches) - 1, 0
         totals = torch.zeros(2, dtype=torch.float64, device=self.context.device)
         for index, (batch, weight) in enumerate(data.microbatches):
             more = index < last
@@ -131,9 +133,12 @@ class Run(RunDuties):
                 if not more:
                     self.link.at(Work.EXCHANGE, self.step)
                     # Travels while the backward pass computes.
-                    self.agreement.start(totals, self.signal(), (*self.saver.votes(), self.prober.vote()))
+                    votes = Votes(self.saver.votes(), self.prober.vote(), *self.ranks.votes())
+                    self.agreement.start(totals, self.signal(), votes, self.ranks.row())
                 torch.autograd.backward(loss_sum * (scale * weight))
-            self.samples_seen += int(weight) * len(next(iter(batch.values())))
+            samples += int(weight) * len(next(iter(batch.values())))
+        self.samples_seen += samples
+        self.ranks.after_backward(totals, samples, scale)
         if self.exchanged is not None:
             self.exchanged.record()
         self.in_passes = False
@@ -179,12 +184,14 @@ class Run(RunDuties):
         self.link.at(Work.UPDATE, self.step)
         self.saver.before_update()
         self.optimizer.step()
+        self.ranks.after_update()
         self.step, self.stage, self.in_step = self.step + 1, Stage.STEPPED, False
         # Communicates only when sharded: then nothing of a step outlives a lost worker, so that no row can be missing where this breaks off.
         probe = self.prober.after_update()
         self.optimizer.zero_grad(set_to_none=True)
         self.digest(norms, data.step)
-        self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host, probe)
+        heard = self.ranks.heard(agreed.table)
+        self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host, probe, heard)
 
     def host_values(self, data: batches.StepData) -> HostValues:
         rate = optim.learning_rate(self.step, self.plan.steps, self.spec.schedule, self.spec.optimizer.learning_rate)

@@ -1,4 +1,4 @@
-"""Questions about a model's weights as a whole. Of a sharded model all ranks ask them together, and all get the same answer."""
+"""Questions about a model's weights as a whole. All ranks ask them together, and all get the same answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from workers.sharding import is_sharded, local, whole
+from workers.sharding import local, whole
 
 
 @torch.no_grad()
 def finite(model: nn.Module) -> bool:
     found = torch.stack(torch._foreach_norm([local(parameter) for parameter in model.parameters()])).isfinite().all()
-    if is_sharded(model):
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        # Copies are equal, but on a machine that is broken: a rank that went another way from here would break the group.
         found = found.to(torch.int32)  # which every backend reduces, unlike bool
         dist.all_reduce(found, dist.ReduceOp.MIN)
     return bool(found)

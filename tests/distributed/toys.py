@@ -19,7 +19,9 @@ from workers.spec import JobSpec, parse_spec
 from workers.tasks.base import BadDataError, Batch, Datasets, ModelFacts
 from workers.train import RunContext, run
 from workers.watch.probe_rows import WHOLE, Names, probes_of, unpack
-from workers.watch.record import Probes
+from workers.watch.rank_rows import checksums_of, ranks_in, ranks_of
+from workers.watch.rank_rows import unpack as unpack_ranks
+from workers.watch.record import Checksums, Probes, Ranks
 
 FEATURES, CLASSES = 12, 4
 
@@ -125,6 +127,7 @@ class Memory:
     events: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
     probe_names: Names = field(default_factory=lambda: Names((), ()))
     probe_rows: dict[int, str] = field(default_factory=dict)
+    rank_rows: list[str] = field(default_factory=list)
     progressed: list[Progress] = field(default_factory=list)
 
     def metrics(self, step: int, values: Mapping[str, float], timestamp: float) -> None:
@@ -138,8 +141,17 @@ class Memory:
         self.probe_names = Names(tuple(layers), tuple(activations))
         self.probe_rows.update(rows)
 
+    def ranks(self, rows: Sequence[str]) -> None:
+        self.rank_rows.extend(rows)
+
     def probed(self) -> Probes:
         return probes_of(self.probe_names, unpack(self.probe_names, list(self.probe_rows.values())))
+
+    def ranked(self) -> tuple[Ranks, Checksums]:
+        """Rows of the last group's number of ranks."""
+        ranks = ranks_in(self.rank_rows[-1])
+        records = unpack_ranks(ranks, [row for row in self.rank_rows if ranks_in(row) == ranks])
+        return ranks_of(records), checksums_of(records)
 
     def probe_histograms(self) -> NDArray[np.float64]:
         """(P, L, BINS), shares"""

@@ -63,6 +63,8 @@ class Worker:
         self.told_norms += [step for step, _ in rows]
         self.memory.gradients(layers, rows)
 
+    def ranks(self, rows: Any) -> None: ...
+
     def probes(self, layers: Any, activations: Any, rows: Any) -> None:
         self.memory.probes(layers, activations, rows)
 

@@ -22,6 +22,8 @@ LASTING = math.log(3.0)  # norms, in the median; ranks with data of their own di
 LASTING_LOSS = math.log(1.6)
 LASTING_ROWS = 15
 ONSET_ROWS = 8  # whose mean says whether it had begun
+WORSE_ROWS = 200  # on either side of the step in which parameters became unequal
+WORSE_DEVIATIONS = 5.0
 NOISE_ROWS = 100  # single readings of the noise scale are noise
 
 
@@ -50,7 +52,26 @@ def drifted(record: Record) -> Found | None:
     off = gradients_off(record.ranks)
     if off is not None and (rank is None or off.rank == rank) and off.step <= step:
         return Found("silent_corruption", "critical", off.step, {**evidence, **off.evidence}, rank=off.rank)
+    if rank is None:
+        rank, worse = _worse_since(record.ranks, step)
+        evidence |= {"loss_over_peers": worse} if rank is not None else {}
     return Found("rank_divergence", "critical", step, evidence, rank=rank)
+
+
+def _worse_since(ranks: Ranks, step: int) -> tuple[int | None, float]:
+    """The rank whose own loss has risen against its peers' since ``step``, in which checksums were found unequal: parameters that nobody has trained
+    are hardly ever better. Not before it is beyond doubt, which small damage never is."""
+    table = _logs(ranks.losses, ranks)
+    if table is None:
+        return None, 1.0
+    apart, steps = _apart(table)
+    before, since = apart[steps < step][-WORSE_ROWS:], apart[steps >= step][:WORSE_ROWS]
+    if len(before) < HISTORY or len(since) < HISTORY:
+        return None, 1.0
+    risen = since.mean(axis=0) - before.mean(axis=0)
+    noise = np.sqrt(since.var(axis=0, ddof=1) / len(since) + before.var(axis=0, ddof=1) / len(before))
+    rank = int(np.argmax(risen))
+    return (rank, float(np.exp(risen[rank]))) if risen[rank] > WORSE_DEVIATIONS * noise[rank] else (None, 1.0)
 
 
 def _odd_one(sums: Checksums, row: int) -> int | None:
@@ -76,6 +97,8 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
     row = int(np.argmax(some))
     if bad[row].sum() > bad.shape[1] / 2 or np.isnan(ranks.norms).all(axis=0).any():
         return None  # all of them, or never measured
+    if _exploding(ranks.norms[:row], ranks.norms[row]):
+        return None  # one of them had to be the first
     rank = int(np.argmax(bad[row]))
     own_loss = ranks.losses[row, rank] if ranks.losses.size else math.nan
     evidence = {
@@ -84,6 +107,16 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
     }
     # A finite loss with a gradient that is not: not the samples.
     return Found("silent_corruption", "critical", int(ranks.steps[row]), evidence, rank=rank)
+
+
+def _exploding(before: Floats, row: Floats) -> bool:
+    """Whether the ranks that are finite are, or the whole group lately was, far from what it used to be."""
+    earlier = before[np.isfinite(before).all(axis=1)]
+    if not len(earlier):
+        return False
+    usual = float(np.median(earlier))
+    lately = np.concatenate([row[np.isfinite(row)], earlier[-1]])
+    return float(lately.max()) > 30 * usual
 
 
 def gradients_off(ranks: Ranks) -> Found | None:

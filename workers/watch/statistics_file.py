@@ -13,8 +13,12 @@
     probes/silent            float32 (P, A), and so each of ``probe_rows.ACTIVATION_STATISTICS``
     probes/histograms        uint16 (P, L, 48), in 65535ths: see workers/watch/probe_files.py
     probes/measured          int64
+    ranks/steps              int64 (Q,)
+    ranks/norms              float32 (Q, R), of each rank's own gradient; so are ranks/samples and ranks/losses
+    ranks/checksums          uint64 (Q, R), of the parameters; 0 where none was taken
+    ranks/measured           int64
 
-Norms and probes are thinned to ``MOST_BYTES`` each, before compression: the first rows and the first that are not finite stay, then evenly
+Norms, probes and ranks are thinned to ``MOST_BYTES`` each, before compression: the first rows and the first that are not finite stay, then evenly
 spaced ones and the last. What a job has nothing of is not in the file.
 """
 
@@ -26,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.gradient_files import GradientReader, GradientWriter
+from workers.watch import rank_files
 from workers.watch.probe_files import ProbeWriter, count_records, read_records
 
 if TYPE_CHECKING:
@@ -35,18 +40,19 @@ if TYPE_CHECKING:
     from workers.jobfolder import JobFolder
 
 FORMAT = 1
-MOST_BYTES = 8 << 20  # of the norms, and of the probes
+MOST_BYTES = 8 << 20  # of the norms, of the probes, and of the ranks
 FIRST_ROWS = 32  # against which later ones are judged
 NONFINITE_ROWS = 32
 RESTORED = 2  # attempt
 
 
 def write(path: Path, folder: JobFolder, most_bytes: int = MOST_BYTES) -> None:
-    """Reads no more of the job's folder than is kept, and the index of its norms."""
+    """Reads no more of the job's folder than is kept, the index of its norms, and what its ranks had, which is small."""
     import numpy as np
 
     arrays: dict[str, Any] = {"format": np.int64(FORMAT)}
     arrays |= _norms(folder.gradients_path, most_bytes) | _probes(folder.probes_path, most_bytes)
+    arrays |= _ranks(folder.ranks_path, most_bytes)
     np.savez_compressed(path, **arrays)
 
 
@@ -70,6 +76,8 @@ def restore(path: Path, folder: JobFolder) -> None:
         GradientWriter(folder.gradients_path, RESTORED).append(arrays["norms/layers"].tolist(), list(rows))
     if "probes/steps" in arrays:
         _restore_probes(arrays, folder.probes_path)
+    if "ranks/steps" in arrays:
+        _restore_ranks(arrays, folder.ranks_path)
 
 
 def _norms(folder: Path, most_bytes: int) -> dict[str, Any]:
@@ -125,6 +133,34 @@ def _restore_probes(arrays: dict[str, NDArray[Any]], folder: Path) -> None:
         records["activations"][:, index] = arrays[f"probes/{name}"]
     rows = [base64.b64encode(record.tobytes()).decode() for record in records]
     ProbeWriter(folder, RESTORED).append(names.layers, names.activations, rows)
+
+
+def _ranks(folder: Path, most_bytes: int) -> dict[str, Any]:
+    import numpy as np
+
+    from workers.watch.rank_rows import FIELDS
+
+    records = rank_files.read_records(folder)
+    if records is None:
+        return {}
+    off = ~np.isfinite(records["norms"]).all(axis=1)
+    kept = records[chosen(len(records), most_bytes // records.dtype.itemsize, off)]
+    columns = {f"ranks/{name}": kept[name] for name in FIELDS}
+    return {"ranks/steps": kept["step"], "ranks/measured": np.int64(len(records)), **columns}
+
+
+def _restore_ranks(arrays: dict[str, NDArray[Any]], folder: Path) -> None:
+    import numpy as np
+
+    from workers.watch.rank_rows import FIELDS, record_type
+
+    steps = arrays["ranks/steps"]
+    records = np.zeros(len(steps), dtype=record_type(arrays["ranks/norms"].shape[1]))
+    records["step"] = steps
+    for name in FIELDS:
+        records[name] = arrays[f"ranks/{name}"]
+    rows = [base64.b64encode(record.tobytes()).decode() for record in records]
+    rank_files.RankWriter(folder, RESTORED).append(rows, after=-1)
 
 
 def chosen(rows: int, most: int, always: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:

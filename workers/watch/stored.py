@@ -11,7 +11,8 @@ import numpy as np
 from workers.jobfolder import FACTS, JobFolder, decode
 from workers.watch.facts_json import from_json
 from workers.watch.probe_files import read_probes
-from workers.watch.record import Evaluations, Facts, Floats, Probes, Record, Series, Steps, none
+from workers.watch.rank_files import read_ranks
+from workers.watch.record import Checksums, Evaluations, Facts, Floats, Probes, Ranks, Record, Series, Steps, none
 
 EVALUATED = "eval/"
 NAMES = (
@@ -36,10 +37,13 @@ def from_folder(folder: JobFolder) -> Record:
         series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json")
     )
     facts = folder.read_document(FACTS)
+    ranks, checksums = read_ranks(folder.ranks_path) or (Ranks(), Checksums())
     return replace(
         record,
         facts=record.facts if facts is None else _seen(facts, record.facts),
         probes=read_probes(folder.probes_path) or Probes(),
+        ranks=ranks,
+        checksums=checksums,
     )
 
 
