@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from workers.batches import Plan
 from workers.spec import parse_spec
-from workers.watch.facts import FirstPass, layer_facts
+from workers.watch.facts import FirstPass
 from workers.watch.facts_json import from_json, to_json
+from workers.watch.layer_facts import layer_facts
 from workers.watch.record import Facts, LayerFacts
 
 pytestmark = pytest.mark.unit

@@ -13,24 +13,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from workers import optim
 from workers.batches import Plan
-from workers.sharding import local
 from workers.spec import JobSpec
 from workers.tasks.base import Batch, Dataset
+from workers.watch.layer_facts import begins_with_norm, layer_facts
 from workers.watch.loss_call import BOUNDED, LossCall, constant_loss
 from workers.watch.record import Facts, LayerFacts, LossFacts
 from workers.watch.tensor_facts import tensor_facts
 
 MARKS = {"0": 0.0, "0.01": 0.01, "0.1": 0.1, "1": 1.0}  # of the run
-ACTIVATIONS = frozenset(
-    {"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Softplus", "Softsign", "Softmax",
-     "LogSoftmax", "LogSigmoid", "Hardtanh", "Hardsigmoid", "Hardswish"}
-)  # fmt: skip
-ROWS_COMPARED = 1024
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class FirstPass:
@@ -81,7 +74,7 @@ class FirstPass:
         return Facts(
             layers=self._layers,
             inputs=tensor_facts(floats[0]) if floats else None,
-            normalized_input=_begins_with_norm(self._model),
+            normalized_input=begins_with_norm(self._model),
             loss=self._loss,
             total_steps=plan.steps,
             warmup_steps=min(spec.schedule.warmup_steps, plan.steps),
@@ -102,68 +95,7 @@ def _rate(spec: JobSpec, plan: Plan, step: int) -> float:
     return optim.learning_rate(step, plan.steps, spec.schedule, spec.optimizer.learning_rate)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def layer_facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[LayerFacts, ...]:
-    """Of every module that owns parameters: first those that are trained, in network order, as in the record's series."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    modules = dict(model.named_modules())
-    owned: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        owned.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
-    following = _activations(model)
-    found = []
-    for name, parameters in owned.items():
-        module = modules.get(name, model)
-        largest = max(parameters, key=lambda parameter: parameter.numel())
-        here = local(largest.detach()).float()
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        found.append(
-            LayerFacts(
-                name=name,
-                kind=type(module).__name__,
-                shape=tuple(largest.shape),
-                fan_in=math.prod(largest.shape[1:])
-                if largest.ndim > 1
-                else None,  # a row of a sharded one would be gathered
-                mean=float(here.mean()) if here.numel() else None,
-                std=float(here.std(correction=0)) if here.numel() else None,
-                twin_rows=twin_rows(here) if largest.ndim > 1 and here.numel() else None,
-                requires_grad=bool(trained),
-                in_optimizer=all(id(parameter) in held for parameter in trained),
-                dtype=str(largest.dtype).removeprefix("torch."),
-                activation=following.get(name),
-            )
-        )
-    return tuple(sorted(found, key=lambda layer: not layer.requires_grad))
-
-
-def twin_rows(weight: Tensor) -> float:
-    """Share of the rows (N, ...) that are equal to another one, among the first thousand: rows are sorted for it."""
-    rows = weight[:ROWS_COMPARED].flatten(1)
-    _, counts = rows.unique(dim=0, return_counts=True)
-    return float(counts[counts > 1].sum()) / len(rows)
-
-
-def _activations(model: nn.Module) -> dict[str, str]:
-    """Class of the activation module behind a layer in the order of definition, with norms and dropout passed over."""
-    found: dict[str, str] = {}
-    last: str | None = None
-    for name, module in model.named_modules():
-        if type(module).__name__ in ACTIVATIONS:
-            if last is not None:
-                found.setdefault(last, type(module).__name__)
-            last = None
-        elif next(module.parameters(recurse=False), None) is not None and not isinstance(module, NORMS):
-            last = name
-    return found
-
-
-def _begins_with_norm(model: nn.Module) -> bool:
-    owner = next((each for each in model.modules() if next(each.parameters(recurse=False), None) is not None), None)
-    return isinstance(owner, NORMS)
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def class_counts(train: Dataset, classes: int | None) -> tuple[int, ...]:
