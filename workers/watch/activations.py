@@ -99,9 +99,15 @@ class _Activation:
 class Activations:
     """``begin``, then ``begin_pass`` before every pass of the step, then ``end`` and ``shares``."""
 
-    def __init__(self, model: nn.Module, device: torch.device, cost: AbstractContextManager[None]) -> None:
-        """``cost``: entered whenever something is measured."""
-        self._device, self._cost = device, cost
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        cost: AbstractContextManager[bool | None],
+        counted: Callable[[nn.Module], bool] | None = None,
+    ) -> None:
+        """``cost``: entered whenever something is measured. ``counted``: whether what a module gives now counts; None: always."""
+        self._device, self._cost, self._counted = device, cost, counted
         self._found: dict[str, _Activation] = {}
         channels = False
         for name, module in model.named_modules():
@@ -149,6 +155,8 @@ class Activations:
         def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             # In a backward pass a checkpointed part is only computed again.
             if not self._counts or torch._C._current_graph_task_id() != -1:
+                return
+            if self._counted is not None and not self._counted(module):
                 return
             if isinstance(output, Tensor) and output.numel() > 0 and output.dim() >= 2:
                 with self._cost, torch.no_grad():

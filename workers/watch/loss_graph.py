@@ -111,9 +111,9 @@ class LossGraph:
 
 def loss_node(root: Any) -> tuple[Any, bool]:
     """The one loss behind ``root``, but for factors, and whether its labels are smoothed. None: there is none, or something else beside it."""
-    losses, others = [], []
-    for node in _leaves(root):
-        (losses if _kind(node) in LOSSES else others).append(node)
+    leaves = list(_leaves(root))
+    losses = [node for node in leaves if _kind(node) in LOSSES]
+    others = [node for node in leaves if _kind(node) not in LOSSES]
     if len(losses) != 1:
         return None, False
     # Smoothed labels add a mean over the same logarithms.
@@ -162,7 +162,8 @@ def _counts(node: Any, classes: int) -> Tensor:
     """(C,)"""
     labels = node._saved_target.flatten()
     kept = labels[(labels >= 0) & (labels < classes) & (labels != _ignored(node))]
-    return kept.bincount(minlength=classes)
+    counts: Tensor = kept.bincount(minlength=classes)
+    return counts
 
 
 def _mean_loss(node: Any, given: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:

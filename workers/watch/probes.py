@@ -28,13 +28,19 @@ SUMS = ("weight", "update", "zeros", "zero_rows", "nonfinite", "first", "second"
 
 
 @dataclass
+class _Weights:
+    """As they are before the update."""
+
+    norms: Tensor  # squared
+    samples: list[Tensor]
+
+
+@dataclass
 class _Open:
-    """What a step that is probed has measured before its update."""
+    """What a step that is probed has measured but for its update."""
 
     owned: list[int]  # parameters that have a gradient
     gradients: Measured
-    weights: Tensor  # squared norms
-    before: list[Tensor]  # samples of the weights
     activations: Tensor  # (2, A)
 
 
@@ -52,22 +58,26 @@ class Prober:
         world_size: int = 1,
         control: dist.ProcessGroup | None = None,
         compiled: bool = False,
+        watch: Stopwatch | None = None,
+        counts: Callable[[nn.Module], bool] | None = None,
     ) -> None:
-        """``control``: where numbers of the host are agreed. ``compiled``: no hook is set, because it would be compiled in."""
+        """``control``: where numbers of the host are agreed. ``compiled``: no hook is set, because it would be compiled in. ``counts``: whether what
+        an activation module gives now is of a training pass; None: always."""
         self._layers = Layers.of(model)
         self._optimizer, self._device, self._spending = optimizer, device, spending
         self._rank, self._world_size, self._control = rank, world_size, control
         self._rows, self._sharded = self._layers.rows()
         self._row = torch.tensor(self._rows, dtype=torch.int64, device=device)
         self._gradients = GradientProbe(model, self._layers, self._rows, device, sharded=self._sharded)
-        self._watch = Stopwatch(events=device.type == "cuda")
+        self._watch = watch or Stopwatch(events=device.type == "cuda")
         self._unread = False
-        self.activations = None if compiled else Activations(model, device, self._watch)
+        self.activations = None if compiled else Activations(model, device, self._watch, counts)
         self.names = Names(self._layers.names, self.activations.names if self.activations else ())
         self._kept: list[Tensor] | None = None
         self._next = 0
         self._step = 0
         self._probing = False
+        self._weights: _Weights | None = None
         self._open: _Open | None = None
 
     # --- when ---------------------------------------------------------------------------------------------------------
@@ -92,6 +102,11 @@ class Prober:
             with self._watch:
                 self.activations.begin()
 
+    @property
+    def probing(self) -> bool:
+        """Whether the step that is under way is probed."""
+        return self._probing
+
     def begin_pass(self, counts: bool) -> None:
         """``counts``: whether its samples are of the batch; those of a stand-in are not."""
         if self._probing and self.activations is not None:
@@ -99,7 +114,7 @@ class Prober:
 
     def abandon(self) -> None:
         """Of a step that is not brought to its end."""
-        self._probing, self._open = False, None
+        self._probing, self._weights, self._open = False, None, None
         if self.activations is not None:
             self.activations.end()
 
@@ -118,18 +133,26 @@ class Prober:
 
         Collective when there are activations to be seen. A step that breaks off here is done again whole.
         """
+        self.keep_weights()
+        self.look_at_gradients(correction)
+
+    @torch.no_grad()
+    def keep_weights(self) -> None:
+        """Before the update."""
+        if not self._probing:
+            return
+        with self._watch:
+            norms = self._norms([local(parameter) for parameter in self._layers.parameters]).square()
+            self._weights = _Weights(norms, self._weights_before())
+
+    @torch.no_grad()
+    def look_at_gradients(self, correction: Tensor) -> None:
+        """Collective like ``before_update``, but it may come after the update, where gradients are there only then."""
         if not self._probing:
             return
         with self._watch:
             owned = [index for index, p in enumerate(self._layers.parameters) if p.grad is not None]
-            weights = self._norms([local(parameter) for parameter in self._layers.parameters]).square()
-            self._open = _Open(
-                owned,
-                self._gradients.measure(owned, correction),
-                weights,
-                self._weights_before(),
-                self._activations(),
-            )
+            self._open = _Open(owned, self._gradients.measure(owned, correction), self._activations())
 
     @torch.no_grad()
     def after_update(self) -> Tensor | None:
@@ -137,11 +160,11 @@ class Prober:
 
         Collective when parameters are sharded.
         """
-        if self._open is None:
+        if self._open is None or self._weights is None:
             return None
         with self._watch:
-            row = self._row_of(self._open)
-        self._probing, self._open, self._unread = False, None, True
+            row = self._row_of(self._open, self._weights)
+        self._probing, self._weights, self._open, self._unread = False, None, None, True
         if self._device.type == "cpu":
             self._read_cost()
         return row
@@ -164,17 +187,17 @@ class Prober:
             torch._foreach_copy_(self._kept, now)
         return self._kept
 
-    def _row_of(self, opened: _Open) -> Tensor:
+    def _row_of(self, opened: _Open, weights: _Weights) -> Tensor:
         count, owned = len(self._layers.names), opened.owned
         everyone = list(range(len(self._layers.parameters)))
         sums = self._nothing(len(SUMS), count * (1 + self._sharded))
-        self._add(sums, "weight", everyone, opened.weights)
-        self._add(sums, "update", everyone, self._updates(opened.before))
+        self._add(sums, "weight", everyone, weights.norms)
+        self._add(sums, "update", everyone, self._updates(weights.samples))
         for name, values in opened.gradients.sums.items():
             self._add(sums, name, owned, values)
         measured = {}
         for name, keys in {"first": FIRST_MOMENTS, "second": SECOND_MOMENTS}.items():
-            having, values = self._moments(keys, opened.before)
+            having, values = self._moments(keys, weights.samples)
             self._add(sums, name, having, values)
             measured[name] = self._over_layers(having, lambda index: 1.0)
         largest, histograms = opened.gradients.largest, opened.gradients.histograms

@@ -91,10 +91,13 @@ class Stopwatch:
         if self._events:
             self._pairs.append((self._event(), None))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> bool | None:
         if self._events:
             self._pairs[-1] = (self._pairs[-1][0], self._event())
         self._host += time.perf_counter() - self._started_at
+        return None
 
     @staticmethod
     def _event() -> Any:

@@ -17,7 +17,7 @@ class Part:
         self._optimizer = weakref.ref(optimizer)
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._shape = _shape(optimizer)
-        owners, order = _owners(self._parameters, roots)
+        self.networks, owners, order = _owners(self._parameters, roots)
         fallback = {
             id(parameter): f"group{number}.param{index}"
             for number, group in enumerate(optimizer.param_groups)
@@ -27,6 +27,7 @@ class Part:
         # A layer of which another optimizer has a part, too: each measures its own.
         self._names = [f"{name} ({type(optimizer).__name__})" if name in taken else name for name in names]
         place = dict(zip(self._names, names, strict=True))
+        self.plain_names = place  # what a layer is called where no other optimizer has a part of it
         self.names = sorted(place, key=lambda name: order.get(place[name], len(order)))
         self.device = self._parameters[0].device
         self.sharded = any(hasattr(parameter, "_local_tensor") for parameter in self._parameters)
@@ -37,6 +38,11 @@ class Part:
 
     def is_of(self, optimizer: Any) -> bool:
         return self._optimizer() is optimizer and self._shape == _shape(optimizer)
+
+    def layers(self) -> list[tuple[str, Any]]:
+        """Each parameter after the name of its layer, in network order."""
+        place = {name: index for index, name in enumerate(self.names)}
+        return sorted(zip(self._names, self._parameters, strict=True), key=lambda each: place[each[0]])
 
     def find_rows(self, layers: list[str]) -> None:
         import torch
@@ -70,8 +76,35 @@ class Part:
         row[self._own] = self._squares.sqrt()
 
 
-def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[dict[int, str], dict[str, int]]:
-    """(id of a parameter -> its layer's name, place of each name in its network), from the modules that are alive."""
+class Network:
+    """A tree of modules that is nobody's part, as long as the script keeps it."""
+
+    def __init__(self, root: Any, prefix: str) -> None:
+        from torch import nn
+
+        self._root, self.prefix = weakref.ref(root), prefix
+        self._wrapped = isinstance(root, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+
+    def named_parameters(self) -> list[tuple[str, Any]]:
+        root = self._root()
+        return [(self.called(name), each) for name, each in root.named_parameters()] if root is not None else []
+
+    def named_modules(self) -> list[tuple[str, Any]]:
+        root = self._root()
+        return [(self.called(name), each) for name, each in root.named_modules()] if root is not None else []
+
+    def called(self, name: str) -> str:
+        """Without what wrappers add to it."""
+        segments = [segment for segment in name.split(".") if segment not in WRAPPERS]
+        if self._wrapped and segments[:1] == ["module"]:
+            segments = segments[1:]
+        return self.prefix + ".".join(segments)
+
+
+def _owners(
+    parameters: list[Any], roots: dict[int, str]
+) -> tuple[list[Network], dict[int, str], dict[str, int]]:
+    """The networks among the modules that are alive, id of a parameter -> its layer's name, place of each name in its network."""
     from torch import nn
 
     wanted = {id(parameter) for parameter in parameters}
@@ -84,6 +117,7 @@ def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[dict[int, str
             if named:
                 found.append((module, named))
     found.sort(key=lambda each: -len(each[1]))
+    networks: list[Network] = []
     owners: dict[int, str] = {}
     order: dict[str, int] = {}
     for module, named in found:
@@ -94,18 +128,16 @@ def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[dict[int, str
             kind = type(module).__name__
             alike = sum(known.startswith(kind) for known in roots.values())
             roots[id(module)] = f"{kind}{alike + 1 if alike else ''}." if roots else ""
-        wrapped = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        network = Network(module, roots[id(module)])
+        networks.append(network)
         for name, key in fresh:
-            owners[key] = roots[id(module)] + _layer(name, wrapped)
+            owners[key] = network.prefix + _layer(network.called(name).removeprefix(network.prefix))
             order.setdefault(owners[key], len(order))
-    return owners, order
+    return networks, owners, order
 
 
-def _layer(name: str, wrapped: bool) -> str:
-    segments = [segment for segment in name.split(".") if segment not in WRAPPERS]
-    if wrapped and segments[0] == "module":
-        segments = segments[1:]
-    return ".".join(segments[:-1]) or segments[-1]
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 def _plain(gradient: Any) -> Any:

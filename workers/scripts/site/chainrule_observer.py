@@ -1,7 +1,8 @@
 """Watches a script's optimizers from inside its process: at each step the norm of every layer's gradient, the loss, the learning rate.
 
 Nothing of the script changes: gradients are read, never written, no random number is drawn, and the device is waited for only when rows are
-sent, twice a second. It stands alone, with torch and the standard library, because the script may have modules of the same names as ours.
+sent, twice a second. It stands alone, with torch and the standard library, because the script may have modules of the same names as ours; what
+looks closer now and then (``Aside``) imports ours under other names, and is left out when it fails.
 
 A *round* is one step of the optimizer that sets the pace (the first one that steps) with what the others do until its next one; so a model with two
 optimizers has one row a step, and so has a pair of networks that train against each other.
@@ -33,18 +34,20 @@ SEND_TIMEOUT = 2.0
 
 class Observer:
     @classmethod
-    def from_environment(cls, part: Any) -> Observer:
-        """``part``: the class of that name, which was loaded as this one was."""
+    def from_environment(cls, part: Any, aside: Any) -> Observer:
+        """``part`` and ``aside``: the classes of these names, which were loaded as this one was."""
         return cls(
             os.environ["CHAINRULE_OBSERVER"],
             part,
+            aside,
             measures=os.environ.get("RANK", "0") == "0",
             budget=float(os.environ.get("CHAINRULE_OVERHEAD_BUDGET", "0.02")),
         )
 
-    def __init__(self, address: str, part: Any, *, measures: bool, budget: float) -> None:
+    def __init__(self, address: str, part: Any, aside: Any, *, measures: bool, budget: float) -> None:
         """``measures``: else only steps are counted, as a sign of life; gradients are alike on all ranks."""
         self._address, self._new, self._measures, self._budget = address, part, measures, budget
+        self._aside = aside(self._tell, budget) if measures else None
         self._pid = os.getpid()
         self._socket: socket.socket | None = None
         self.off = False
@@ -83,6 +86,7 @@ class Observer:
         def scaled(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
             try:
+                self._aside.scaled = self._aside.scaled or scaler.is_enabled()
                 if hasattr(outputs, "detach"):
                     living = {key: kept for key, kept in self._scaled.items() if kept[0]() is not None}
                     self._scaled = living | {id(result): (weakref.ref(result), outputs.detach())}
@@ -91,6 +95,21 @@ class Observer:
             return result
 
         module.GradScaler.scale = _like(scaled, scale)
+
+    def modules(self, module: Any) -> None:
+        """Networks that are given weights do not begin untrained."""
+        if not self._measures:
+            return
+        load = module.Module.load_state_dict
+
+        def loaded(network: Any, *arguments: Any, **named: Any) -> Any:
+            try:
+                self._aside.loaded.add(network)
+            except Exception:
+                self._aside.loaded.clear()
+            return load(network, *arguments, **named)
+
+        module.Module.load_state_dict = _like(loaded, load)
 
     def _watch_losses(self) -> None:
         """``loss.backward()`` calls ``torch.autograd.backward``."""
@@ -112,6 +131,8 @@ class Observer:
                 if root.numel() == 1:
                     kept = self._scaled.pop(id(root), None) if self._scaled else None
                     self._losses.append(kept[1] if kept and kept[0]() is root else root.detach())
+                    if os.getpid() == self._pid:
+                        self._aside.pass_begins(root, self._losses[-1])
             if len(self._losses) > 4096:  # backward passes without a step
                 del self._losses[:-1]
         except Exception:
@@ -127,6 +148,8 @@ class Observer:
                 function(*arguments)
             except Exception as error:
                 self.off = True
+                if self._aside is not None:
+                    self._aside.failed(error)
                 print(f"chainrule: this script is not observed any more: {error!r}", file=sys.stderr)
 
         called._torchdynamo_disable = True  # type: ignore[attr-defined]
@@ -139,13 +162,20 @@ class Observer:
     # --- at each step -------------------------------------------------------------------------------------------------
 
     def _before(self, optimizer: Any, arguments: Any, named: Any) -> None:
-        if _closure(arguments, named) is None:
+        closure = _closure(arguments, named) is not None
+        if not closure:
             self._step(optimizer, 0)
+        if self._aside is not None and (self._pace is None or self._pace() is optimizer):
+            self._aside.before(optimizer, self._part_of, _steps_done(optimizer), with_gradients=not closure)
 
     def _after(self, optimizer: Any, arguments: Any, named: Any) -> None:
         """With a closure, which is called within the step, the gradients are there only after it."""
-        if _closure(arguments, named) is not None:
+        closure = _closure(arguments, named) is not None
+        if closure:
             self._step(optimizer, 1)
+        if self._aside is not None:
+            step = self._first_step + self._rounds
+            self._aside.after(optimizer, self._part_of, step, paces=self._pace() is optimizer, with_gradients=closure)
 
     def _step(self, optimizer: Any, done: int) -> None:
         entered = time.perf_counter()
@@ -180,8 +210,11 @@ class Observer:
     def _begin_round(self, optimizer: Any, now: float) -> None:
         self._rounds += 1
         seconds, self._round_began = now - self._round_began, now
-        within = self._spent + self._cost <= self._budget * (now - self._began)
-        self._measuring = self._measures and (self._rounds <= FREE_ROUNDS or within)
+        closer, cost = (self._aside.probing, self._aside.cost) if self._aside is not None else (False, 0.0)
+        within = self._spent + self._cost + cost <= self._budget * (now - self._began)
+        self._measuring = self._measures and (self._rounds <= FREE_ROUNDS or within or closer)
+        if self._aside is not None and self._rounds > 1:
+            self._aside.took(seconds)
         if self._measuring:
             # Of a first step nobody knows when it began.
             seconds = seconds if self._rounds > 1 else 0.0
@@ -190,10 +223,9 @@ class Observer:
     def _measure(self, optimizer: Any) -> None:
         import torch
 
-        part = self._parts.get(id(optimizer))
-        if part is None or not part.is_of(optimizer):
-            began = time.perf_counter()
-            part = self._new_part(optimizer)
+        began = time.perf_counter()
+        part, new = self._part_of(optimizer)
+        if new:
             self._spent -= time.perf_counter() - began  # once, and not again
         with torch.no_grad():
             row = self._ring[len(self._pending) - 1]
@@ -208,6 +240,12 @@ class Observer:
                 total = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
                 row[0] = row[0] + total if self._pending[-1][4] else total
                 self._pending[-1][4] = True
+
+    def _part_of(self, optimizer: Any) -> tuple[Any, bool]:
+        """And whether it was not known."""
+        part = self._parts.get(id(optimizer))
+        new = part is None or not part.is_of(optimizer)
+        return (self._new_part(optimizer) if new else part), new
 
     def _new_part(self, optimizer: Any) -> Any:
         import torch
@@ -230,6 +268,8 @@ class Observer:
     def _send(self, keep: int) -> None:
         """Everything but the last ``keep`` rows, which are not complete. Waits for the device."""
         self._sent_at = time.perf_counter()
+        if self._aside is not None:
+            self._aside.send()  # before the rows of these steps
         count = len(self._pending) - keep
         if count > 0:
             values = array.array("d", self._ring[:count].reshape(-1).tolist()).tobytes()
@@ -242,8 +282,11 @@ class Observer:
 
     def _end(self) -> None:
         if self._rounds:
+            if self._aside is not None:
+                self._aside.end()
             self._send(keep=0)
-            cost = self._spent / max(time.perf_counter() - self._began, 1e-9)
+            probing = self._aside.cost if self._aside is not None else 0.0
+            cost = (self._spent + probing) / max(time.perf_counter() - self._began, 1e-9)
             self._tell({"type": "end", "step": self._first_step + self._rounds, "overhead": cost})
         if self._socket is not None:
             self._socket.close()

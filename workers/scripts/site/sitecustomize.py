@@ -18,7 +18,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 class _After(importlib.abc.MetaPathFinder):
     """Calls the observer when the modules that it watches have been imported."""
 
-    WATCHED: Mapping[str, str] = {"torch.optim.optimizer": "optimizers", "torch.amp.grad_scaler": "scalers"}
+    WATCHED: Mapping[str, str] = {
+        "torch.nn.modules.module": "modules",
+        "torch.optim.optimizer": "optimizers",
+        "torch.amp.grad_scaler": "scalers",
+    }
 
     def __init__(self) -> None:
         self._observer: Any = None
@@ -47,12 +51,13 @@ class _After(importlib.abc.MetaPathFinder):
 
     def _observing(self) -> Any:
         if self._observer is None:
-            self._observer = _load("chainrule_observer").Observer.from_environment(_load("chainrule_layers").Part)
+            part, aside = _load("chainrule_layers").Part, _load("chainrule_aside").Aside
+            self._observer = _load("chainrule_observer").Observer.from_environment(part, aside)
         return self._observer
 
 
 def _load(name: str) -> Any:
-    """By its place, not by its name, which the script's own modules may have."""
+    """By its place, not by its name, which the script's own modules may have. Those that come later find it as ``_NAME``."""
     spec = importlib.util.spec_from_file_location(f"_{name}", os.path.join(HERE, f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
