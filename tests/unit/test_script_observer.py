@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,58 @@ import torch
 from torch.optim import optimizer
 
 from tests.scripts import optimizer_cases
-from workers.scripts.observations import Measured, Observations
+from workers.scripts.observations import Hearer, Measured, Observations, Probed
+from workers.scripts.site.chainrule_aside import Aside
 from workers.scripts.site.chainrule_layers import Part
 from workers.scripts.site.chainrule_observer import Observer
 from workers.scripts.surroundings import SITE
+from workers.watch.facts_json import from_json
+from workers.watch.probe_rows import Names
+from workers.watch.record import Facts
 
 pytestmark = pytest.mark.unit
 
 CASES = Path(__file__).parents[1] / "scripts" / "optimizer_cases.py"
 
 
-class Seen:
+class Seen(Hearer):
     """What an observer has sent, and what the script says of itself."""
 
     def __init__(self) -> None:
         self.layers: tuple[str, ...] = ()
         self.rows: list[Measured] = []
         self.overhead: float | None = None
+        self.facts: Facts | None = None
+        self.uncleared: float | None = None
+        self.names = Names((), ())
+        self.probes: list[Probed] = []
+        self.troubles: list[tuple[str, str]] = []
         self.step, self.errors, self.said = 0, "", {}  # type: int, str, dict[str, Any]
 
     def listen(self) -> Observations:
-        return Observations(self._take_layers, self.rows.extend, self._take_end)
+        return Observations(self)
 
-    def _take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
+    def take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
         assert not sharded
         self.layers = layers
 
-    def _take_end(self, overhead: float) -> None:
+    def take_rows(self, rows: Sequence[Measured]) -> None:
+        self.rows.extend(rows)
+
+    def take_end(self, overhead: float) -> None:
         self.overhead = overhead
+
+    def take_facts(self, facts: Mapping[str, Any], uncleared: float | None) -> None:
+        self.facts, self.uncleared = from_json(facts), uncleared
+
+    def take_probe_names(self, layers: tuple[str, ...], activations: tuple[str, ...]) -> None:
+        self.names = Names(layers, activations)
+
+    def take_probes(self, probes: Sequence[Probed]) -> None:
+        self.probes.extend(probes)
+
+    def take_trouble(self, of: str, error: str) -> None:
+        self.troubles.append((of, error))
 
 
 def alone(case: str, *, rank: int = 0, budget: float = 1.0, observed: bool = True) -> Seen:
@@ -75,7 +100,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(case: str, *, measures: bool = True, budget: float = 1.0) -> Seen:
         seen = Seen()
         observations = seen.listen()
-        observer = Observer(observations.address, Part, measures=measures, budget=budget)
+        observer = Observer(observations.address, Part, Aside, measures=measures, budget=budget)
         observer.optimizers(optimizer)
         observer.scalers(grad_scaler)
         seen.said = optimizer_cases.run(case)
@@ -151,6 +176,6 @@ def test_another_sitecustomize_is_run_too(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_gone_is_no_ones_trouble(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    Observer("/nowhere/observer", Part, measures=True, budget=1.0).optimizers(optimizer)
+    Observer("/nowhere/observer", Part, Aside, measures=True, budget=1.0).optimizers(optimizer)
     assert len(optimizer_cases.run("plain")["losses"]) == 12
     assert capsys.readouterr().err.count("chainrule: this script is not observed any more") == 1

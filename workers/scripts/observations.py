@@ -8,10 +8,10 @@ import socket
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,42 @@ class Measured:
     norms: NDArray[np.float64]
 
 
-class Observations:
-    """Listens for one observer. ``layers``, ``rows`` and ``ended`` are called by a thread of its own."""
+@dataclass(frozen=True)
+class Probed:
+    """What a step gave that was looked at closely. ``cost_share``: of all probes so far. ``row``: see ``probe_rows``."""
 
-    def __init__(
-        self,
-        layers: Callable[[tuple[str, ...], bool], None],
-        rows: Callable[[Sequence[Measured]], None],
-        ended: Callable[[float], None],
-    ) -> None:
-        self._layers, self._rows, self._ended = layers, rows, ended
+    step: int
+    cost_share: float | None
+    row: NDArray[np.float64]
+
+
+class Hearer(Protocol):
+    """What an observer tells. Called by a thread of its own."""
+
+    def take_layers(self, layers: tuple[str, ...], sharded: bool) -> None: ...
+
+    def take_rows(self, rows: Sequence[Measured]) -> None: ...
+
+    def take_end(self, overhead: float) -> None: ...
+
+    def take_facts(self, facts: Mapping[str, Any], uncleared: float | None) -> None:
+        """``facts``: as ``facts_json`` has them, but for what the script cannot know."""
+
+    def take_probe_names(self, layers: tuple[str, ...], activations: tuple[str, ...]) -> None:
+        """Of the probes that follow."""
+
+    def take_probes(self, probes: Sequence[Probed]) -> None:
+        """Before the rows of the same steps."""
+
+    def take_trouble(self, of: str, error: str) -> None:
+        """``of``: facts, probes or the whole observer, which has given up."""
+
+
+class Observations:
+    """Listens for one observer."""
+
+    def __init__(self, hearer: Hearer) -> None:
+        self._hearer = hearer
         self._width = 0
         self.step = 0  # optimizer steps done, as far as is known
         self.beats = 0  # signs of life
@@ -77,17 +103,33 @@ class Observations:
                     self._take(json.loads(stream.read(size)), stream.read(extra))
 
     def _take(self, header: dict[str, Any], payload: bytes) -> None:
-        if header["type"] == "layers":
-            self._width = 1 + len(header["layers"])
-            self._layers(tuple(map(str, header["layers"])), bool(header["sharded"]))
-            return
+        hearer = self._hearer
+        match header["type"]:
+            case "layers":
+                self._width = 1 + len(header["layers"])
+                hearer.take_layers(tuple(map(str, header["layers"])), bool(header["sharded"]))
+            case "facts":
+                hearer.take_facts(dict(header["facts"]), header["uncleared"])
+            case "probed":
+                hearer.take_probe_names(tuple(map(str, header["layers"])), tuple(map(str, header["activations"])))
+            case "probes":
+                rows = np.frombuffer(payload, dtype=np.float64).reshape(len(header["probes"]), -1)
+                told = zip(header["probes"], rows, strict=True)
+                hearer.take_probes([Probed(int(step), share, row) for (step, share), row in told])
+            case "trouble":
+                hearer.take_trouble(str(header["of"]), str(header["error"]))
+            case kind:
+                self._take_steps(kind, header, payload)
+
+    def _take_steps(self, kind: str, header: dict[str, Any], payload: bytes) -> None:
         self.step = int(header["step"])
         self.beats += 1
-        if header["type"] == "rows":
+        if kind == "rows":
             values = np.frombuffer(payload, dtype=np.float64).reshape(len(header["rows"]), self._width)
-            self._rows([_measured(row, numbers) for row, numbers in zip(header["rows"], values, strict=True)])
-        elif header["type"] == "end":
-            self._ended(float(header["overhead"]))
+            measured = zip(header["rows"], values, strict=True)
+            self._hearer.take_rows([_measured(row, numbers) for row, numbers in measured])
+        elif kind == "end":
+            self._hearer.take_end(float(header["overhead"]))
 
 
 def _measured(row: Sequence[Any], numbers: NDArray[np.float64]) -> Measured:

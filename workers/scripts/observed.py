@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from workers.kinds.scripts import ScriptTask
 from workers.reports import Progress
 from workers.run_state import RunContext
-from workers.scripts.observations import Measured, Observations
+from workers.scripts.observations import Hearer, Measured, Observations, Probed
 from workers.scripts.progress_server import ProgressServer, Status
 from workers.scripts.recorder import ScriptRecorder
 from workers.spec import JobSpec
+from workers.watch.facts_json import from_json, to_json
+from workers.watch.probe_rows import Names
 
 UNKNOWN: Mapping[str, Any] = {"verdict": "unknown", "sentence": "No step has been measured.", "findings": []}
 
+# What is told once when the observer cannot look at something; the script goes on.
+TROUBLES = {
+    "facts": ("facts.unknown", "What is to be known of the script before its first step could not be found out."),
+    "probes": ("probes.stopped", "The script's steps are not looked at closely any more; losses and norms are still measured."),
+    "observer": ("script.unobserved", "The script is not observed any more."),
+}  # fmt: skip
 
-class Observed:
+
+class Observed(Hearer):
     """``tells``: it is rank 0's, which reports for all."""
 
     def __init__(self, spec: JobSpec, context: RunContext, *, tells: bool) -> None:
@@ -29,9 +39,7 @@ class Observed:
         self._posted: Status | None = None
         self._posted_steps = 0  # of the whole run, as it was posted; not every post says it
         self.overhead: float | None = None
-        self._observations = (
-            Observations(self._take_layers, self._take_rows, self._take_end) if spec.task.observe else None
-        )
+        self._observations = Observations(self) if spec.task.observe else None
         self._server = ProgressServer(self._take_status) if tells else None
 
     @property
@@ -73,8 +81,8 @@ class Observed:
 
     # --- by the threads that listen -----------------------------------------------------------------------------------
 
-    def _take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
-        first = self._recorder is None
+    def take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
+        before = self._recorder
         self._recorder = ScriptRecorder(
             self._context.reporter,
             layers,
@@ -82,21 +90,45 @@ class Observed:
             every_steps=self._spec.gradients.every_steps,
             told_through=self._context.link.told_through,
         )
+        if before is not None:
+            self._recorder.take_over(before)
         self._recorder.tell(self._tells)
-        if first and self._tells:
+        if before is None and self._tells:
             part = "; each worker has a part of the gradients, and these are rank 0's" if sharded else ""
             said = f"The script's optimizer was found: {len(layers)} layers are measured{part}."
             data = {"layers": list(layers), "sharded": sharded, "steps": self._task.steps}
             self._context.reporter.event("info", "script.observed", said, data)
 
-    def _take_rows(self, rows: Sequence[Measured]) -> None:
+    def take_rows(self, rows: Sequence[Measured]) -> None:
         assert self._recorder is not None, "layers come first"
         self._recorder.take(rows)
         if self._started_at is None and rows:
             self._started_at, self._first_step = rows[0].timestamp, rows[0].step - 1
         self._tell_progress()
 
-    def _take_end(self, overhead: float) -> None:
+    def take_probe_names(self, layers: tuple[str, ...], activations: tuple[str, ...]) -> None:
+        assert self._recorder is not None, "layers come first"
+        self._recorder.take_probe_names(Names(layers, activations))
+
+    def take_probes(self, probes: Sequence[Probed]) -> None:
+        assert self._recorder is not None, "layers come first"
+        self._recorder.take_probes(probes)
+
+    def take_facts(self, facts: Mapping[str, Any], uncleared: float | None) -> None:
+        assert self._recorder is not None, "layers come first"
+        found = replace(from_json(facts), total_steps=self._task.steps)
+        self._recorder.take_facts(found, uncleared)
+        if self._tells:
+            loss = found.loss.function or "no loss function that is known by name"
+            said = f"Before the first step: {len(found.layers)} layers; {loss}."
+            self._context.reporter.event("info", "facts", said, to_json(found))
+
+    def take_trouble(self, of: str, error: str) -> None:
+        if self._tells:
+            type, said = TROUBLES.get(of, TROUBLES["observer"])
+            self._context.reporter.event("warning", type, f"{said} {error}", {"error": error})
+
+    def take_end(self, overhead: float) -> None:
         self.overhead = overhead
         self._tell_progress()
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from workers.recording import HostValues, Recorder, Row
 from workers.reports import Reporter
-from workers.scripts.observations import Measured
+from workers.scripts.observations import Measured, Probed
 from workers.watch.findings import Judgement
 from workers.watch.memory import StepValues
-from workers.watch.record import Record
+from workers.watch.probe_rows import Names, summary
+from workers.watch.record import Facts, Probes, Record
 
 PATIENCE_STEPS = 200  # before a flat loss counts, when nobody knows how long the run is
 
@@ -43,10 +45,33 @@ class ScriptRecorder(Recorder):
         )
         self._guard = threading.RLock()
         self._loss = 0.0  # the newest that is known
+        self._cost_share: float | None = None  # of probes, as the script's observer says
+        self._uncleared: float | None = None
 
     @property
     def layers(self) -> tuple[str, ...]:
         return self._layers
+
+    def take_over(self, other: ScriptRecorder) -> None:
+        """What does not hang on the layers, which have become more."""
+        with other._guard, self._guard:
+            self.facts, self._uncleared, self._cost_share = other.facts, other._uncleared, other._cost_share
+            self._probes, self._pending_probes = other._probes, other._pending_probes
+
+    def take_facts(self, facts: Facts, uncleared: float | None) -> None:
+        with self._guard:
+            self.facts, self._uncleared = facts, uncleared
+
+    def take_probe_names(self, names: Names) -> None:
+        with self._guard:
+            self.probes_have(names)
+
+    def take_probes(self, probes: Sequence[Probed]) -> None:
+        """They are told with the rows of their steps."""
+        with self._guard:
+            for probe in probes:
+                self._pending_probes[probe.step] = (torch.tensor(probe.row), probe.cost_share)
+                self._cost_share = probe.cost_share
 
     def take(self, measured: Sequence[Measured]) -> None:
         found = []
@@ -59,7 +84,10 @@ class ScriptRecorder(Recorder):
                 row = np.concatenate([[self._loss, 1.0, norm, 1.0], each.norms])
                 values = self._of_a_script(self._values(row, each.norms, each.seconds, host), each)
                 wanted = each.step % self._every_steps == 0 or each.step == 1
-                found.append(Row(each.step, each.timestamp, values, each.norms.tolist() if wanted else None))
+                probe = self._packed_probe(each.step)
+                if probe is not None:
+                    values |= summary(self._probes.names, probe)
+                found.append(Row(each.step, each.timestamp, values, each.norms.tolist() if wanted else None, probe))
                 self._remember(each.step, StepValues(self._loss, rate, seconds=each.seconds or math.nan), each.norms)
                 self.latest.update(values)
             self._keep(found)
@@ -83,6 +111,9 @@ class ScriptRecorder(Recorder):
         with self._guard:
             super().judge_when_due()
 
+    def probes(self) -> Probes:
+        return replace(self._probes.probes(), cost_share=self._cost_share)
+
     def record_of_run(self) -> Record:
         with self._guard:
-            return super().record_of_run()
+            return replace(super().record_of_run(), uncleared=self._uncleared)

@@ -7,7 +7,6 @@ communicated. Of sharded parameters the part that is here stands for the whole.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +19,7 @@ from workers.spec import JobSpec
 from workers.tasks.base import Batch, Dataset
 from workers.watch.layer_facts import begins_with_norm, layer_facts
 from workers.watch.loss_call import BOUNDED, LossCall, constant_loss
-from workers.watch.record import Facts, LayerFacts, LossFacts
+from workers.watch.record import Facts, LossFacts
 from workers.watch.tensor_facts import tensor_facts
 
 MARKS = {"0": 0.0, "0.01": 0.01, "0.1": 0.1, "1": 1.0}  # of the run

@@ -56,7 +56,9 @@ class Aside:
     def after(self, optimizer: Any, part_of: PartOf, step: int, *, paces: bool, with_gradients: bool) -> None:
         """``step``: that is over. ``paces``: by the optimizer that sets the pace. ``with_gradients``: they are there only now."""
         if self._facts is not None:
-            self._try("facts", self._facts.step_ended if paces else self._facts.other_steps, *([] if paces else [optimizer]))
+            self._try(
+                "facts", self._facts.step_ended if paces else self._facts.other_steps, *([] if paces else [optimizer])
+            )
             if self._facts is not None and self._facts.complete:
                 self._try("facts", self._tell_facts)
         if paces:
@@ -112,7 +114,9 @@ class Aside:
         part, _ = part_of(optimizer)
         if self._probes is None or not self._probes.is_of(part):
             self._drop_probes()
-            if part.sharded or self._budget <= 0:  # parts of other workers would be needed, and asking them changes the script
+            if (
+                part.sharded or self._budget <= 0
+            ):  # parts of other workers would be needed, and asking them changes the script
                 self._left_out.add("probes")
                 return
             facts = _part("facts")

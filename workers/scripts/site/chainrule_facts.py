@@ -117,7 +117,11 @@ class ScriptFacts:
         self.close()
         record, layer_facts = self._private("watch.record"), self._private("watch.layer_facts")
         single = not self._others
-        loss = float(torch.stack([each.reshape(()).double().cpu() for each in self._losses]).sum()) if self._losses else None
+        loss = (
+            float(torch.stack([each.reshape(()).double().cpu() for each in self._losses]).sum())
+            if self._losses
+            else None
+        )
         world = int(os.environ.get("WORLD_SIZE", "1"))
         passes = max(1, len(self._losses))
         samples = self._samples or (self._graph.rows if self._graph is not None else None)
@@ -154,7 +158,9 @@ class ScriptFacts:
 
     def _sides(self) -> int:
         """Optimizers of networks of their own; those that share one do not train against each other."""
-        here = {id(p) for network in self._part.networks for _, p in network.named_parameters()} if self._part else set()
+        here = (
+            {id(p) for network in self._part.networks for _, p in network.named_parameters()} if self._part else set()
+        )
         apart = 0
         for other in self._others:
             groups = getattr(other(), "param_groups", ())
@@ -169,7 +175,11 @@ class ScriptFacts:
     def _gradient_norm(self) -> Any:
         import torch
 
-        gradients = [p.grad for _, p in self._part.layers() if p.grad is not None and not p.grad.is_sparse] if self._part else []
+        gradients = (
+            [p.grad for _, p in self._part.layers() if p.grad is not None and not p.grad.is_sparse]
+            if self._part
+            else []
+        )
         here = [getattr(gradient, "_local_tensor", gradient) for gradient in gradients]
         return torch.stack(torch._foreach_norm(here)).double().norm() if here else None
 

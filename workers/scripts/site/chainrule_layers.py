@@ -101,9 +101,7 @@ class Network:
         return self.prefix + ".".join(segments)
 
 
-def _owners(
-    parameters: list[Any], roots: dict[int, str]
-) -> tuple[list[Network], dict[int, str], dict[str, int]]:
+def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[list[Network], dict[int, str], dict[str, int]]:
     """The networks among the modules that are alive, id of a parameter -> its layer's name, place of each name in its network."""
     from torch import nn
 

@@ -17,7 +17,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def private(name: str) -> ModuleType:
-    """``workers.NAME``, with all that it imports of ``workers``, as if it were another package. Nothing stays in the import system but the modules."""
+    """``workers.NAME``, with all that it imports of ``workers``, as another package. Nothing else stays in the import system."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
