@@ -26,7 +26,9 @@ STEPS = 120
 def run(folder: Path, entry: str, mood: str, **changes: Any) -> tuple[Outcome, Memory]:
     """As a job runs it: in a process of its own under the guard, with the budget that jobs have unless they say otherwise."""
     task = {"kind": "script", "code": {"path": str(SCRIPTS)}, "entry": entry, "arguments": [mood, str(STEPS)]}
-    spec = parse_spec({"name": mood.replace("_", "-"), "task": task | {"steps": STEPS} | changes, "workers": {"count": 1}})
+    spec = parse_spec(
+        {"name": mood.replace("_", "-"), "task": task | {"steps": STEPS} | changes, "workers": {"count": 1}}
+    )
     memory = Memory()
     context = RunContext(
         torch.device("cpu"),
@@ -38,7 +40,9 @@ def run(folder: Path, entry: str, mood: str, **changes: Any) -> tuple[Outcome, M
     )
     outcome = run_script(spec, context)
     assert outcome.code is ReasonCode.COMPLETED, outcome
-    troubles = [event for event in memory.events if event[1] in ("facts.unknown", "probes.stopped", "script.unobserved")]
+    troubles = [
+        event for event in memory.events if event[1] in ("facts.unknown", "probes.stopped", "script.unobserved")
+    ]
     assert not troubles, troubles
     return outcome, memory
 

@@ -15,6 +15,8 @@ import pytest
 from tests.helpers import wait_for
 from workers import artifacts, launcher
 from workers.reports import ReasonCode, StopMode
+from workers.watch.diagnosis import diagnose
+from workers.watch.stored import from_folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
 
@@ -74,6 +76,26 @@ def test_a_hugging_face_trainer_is_watched_and_says_how_far_it_is(groups: Any) -
         "as it posted at its end"
     )
     assert 1.0 < series["script/train_loss"].values[-1] < 4.0
+
+
+@pytest.mark.parametrize(
+    ("entry", "mood", "code"),
+    [
+        ("sick_bare_loop.py", "deep_sigmoid", "vanishing_gradient"),
+        ("sick_lightning.py", "high_rate", "lr_too_high"),
+        ("sick_trainer.py", "dead_relu", "dying_relu"),
+    ],
+)
+def test_a_sick_one_is_found_out_and_diagnosed_again(groups: Any, entry: str, mood: str, code: str) -> None:
+    """More of them, without a cluster: tests/distributed/test_sick_scripts.py."""
+    group = groups(script(entry, mood, "120", count=1, steps=120))
+    seen = group.finished()
+    assert seen.outcome.code is ReasonCode.COMPLETED, seen.outcome
+    assert seen.health["findings"][0]["code"] == code, seen.health
+    assert next(event.data["finding"]["code"] for event in group.events("finding.raised")) == code
+    (facts,) = group.events("facts")
+    assert facts.data["loss"]["function"] == "cross_entropy"
+    assert diagnose(from_folder(group.folder)).findings[0].code == code
 
 
 def test_an_exploding_one_is_found_out(groups: Any) -> None:

@@ -1,6 +1,7 @@
 """Small training loops of all shapes. Each writes down, by plain autograd, what it saw: one JSON object on stdout."""
 
 import hashlib
+import itertools
 import json
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ torch.manual_seed(0)
 STEPS, RATE = 12, 0.05
 data, target = torch.randn(64, 8), torch.randn(64, 1)
 losses, norms = [], []
+weights = []  # before each step: layer -> its parameters
 
 
 def network():
@@ -31,6 +33,24 @@ def layer_norms(model):
 def note(loss, *models):
     losses.append(loss.item() if hasattr(loss, "item") else loss)
     norms.append([norm for model in models for norm in layer_norms(model).values()])
+    weights.append(layer_weights(models[0]))
+
+
+def layer_weights(model):
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(name.rpartition(".")[0], []).append(parameter.detach().double().flatten().clone())
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def moved():
+    """By step and layer: norm of the weights before it, and of its update over that."""
+    sizes, ratios = [], []
+    for before, after in itertools.pairwise(weights):
+        sizes.append([part.norm().item() for part in before.values()])
+        ratios.append([((after[layer] - part).norm() / part.norm()).item() for layer, part in before.items()])
+    return sizes, ratios
 
 
 def loss_of(model, rows=slice(None)):
@@ -82,6 +102,67 @@ def closure(model, optimizer):
             return loss
 
         optimizer.step(step)
+
+
+def busy():
+    """Draws random numbers, has buffers, evaluates between its steps, and shares memory with nobody."""
+    layers = [nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 16), nn.GELU()]
+    model = nn.Sequential(*layers, nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(model, torch.randperm(64)[:16]).backward()
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            losses.append(loss_of(model).item())
+        model.train()
+    return model
+
+
+def uncleared(model, optimizer):
+    for _ in range(STEPS):
+        loss = loss_of(model)
+        loss.backward()
+        note(loss, model)
+        optimizer.step()
+
+
+def compiled(model, optimizer):
+    fast = torch.compile(model, backend="eager", fullgraph=True)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(fast(data), target)
+        loss.backward()
+        note(loss, model)
+        optimizer.step()
+
+
+class Shy(nn.Module):
+    """Does not like to be asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+
+    @property
+    def config(self):
+        raise RuntimeError("not now")
+
+    def forward(self, rows):
+        return self.body(rows)
+
+
+class ReLU(nn.Module):
+    """Has the name of another one, and gives what has no largest element."""
+
+    def forward(self, rows):
+        return torch.complex(rows, rows)
+
+
+class Real(nn.Module):
+    def forward(self, rows):
+        return rows.abs()
 
 
 class Words(nn.Module):
@@ -190,22 +271,44 @@ def many(model):
         optimizer.step()
 
 
+MODELS = {
+    "sparse": Words,
+    "shy": lambda: nn.Sequential(Shy(), nn.Tanh(), nn.Linear(8, 1)),
+    "odd": lambda: nn.Sequential(nn.Linear(8, 8), ReLU(), Real(), nn.Linear(8, 1)),
+}
+
+
 def run(case: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    losses.clear()
-    norms.clear()
-    model = Words() if case == "sparse" else network()
+    for kept in (losses, norms, weights):
+        kept.clear()
+    model = MODELS.get(case, network)()
     layers = list(layer_norms(model))
-    if case in ("plain", "accumulated", "scaled", "closure", "sparse"):
+    if case in ("plain", "accumulated", "scaled", "closure", "sparse", "uncleared", "compiled"):
         globals()[case](model, torch.optim.SGD(model.parameters(), lr=RATE))
+        weights.append(layer_weights(model))
+    elif case in ("shy", "odd", "loaded"):
+        if case == "loaded":
+            model.load_state_dict(network().state_dict())
+        plain(model, torch.optim.SGD(model.parameters(), lr=RATE))
+    elif case == "busy":
+        model = busy()
     elif case in ("unowned", "adversarial"):
         layers = globals()[case]()
     else:
         layers = globals()[case](model) or layers
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
     said = {"losses": losses[:], "norms": norms[:], "layers": layers, "weights_sha256": digest}
+    said["weight_norms"], said["update_ratios"] = moved()
     return said | {"next_random": torch.rand(1).item()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1])))
+    said = run(sys.argv[1])
+    try:
+        import workers  # a package of the script's own, if there is one
+
+        said["workers"] = "mine" if hasattr(workers, "mine") else "another's"
+    except ImportError:
+        said["workers"] = None
+    print(json.dumps(said))

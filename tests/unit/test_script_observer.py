@@ -23,8 +23,8 @@ from workers.scripts.site.chainrule_layers import Part
 from workers.scripts.site.chainrule_observer import Observer
 from workers.scripts.surroundings import SITE
 from workers.watch.facts_json import from_json
-from workers.watch.probe_rows import Names
-from workers.watch.record import Facts
+from workers.watch.probe_rows import Names, pack, probes_of, unpack
+from workers.watch.record import Facts, Probes
 
 pytestmark = pytest.mark.unit
 
@@ -67,15 +67,24 @@ class Seen(Hearer):
     def take_probes(self, probes: Sequence[Probed]) -> None:
         self.probes.extend(probes)
 
+    def probed(self) -> Probes:
+        rows = [pack(self.names, probe.step, probe.cost_share, probe.row) for probe in self.probes]
+        return probes_of(self.names, unpack(self.names, rows))
+
     def take_trouble(self, of: str, error: str) -> None:
         self.troubles.append((of, error))
 
 
-def alone(case: str, *, rank: int = 0, budget: float = 1.0, observed: bool = True) -> Seen:
+def alone(case: str, *, rank: int = 0, budget: float = 1.0, observed: bool = True, path: str = "") -> Seen:
     """In a process of its own, where the observer comes in as it does in a job."""
     seen = Seen()
     observations = seen.listen()
-    environment = {**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SITE)}
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SITE), path])),
+    }
     if observed:
         environment |= {"CHAINRULE_OBSERVER": observations.address, "CHAINRULE_OVERHEAD_BUDGET": str(budget)}
     command = [sys.executable, str(CASES), case]
@@ -94,6 +103,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(optimizer, "_global_optimizer_pre_hooks", OrderedDict())
     monkeypatch.setattr(optimizer, "_global_optimizer_post_hooks", OrderedDict())
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", torch.nn.Module.load_state_dict)
     monkeypatch.setattr(torch.autograd, "backward", torch.autograd.backward)
     monkeypatch.setattr(grad_scaler.GradScaler, "scale", grad_scaler.GradScaler.scale)
 
@@ -101,6 +111,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
         seen = Seen()
         observations = seen.listen()
         observer = Observer(observations.address, Part, Aside, measures=measures, budget=budget)
+        observer.modules(torch.nn.modules.module)
         observer.optimizers(optimizer)
         observer.scalers(grad_scaler)
         seen.said = optimizer_cases.run(case)
@@ -112,12 +123,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_a_script_does_not_notice() -> None:
-    """Bit by bit, random numbers included."""
-    seen, other = alone("plain"), alone("plain", observed=False)
+@pytest.mark.parametrize("case", ["plain", "closure", "busy"])
+def test_a_script_does_not_notice(case: str) -> None:
+    """Bit by bit, random numbers included, with every step probed."""
+    seen, other = alone(case), alone(case, observed=False)
     assert seen.said["weights_sha256"] == other.said["weights_sha256"]
     assert seen.said["next_random"] == other.said["next_random"]
     assert not seen.errors, seen.errors
+    assert not seen.troubles, seen.troubles
+    assert [probe.step for probe in seen.probes] == list(range(2, 13))
     assert len(seen.rows) == 12
     assert not other.rows
 
@@ -132,6 +146,89 @@ def test_norms_and_losses_are_those_of_autograd(here: Any, case: str) -> None:
     np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
     assert {row.learning_rate for row in seen.rows} == {0.05}
     assert seen.step == len(seen.rows)
+
+
+@pytest.mark.parametrize("case", ["plain", "accumulated", "scaled", "closure", "sparse"])
+def test_probes_are_what_autograd_gives(here: Any, case: str) -> None:
+    """From the second step on, when the modules are known before the pass."""
+    seen = here(case)
+    assert not seen.troubles
+    probes = seen.probed()
+    assert list(probes.steps) == list(range(2, 13))
+    assert probes.layers == tuple(seen.said["layers"])
+    np.testing.assert_allclose(probes.weight_norms, seen.said["weight_norms"][1:], rtol=1e-5)
+    np.testing.assert_allclose(probes.update_ratios, seen.said["update_ratios"][1:], rtol=1e-4)
+    if case != "sparse":
+        assert probes.activations == ("1",)
+        assert ((probes.saturated >= 0) & (probes.saturated < 0.5)).all(), "a tanh near 0"
+
+
+def test_facts_are_those_of_the_first_step(here: Any) -> None:
+    torch.manual_seed(0)
+    first = optimizer_cases.network()[0]
+    seen = here("plain")
+    facts = seen.facts
+    assert [(layer.name, layer.kind, layer.activation) for layer in facts.layers] == [
+        ("0", "Linear", "Tanh"),
+        ("2", "Linear", None),
+    ]
+    assert facts.layers[0].std == pytest.approx(float(first.weight.detach().std(correction=0)), rel=1e-5)
+    assert (facts.loss.function, facts.loss.bound) == ("mse_loss", 0.0)
+    assert (facts.optimizer, facts.learning_rate, facts.batch_size, facts.world_size) == ("sgd", 0.05, 16, 1)
+    assert (facts.inputs.shape, facts.optimizers, facts.begins_trained) == ((16, 8), 1, False)
+    assert seen.uncleared is None
+
+
+def test_the_best_constant_answer_is_in_the_measure_of_the_series(here: Any) -> None:
+    """Four passes a step, each divided by four."""
+    facts = here("accumulated").facts
+    assert facts.batch_size == 64
+    spread = float(optimizer_cases.target[:16].var(correction=0))
+    assert facts.loss.constant == pytest.approx(spread, rel=0.3)
+
+
+def test_gradients_that_nobody_clears_are_seen(here: Any) -> None:
+    assert here("uncleared").uncleared == pytest.approx(1.0, rel=1e-5)
+    assert here("accumulated").uncleared is None
+
+
+@pytest.mark.parametrize(("case", "sides"), [("adversarial", 2), ("split", 1)])
+def test_only_networks_of_their_own_are_adversaries(here: Any, case: str, sides: int) -> None:
+    assert here(case).facts.optimizers == sides
+
+
+@pytest.mark.parametrize("case", ["resumed", "loaded"])
+def test_one_that_was_trained_before_is_known(here: Any, case: str) -> None:
+    assert here(case).facts.begins_trained
+
+
+def test_what_is_compiled_is_left_alone(here: Any) -> None:
+    """No hook, which would be compiled in, or break what must be one graph."""
+    seen = here("compiled")
+    assert not seen.troubles
+    assert (seen.names.activations, seen.facts.inputs, len(seen.probes)) == ((), None, 11)
+
+
+@pytest.mark.parametrize(("case", "of"), [("shy", "facts"), ("odd", "probes")])
+def test_what_fails_is_left_out_and_the_script_goes_on(here: Any, case: str, of: str) -> None:
+    seen = here(case)
+    ((left_out, error),) = seen.troubles
+    assert left_out == of
+    assert "Error" in error
+    assert len(seen.rows) == len(seen.said["losses"]) == 12
+    if case == "shy":
+        assert len(seen.probes) == 11
+    else:
+        assert seen.facts is not None
+
+
+def test_a_package_of_the_scripts_own_may_be_called_as_ours(tmp_path: Path) -> None:
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("mine = True\n")
+    seen = alone("plain", path=str(tmp_path))
+    assert not seen.troubles
+    assert len(seen.probes) == 11
+    assert seen.said["workers"] == "mine"
 
 
 def test_two_networks_that_train_against_each_other(here: Any) -> None:
