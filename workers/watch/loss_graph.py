@@ -7,6 +7,7 @@ probabilities of classes) leave no node of their own and are not known.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -44,14 +45,14 @@ class LossGraph:
     def __init__(self) -> None:
         self._found: LossFacts | None = None
         self._smoothed = False
-        self._value: float | None = None  # mean of the loss by element, as it was computed
+        self._values: list[Tensor] = []  # means of the loss over its elements, of the first step's passes
         self._reduced = True
         self._labels: Tensor | None = None  # counts, (C,)
         self.rows: int | None = None  # samples in a pass, or whatever the loss counts
 
     @torch.no_grad()
-    def see(self, root: Tensor) -> None:
-        """May be called for many passes; of those after the first only labels are counted."""
+    def see(self, root: Tensor, *, first_step: bool = True) -> None:
+        """May be called for many passes; of those after the first step only labels are counted."""
         node, smoothed = loss_node(root.grad_fn)
         if node is None:
             return
@@ -61,6 +62,8 @@ class LossGraph:
         elif self._labels is not None and _kind(node).startswith("Nll"):
             counts = _counts(node, len(self._labels))
             self._labels += counts.to(self._labels.device)
+        if first_step:
+            self._values.append(_mean_loss(node))
 
     def facts(self, row_loss: float | None) -> LossFacts:
         """``row_loss``: the loss of the first step, as the series has it: several passes added up, each divided by their number, or whatever
@@ -69,7 +72,8 @@ class LossGraph:
             return LossFacts()
         counts = tuple(int(count) for count in self._labels.tolist()) if self._labels is not None else ()
         found = dataclasses.replace(self._found, class_counts=counts)
-        ratio = row_loss / self._value if row_loss is not None and self._value else None
+        value = float(torch.stack(self._values).mean()) if self._values else math.nan
+        ratio = row_loss / value if row_loss is not None and value else None
         known = ratio is not None and ratio > 0 and (self._reduced or abs(ratio - 1) < AS_GOOD_AS)
         if self._smoothed or not known or ratio is None:
             return found
@@ -96,7 +100,6 @@ class LossGraph:
         elif _kind(behind) == "Expand":
             output = dataclasses.replace(output, shape=tuple(behind._saved_self_sym_sizes))  # type: ignore[union-attr]
         origin = _carried(behind)
-        self._value = float(_mean_loss(node, given, target, weight))
         self._reduced = int(node._saved_reduction) > 0
         self.rows = int(target.shape[0]) if target.ndim else None
         self._found = LossFacts(
@@ -166,7 +169,8 @@ def _counts(node: Any, classes: int) -> Tensor:
     return counts
 
 
-def _mean_loss(node: Any, given: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def _mean_loss(node: Any) -> Tensor:
+    given, target, weight = node._saved_self, node._saved_target, getattr(node, "_saved_weight", None)
     function = LOSSES[_kind(node)]
     if function == "nll_loss":
         return F.nll_loss(given.float(), target, weight, ignore_index=_ignored(node))

@@ -56,9 +56,12 @@ class ScriptFacts:
         self._reached: dict[str, bool] = {}  # layers in no optimizer that had a gradient in the first step
         self._losses: list[Any] = []  # of the first step
         self._others: list[Any] = []  # optimizers beside the one that sets the pace
+        self._apart: set[int] = set()  # places of those among them that have a backward pass of their own
+        self._passed = False  # since the last step of any of them
         self._pace: dict[str, Any] = {}
         self._rounds = self._resumed = 0
         self._norm = self._left = None  # type: Any
+        self._looked_back = False  # at what the second step's first pass finds in the gradients
         self._hook: Any = None
         self._inputs: Any = None
         self._samples: int | None = None
@@ -74,11 +77,12 @@ class ScriptFacts:
         """Before a backward pass. ``loss``: the value of its root, not scaled."""
         if self._graph is None:
             self._graph = self._private("watch.loss_graph").LossGraph()
-        self._graph.see(root)
+        self._graph.see(root, first_step=self._rounds == 0)
         if self._rounds == 0:
             self._losses.append(loss)
-        elif self._rounds == 1 and self._left is None:
-            self._left = self._gradient_norm()
+        elif self._rounds == 1 and not self._looked_back:
+            self._left, self._looked_back = self._gradient_norm(), True
+        self._passed = True
 
     def step_begins(self, optimizer: Any, part: Any, steps_done: int) -> None:
         """Before the very first update of all: weights are as they were made."""
@@ -89,11 +93,17 @@ class ScriptFacts:
         self._pace = _of_optimizer(optimizer)
 
     def other_steps(self, optimizer: Any) -> None:
-        if not any(other() is optimizer for other in self._others):
+        place = next((i for i, other in enumerate(self._others) if other() is optimizer), len(self._others))
+        if place == len(self._others):
             self._others.append(weakref.ref(optimizer))
+        if self._passed:
+            self._apart.add(place)
+        self._passed = False
 
     def step_ended(self) -> None:
+        """Of the one that sets the pace."""
         self._rounds += 1
+        self._passed = False
         if self._rounds == 1:
             self._norm = self._gradient_norm()
             left_out = [each.name for each in self._layers if each.requires_grad and not each.in_optimizer]
@@ -116,7 +126,7 @@ class ScriptFacts:
 
         self.close()
         record, layer_facts = self._private("watch.record"), self._private("watch.layer_facts")
-        single = not self._others
+        sides = self._sides()
         loss = (
             float(torch.stack([each.reshape(()).double().cpu() for each in self._losses]).sum())
             if self._losses
@@ -129,15 +139,15 @@ class ScriptFacts:
             layers=tuple(self._in_some_optimizer()),
             inputs=self._inputs,
             normalized_input=self._network is not None and layer_facts.begins_with_norm(self._network),
-            loss=self._graph.facts(loss) if self._graph is not None and single else record.LossFacts(),
+            loss=self._graph.facts(loss) if self._graph is not None and sides == 1 else record.LossFacts(),
             batch_size=samples * passes * world if samples else None,
             world_size=world,
             precision="fp16" if scaled else self._autocast or "fp32",
             begins_trained=self._begins_trained(),
-            optimizers=self._sides(),
+            optimizers=sides,
             **self._pace,
         )
-        left = float(self._left / self._norm) if single and self._left is not None and self._norm else None
+        left = float(self._left / self._norm) if sides == 1 and self._left is not None and self._norm else None
         return {"facts": dataclasses.asdict(facts), "uncleared": left}
 
     def _in_some_optimizer(self) -> Iterator[Any]:
@@ -157,15 +167,16 @@ class ScriptFacts:
             yield dataclasses.replace(each, in_optimizer=not missing)
 
     def _sides(self) -> int:
-        """Optimizers of networks of their own; those that share one do not train against each other."""
+        """Optimizers with a loss or a network of their own, which may train against each other; those that share both do not."""
         here = (
             {id(p) for network in self._part.networks for _, p in network.named_parameters()} if self._part else set()
         )
-        apart = 0
-        for other in self._others:
+        found = 1
+        for place, other in enumerate(self._others):
             groups = getattr(other(), "param_groups", ())
-            apart += not any(id(parameter) in here for group in groups for parameter in group["params"])
-        return 1 + apart
+            elsewhere = not any(id(parameter) in here for group in groups for parameter in group["params"])
+            found += place in self._apart or elsewhere
+        return found
 
     def _begins_trained(self) -> bool:
         modules = list(self._network.modules()) if self._network is not None else []

@@ -47,7 +47,7 @@ class Observer:
     def __init__(self, address: str, part: Any, aside: Any, *, measures: bool, budget: float) -> None:
         """``measures``: else only steps are counted, as a sign of life; gradients are alike on all ranks."""
         self._address, self._new, self._measures, self._budget = address, part, measures, budget
-        self._aside = aside(self._tell, budget) if measures else None
+        self._aside: Any = aside(self._tell, budget) if measures else None
         self._pid = os.getpid()
         self._socket: socket.socket | None = None
         self.off = False
