@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from torch.optim import optimizer as optimizers
 
 from benchmarks.measure import record
 from workers.outbox import Outbox
-from workers.scripts.observations import Observations
+from workers.scripts.observations import Hearer, Measured, Observations, Probed
 from workers.scripts.recorder import ScriptRecorder
+from workers.scripts.site.chainrule_aside import Aside
 from workers.scripts.site.chainrule_layers import Part
 from workers.scripts.site.chainrule_observer import Observer
+from workers.watch.probe_rows import Names
 
 VOCABULARY, LENGTH = 65, 64
 # width, blocks, heads, samples a step: nanoGPT's recipe for a CPU (0.8 million parameters), and its "baby" network (10.7 million)
@@ -58,7 +61,7 @@ def steps(size: str, address: str, budget: float, rounds: int, each: int) -> dic
     model = Gpt(width, blocks, heads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     # Half of the time it is switched off, which it does not know.
-    observer = Observer(address, Part, measures=True, budget=budget / 2)
+    observer = Observer(address, Part, Aside, measures=True, budget=budget / 2)
     observer.optimizers(optimizers)
 
     def step() -> float:
@@ -88,20 +91,42 @@ def steps(size: str, address: str, budget: float, rounds: int, each: int) -> dic
     return {"ours": with_it, "theirs": without, "parameters": sum(p.numel() for p in model.parameters())}
 
 
+class Heard(Hearer):
+    """Keeps what it is told as a worker does."""
+
+    def __init__(self) -> None:
+        self._recorder: ScriptRecorder | None = None
+        self.rows = self.probes = 0
+
+    def take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
+        self._recorder = ScriptRecorder(Outbox(), layers, steps=None, every_steps=1, told_through=lambda: 1 << 62)
+
+    def take_rows(self, rows: Sequence[Measured]) -> None:
+        assert self._recorder is not None
+        self._recorder.take(rows)
+        self.rows += len(rows)
+
+    def take_end(self, overhead: float) -> None: ...
+
+    def take_facts(self, facts: Mapping[str, Any], uncleared: float | None) -> None: ...
+
+    def take_probe_names(self, layers: tuple[str, ...], activations: tuple[str, ...]) -> None:
+        assert self._recorder is not None
+        self._recorder.take_probe_names(Names(layers, activations))
+
+    def take_probes(self, probes: Sequence[Probed]) -> None:
+        assert self._recorder is not None
+        self._recorder.take_probes(probes)
+        self.probes += len(probes)
+
+    def take_trouble(self, of: str, error: str) -> None:
+        raise RuntimeError(f"{of}: {error}")
+
+
 def measure(size: str, mode: str, rounds: int, each: int) -> dict[str, Any]:
     """In a process of its own, with the recorder here."""
-    recorders: list[ScriptRecorder] = []
-
-    def layers(names: tuple[str, ...], sharded: bool) -> None:
-        recorders.append(ScriptRecorder(Outbox(), names, steps=None, every_steps=1, told_through=lambda: 1 << 62))
-
-    measured: list[int] = []
-
-    def rows(found: Any) -> None:
-        recorders[-1].take(found)
-        measured.append(len(found))
-
-    observations = Observations(layers, rows, lambda overhead: None)
+    heard = Heard()
+    observations = Observations(heard)
     child = [*("-m", "benchmarks.script_overhead", "--child", size, observations.address), str(MODES[mode])]
     run = subprocess.run([sys.executable, *child, str(rounds), str(each)], capture_output=True, text=True, check=True)
     observations.finish()
@@ -113,7 +138,8 @@ def measure(size: str, mode: str, rounds: int, each: int) -> dict[str, Any]:
         "median_theirs": statistics.median(found["theirs"]),
         "ratio_by_round": ratios,
         "median_ratio": statistics.median(ratios),
-        "measured_share": sum(measured) / (WARM_UP + rounds * each),
+        "measured_share": heard.rows / (WARM_UP + rounds * each),
+        "probes": heard.probes,
     }
 
 
@@ -130,7 +156,7 @@ def main() -> None:
     bars = {f"{size}, {mode}": measure(size, mode, given.rounds, each[size]) for size in SIZES for mode in MODES}
     print(record("script_overhead", bars))
     for name, values in bars.items():
-        print(f"{name}: {values['measured_share']:.0%} of the steps measured")
+        print(f"{name}: {values['measured_share']:.0%} of the steps measured, {values['probes']} probes")
 
 
 if __name__ == "__main__":

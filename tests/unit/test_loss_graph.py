@@ -80,11 +80,11 @@ def test_the_best_constant_answer_is_in_the_measure_of_the_whole_step(parts: int
     """Passes divided by their number add up to the mean; without the division they add up to more."""
     labels = torch.arange(ROWS) % 2
     divided = [F.cross_entropy(outputs(), labels) / parts for _ in range(parts)]
-    together = seen(*divided, row_loss=float(torch.stack(divided).sum()))
+    together = seen(*divided, row_loss=float(torch.stack(divided).sum().detach()))
     assert together.class_counts == (ROWS // 2 * parts, ROWS // 2 * parts, 0)
     assert together.constant == pytest.approx(math.log(2), rel=1e-3)
     whole = [F.cross_entropy(outputs(), labels) for _ in range(parts)]
-    added = seen(*whole, row_loss=float(torch.stack(whole).sum()))
+    added = seen(*whole, row_loss=float(torch.stack(whole).sum().detach()))
     assert added.constant == pytest.approx(parts * math.log(2), rel=1e-3)
 
 
