@@ -24,8 +24,14 @@ STEPS = 120
 
 
 def run(folder: Path, entry: str, mood: str, **changes: Any) -> tuple[Outcome, Memory]:
-    """As a job runs it: in a process of its own under the guard, with the budget that jobs have unless they say otherwise."""
-    task = {"kind": "script", "code": {"path": str(SCRIPTS)}, "entry": entry, "arguments": [mood, str(STEPS)]}
+    """As a job runs it, in a process of its own under the guard. Every step is measured: a test's steps are too short for a budget."""
+    task = {
+        "overhead_budget": 1.0,
+        "kind": "script",
+        "code": {"path": str(SCRIPTS)},
+        "entry": entry,
+        "arguments": [mood, str(STEPS)],
+    }
     spec = parse_spec(
         {"name": mood.replace("_", "-"), "task": task | {"steps": STEPS} | changes, "workers": {"count": 1}}
     )

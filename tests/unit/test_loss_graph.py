@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,30 @@ def test_the_best_constant_answer_is_in_the_measure_of_the_whole_step(parts: int
     whole = [F.cross_entropy(outputs(), labels) for _ in range(parts)]
     added = seen(*whole, row_loss=float(torch.stack(whole).sum().detach()))
     assert added.constant == pytest.approx(parts * math.log(2), rel=1e-3)
+
+
+class Sink(torch.autograd.Function):
+    """As DDP puts one behind a model's outputs where some of its parameters may be without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, other: object, *given: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.set_materialize_grads(False)
+        return given
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, *grads
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_loss_that_comes_out_of_ddp_beside_other_outputs_is_found(first: bool) -> None:
+    """Trainer's models give loss and logits."""
+    given = outputs()
+    loss = F.cross_entropy(given, LABELS)
+    sink = type("_DDPSink", (Sink,), {})
+    root = sink.apply(None, loss, given)[0] if first else sink.apply(None, given, loss)[1]
+    found = seen(root / 2)
+    assert (found.function, found.classes) == ("cross_entropy", CLASSES)
 
 
 def test_of_an_ignored_label_nothing_is_counted() -> None:

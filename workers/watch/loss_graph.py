@@ -32,8 +32,9 @@ LOSSES = {
 # Change only how a tensor lies, or its precision.
 CARRIED = frozenset(
     {"View", "UnsafeView", "ReshapeAlias", "ToCopy", "Clone", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Expand", "Slice", "Select",
-     "Alias", "_DDPSink"}
+     "Alias"}
 )  # fmt: skip
+PASSED_THROUGH = frozenset({"_DDPSink"})  # gives all tensors that it was given, each in its place
 SCALED = CARRIED | {"Div", "Mul", "Mean", "Sum", "MaskedFill"}
 FAR = 64  # nodes between the root and the loss, at most
 AS_GOOD_AS = 0.02
@@ -53,7 +54,7 @@ class LossGraph:
     @torch.no_grad()
     def see(self, root: Tensor, *, first_step: bool = True) -> None:
         """May be called for many passes; of those after the first step only labels are counted."""
-        node, smoothed = loss_node(root.grad_fn)
+        node, smoothed = loss_node(root)
         if node is None:
             return
         if self._found is None:
@@ -112,7 +113,7 @@ class LossGraph:
         )
 
 
-def loss_node(root: Any) -> tuple[Any, bool]:
+def loss_node(root: Tensor) -> tuple[Any, bool]:
     """The one loss behind ``root``, but for factors, and whether its labels are smoothed. None: there is none, or something else beside it."""
     leaves = list(_leaves(root))
     losses = [node for node in leaves if _kind(node) in LOSSES]
@@ -125,24 +126,26 @@ def loss_node(root: Any) -> tuple[Any, bool]:
     return (losses[0], smoothed) if smoothed or not others else (None, False)
 
 
-def _leaves(root: Any) -> Iterator[Any]:
+def _leaves(root: Tensor) -> Iterator[Any]:
     """Where sums and factors end."""
-    stack, seen = [root], 0
+    stack, seen = [(root.grad_fn, root.output_nr)], 0
     while stack and seen < FAR:
-        node = stack.pop()
+        node, place = stack.pop()
         seen += 1
         if node is None:
             continue
-        if _kind(node) in SCALED or _kind(node) in ("Add", "Neg"):
-            stack += [before for before, _ in node.next_functions]
+        if _kind(node) in PASSED_THROUGH:
+            stack.append(node.next_functions[place])
+        elif _kind(node) in SCALED or _kind(node) in ("Add", "Neg"):
+            stack += node.next_functions
         else:
             yield node
 
 
 def _carried(node: Any) -> Any:
-    """The first node from ``node`` on that computes something."""
+    """The first node from ``node`` on that computes something; what passes several tensors through is followed to the first of them."""
     for _ in range(FAR):
-        if node is None or _kind(node) not in CARRIED:
+        if node is None or _kind(node) not in CARRIED | PASSED_THROUGH:
             return node
         node = node.next_functions[0][0]
     return None
