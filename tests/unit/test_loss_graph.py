@@ -93,12 +93,12 @@ class Sink(torch.autograd.Function):
     """As DDP puts one behind a model's outputs where some of its parameters may be without a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, other: object, *given: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, other: object, *given: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         return given
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return None, *grads
 
 
@@ -107,7 +107,7 @@ def test_a_loss_that_comes_out_of_ddp_beside_other_outputs_is_found(first: bool)
     """Trainer's models give loss and logits."""
     given = outputs()
     loss = F.cross_entropy(given, LABELS)
-    sink = type("_DDPSink", (Sink,), {})
+    sink: Any = type("_DDPSink", (Sink,), {})
     root = sink.apply(None, loss, given)[0] if first else sink.apply(None, given, loss)[1]
     found = seen(root / 2)
     assert (found.function, found.classes) == ("cross_entropy", CLASSES)
