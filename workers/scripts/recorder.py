@@ -103,7 +103,8 @@ class ScriptRecorder(Recorder):
 
     def judge(self, *, final: bool = False) -> Judgement:
         with self._guard:
-            if final and self._memory.steps:
+            # Of a script whose length nobody knew; a few steps are too few to be judged as a whole run.
+            if final and not self._steps and self._memory.steps >= PATIENCE_STEPS:
                 self._steps, self._warmup_steps = self._memory.steps, 0
             return super().judge(final=final)
 
