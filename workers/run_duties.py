@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import asdict
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from workers.run_state import RunState
 from workers.tasks.base import Batch, Dataset
 from workers.watch.facts import FirstPass
 from workers.watch.facts_json import to_json
+from workers.watch.findings import Judgement
 from workers.watch.record import Facts
 from workers.weights import finite
 
@@ -176,5 +178,10 @@ class RunDuties(RunState):
             gc.collect()
         if self.facts_due:
             self.share_facts()
-        self.recorder.judge_when_due()
+        self.hear(self.recorder.judge_when_due())
         self.recorder.step_begins()
+
+    def hear(self, judgement: Judgement | None) -> None:
+        """What is critical may stop the run after the next step, on all ranks."""
+        if judgement is not None:
+            self.acting.hear([asdict(finding) for finding in judgement.findings])

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from workers import batches, checkpoints, optim, parallel
+from workers.acting import Acting
 from workers.agreement import Agreement
 from workers.checkpoint_folders import Retention, newest_generation
 from workers.checkpoint_saver import Saver
@@ -31,6 +32,7 @@ from workers.spec import JobSpec
 from workers.tasks.base import Task
 from workers.user_code import UserCode
 from workers.watch.facts_json import from_json, to_json
+from workers.watch.findings import Key
 from workers.watch.probes import Prober
 from workers.watch.ranks import RankWatch
 from workers.watch.spending import Spending
@@ -51,6 +53,7 @@ class RunContext:
     artifacts_folder: Path | None = (
         None  # rank 0 keeps here what the task shows after evaluations; None: it is not asked
     )
+    accepted: frozenset[Key] = frozenset()  # critical findings for which the job was paused before
 
 
 class RunState:
@@ -75,6 +78,7 @@ class RunState:
         self.rank, self.world_size = 0, 1
         self.group = ProcessGroup(context.device)
         self.score = Score(spec.evaluation)
+        self.acting = Acting(spec.health.on_critical, context.accepted)
         self.illustrator = Illustrator(
             task,
             context.artifacts_folder,

@@ -192,6 +192,9 @@ class Gradients(Model):
         return OVERHEAD_BUDGET if value is None else value
 
 
+OnCritical = Literal["continue", "pause", "stop"]
+
+
 class Health(Model):
     mode: Literal["observe", "advise"] = Field(
         "advise", description="observe: record; advise: explain and suggest. Neither changes the run."
@@ -199,7 +202,11 @@ class Health(Model):
     allow: None = None
     budget: None = None
     preflight: Literal[False] = False
-    on_critical: Literal["continue"] = "continue"
+    on_critical: OnCritical = Field(
+        "continue",
+        description="what becomes of the job when something critical is found: it goes on; it is paused, with a checkpoint, until somebody "
+        "resumes it, which it is not stopped for a second time; or it ends as failed",
+    )
     data_checks: bool = Field(
         True, description="look at the data before workers are taken: what is wrong or odd with it becomes findings"
     )
@@ -223,13 +230,6 @@ class Health(Model):
     def _no_preflight(cls, value: Any) -> Any:
         if value is True:
             raise not_available("preflight", "leave it false")
-        return value
-
-    @field_validator("on_critical", mode="before")
-    @classmethod
-    def _only_continue(cls, value: Any) -> Any:
-        if value in ("pause", "stop"):
-            raise not_available(f"on_critical {value!r}", "use continue")
         return value
 
 
@@ -296,6 +296,16 @@ class JobSpec(Model):
                 "script_workers",
                 "workers of a {kind} have a fixed count and no strategy: its own code decides how they train together",
                 {"kind": self.task.kind},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_paused(self) -> Self:
+        if self.health.on_critical == "pause" and self.task.kind == "script" and not self.task.resumable:
+            raise PydanticCustomError(
+                "script_pause",
+                "health.on_critical pause needs task.resumable: true for a script, which would begin anew after a pause; "
+                "say so where it goes on from its output folder, or take stop or continue",
             )
         return self
 

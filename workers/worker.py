@@ -195,6 +195,7 @@ class TrainWorker:
             self._ended.set()
 
     def _trained(self) -> Outcome:
+        from workers.acting import accepted
         from workers.process_group import choose_device
         from workers.spec import code_of
         from workers.train import RunContext
@@ -211,6 +212,7 @@ class TrainWorker:
             model_folder=self._folder.model_path,
             code=provide(code, assignment.bundle, self._folder.code_path) if code is not None else None,
             artifacts_folder=self._folder.artifacts_path,
+            accepted=accepted(self._folder),
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome

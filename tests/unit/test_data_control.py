@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.helpers import wait_for
+from workers.acting import Acting, accept, accepted
 from workers.data_checks.control import DataControl
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
@@ -45,7 +46,7 @@ def waiting_pipe(path: Path) -> Path:
 def started(spec: JobSpec, folder: Path, **more: Any) -> tuple[DataControl, Ledger]:
     place = JobFolder(folder, "job-1")
     ledger = Ledger(place, 1)
-    return DataControl(spec, place, ledger, look=True, **more), ledger
+    return DataControl(spec, place, ledger, Acting(spec.health.on_critical, accepted(place)), look=True, **more), ledger
 
 
 def ended(control: DataControl) -> Outcome | None:
