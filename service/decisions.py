@@ -18,7 +18,9 @@ from workers.reports import REASONS, GroupShape, Observation, Outcome, ReasonCod
 
 BACKOFF_FIRST = timedelta(seconds=1)
 BACKOFF_LONGEST = timedelta(seconds=60)
-FOR_SOMEBODY = frozenset({ReasonCode.STORAGE_FULL, ReasonCode.CRITICAL_PAUSE})  # who must do something before it goes on
+FOR_SOMEBODY = frozenset(
+    {ReasonCode.STORAGE_FULL, ReasonCode.CRITICAL_PAUSE}
+)  # who must do something before it goes on
 CALM = timedelta(minutes=10)  # a cluster that held an attempt for so long is not in trouble
 
 

@@ -188,6 +188,7 @@ def train_toy(
     stopper: int = 0,
     memory: Memory | None = None,
     meeting: MeetingPoint = None,
+    **context_of: Any,
 ) -> Result:
     """Trains in this process. ``stop_after``: rank ``stopper`` asks to stop in the step of that number (from 1)."""
     memory, asked = memory or Memory(), 0
@@ -203,6 +204,7 @@ def train_toy(
         link=Alone(rank, world_size, stop_requested, meeting),
         checkpoints=str(folder / "checkpoints"),
         model_folder=folder / "model",
+        **context_of,
     )
     task = ToyTask(toy)
     return Result(run(task, spec, context), memory, task.train.read)

@@ -36,7 +36,8 @@ class DataControl:
         look: bool,
         seconds: float = GIVE_UP_SECONDS,
     ) -> None:
-        """``acting``: what is to become of a job with critical findings. ``look``: workers may still be taken; else only what is known already counts. ``seconds``: after which the job goes on without."""
+        """``acting``: what is to become of a job with critical findings. ``look``: workers may still be taken; else only what is known already
+        counts. ``seconds``: after which the job goes on without."""
         self._spec, self._folder, self._ledger = spec, folder, ledger
         self._acting, self._look, self._seconds = acting, look, seconds
         self._report: Mapping[str, Any] | None = None

@@ -1,0 +1,85 @@
+"""What one rank finds critical, all ranks act on after the same step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.processes import Processes
+from tests.distributed.toys import Result, Toy, job, train_toy
+from workers import checkpoints, run_duties
+from workers.recording import NONFINITE_LIMIT
+from workers.reports import ReasonCode
+from workers.spec import JobSpec
+
+pytestmark = pytest.mark.distributed
+
+SICK_FROM = 8
+TOY = Toy(broken_loss_from=SICK_FROM)
+
+
+def spec(on_critical: str, workers: int = 2, **parts: Any) -> JobSpec:
+    return job(
+        training={"steps": 200, "batch_size": 12},
+        workers={"count": workers, **parts.pop("workers", {})},
+        checkpoint={"every_steps": 2},
+        evaluation={"every_steps": 500},
+        health={"on_critical": on_critical},
+        **parts,
+    )
+
+
+def looking(rank: int, world_size: int, toy: Toy, job_spec: JobSpec, folder: Path, **context: Any) -> Result:
+    """Rank 0 judges after each step, the others never by themselves."""
+    before, run_duties.JUDGE_SECONDS = run_duties.JUDGE_SECONDS, 0.0 if rank == 0 else 1e9
+    try:
+        return train_toy(rank, world_size, toy, job_spec, folder, **context)
+    finally:
+        run_duties.JUDGE_SECONDS = before
+
+
+looking.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("wish", "code"), [("pause", ReasonCode.CRITICAL_PAUSE), ("stop", ReasonCode.CRITICAL_FINDING)]
+)
+def test_all_stop_after_the_step_in_which_the_first_was_sure(
+    processes: Processes, tmp_path: Path, strategy: str, wish: str, code: ReasonCode
+) -> None:
+    ends = processes.run(2, tmp_path, looking, TOY, spec(wish, workers={"strategy": strategy}), tmp_path)
+    assert [end.outcome.code for end in ends] == [code, code]
+    (step,) = {end.outcome.detail["steps"] for end in ends}
+    assert SICK_FROM < step <= SICK_FROM + 2
+    assert "nonfinite_gradient" in ends[0].outcome.message
+    (first, *_) = ends[0].outcome.detail["critical"]
+    assert first["first_bad_step"] == SICK_FROM
+    assert len({end.outcome.detail["parameters_sha256"] for end in ends}) == 1
+
+
+def test_a_job_that_says_nothing_goes_on(processes: Processes, tmp_path: Path) -> None:
+    ends = processes.run(2, tmp_path, looking, TOY, spec("continue"), tmp_path)
+    assert {end.outcome.code for end in ends} == {ReasonCode.NONFINITE}
+    assert ends[0].outcome.detail["steps"] >= SICK_FROM + NONFINITE_LIMIT - 1
+
+
+def test_steps_that_are_quicker_than_the_first_look_are_paused_too(processes: Processes, tmp_path: Path) -> None:
+    """The end by itself of a loss that stays NaN comes before the look every five seconds."""
+    ends = processes.run(2, tmp_path, train_toy, TOY, spec("pause"), tmp_path)
+    assert {end.outcome.code for end in ends} == {ReasonCode.CRITICAL_PAUSE}
+    assert "nonfinite_gradient" in ends[0].outcome.message
+
+
+def test_resumed_it_goes_on_in_spite_of_the_finding(processes: Processes, tmp_path: Path) -> None:
+    paused, _ = processes.run(2, tmp_path, looking, TOY, spec("pause"), tmp_path)
+    newest, _ = checkpoints.newest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest.step == SICK_FROM - 2, "no checkpoint of weights that are no numbers"
+    known = frozenset((each["code"], each["rank"]) for each in paused.outcome.detail["critical"])
+    resumed = looking(0, 1, TOY, spec("pause", workers=1), tmp_path, accepted=known)
+    assert resumed.memory.found("training.resumed") == [{"step": newest.step}]
+    assert resumed.outcome.code is ReasonCode.NONFINITE
+    assert resumed.outcome.detail["steps"] > paused.outcome.detail["steps"] + 5
