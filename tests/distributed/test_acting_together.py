@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.processes import Processes
 from tests.distributed.toys import Result, Toy, job, train_toy
-from workers import checkpoints, run_duties
+from workers import checkpoints, recording
 from workers.recording import NONFINITE_LIMIT
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
@@ -33,11 +33,12 @@ def spec(on_critical: str, workers: int = 2, **parts: Any) -> JobSpec:
 
 def looking(rank: int, world_size: int, toy: Toy, job_spec: JobSpec, folder: Path, **context: Any) -> Result:
     """Rank 0 judges after each step, the others never by themselves."""
-    before, run_duties.JUDGE_SECONDS = run_duties.JUDGE_SECONDS, 0.0 if rank == 0 else 1e9
-    try:
+    always = {"FLUSH_SECONDS": 0.0, "LOOKS": 1e9, "LOOK_SHARE": 1e9}
+    never = {"LOOKS": 1e-9, "LOOK_SECONDS": 1e9}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (always if rank == 0 else never).items():
+            patch.setattr(recording, name, value)
         return train_toy(rank, world_size, toy, job_spec, folder, **context)
-    finally:
-        run_duties.JUDGE_SECONDS = before
 
 
 looking.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
