@@ -20,14 +20,13 @@ SICK_FROM = 8
 TOY = Toy(broken_loss_from=SICK_FROM)
 
 
-def spec(on_critical: str, workers: int = 2, **parts: Any) -> JobSpec:
+def spec(on_critical: str, workers: int = 2, strategy: str = "ddp") -> JobSpec:
     return job(
-        training={"steps": 200, "batch_size": 12},
-        workers={"count": workers, **parts.pop("workers", {})},
+        training={"epochs": 40, "batch_size": 12},
+        workers={"count": workers, "strategy": strategy},
         checkpoint={"every_steps": 2},
         evaluation={"every_steps": 500},
         health={"on_critical": on_critical},
-        **parts,
     )
 
 
@@ -51,7 +50,7 @@ looking.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Proc
 def test_all_stop_after_the_step_in_which_the_first_was_sure(
     processes: Processes, tmp_path: Path, strategy: str, wish: str, code: ReasonCode
 ) -> None:
-    ends = processes.run(2, tmp_path, looking, TOY, spec(wish, workers={"strategy": strategy}), tmp_path)
+    ends = processes.run(2, tmp_path, looking, TOY, spec(wish, strategy=strategy), tmp_path)
     assert [end.outcome.code for end in ends] == [code, code]
     (step,) = {end.outcome.detail["steps"] for end in ends}
     assert SICK_FROM < step <= SICK_FROM + 2
