@@ -310,7 +310,10 @@ class Checkpoint(Wire):
     created_at: datetime
     bytes: int
     metrics: dict[str, Number]
-    verdict: str = Field(examples=["healthy"], description="on the gradients, when it was saved")
+    verdict: str = Field(
+        examples=["healthy"],
+        description="on the gradients, when it was saved; critical once something critical turned out to have begun before it",
+    )
     files: list[StoredFile]
 
 

@@ -44,6 +44,11 @@ class Acting:
         return Outcome(code, f"{done} {when} because of {named}{why}", {"critical": list(self.found)})
 
 
+def sick_from(findings: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step in which the first of what is critical began; 0: it was there before the first one. None: nothing is critical."""
+    return min((each["first_bad_step"] for each in findings if each["severity"] == "critical"), default=None)
+
+
 def key_of(finding: Mapping[str, Any]) -> Key:
     return finding["code"], finding.get("rank")
 

@@ -23,7 +23,7 @@ from workers.data_checks.control import DataControl
 from workers.group_decisions import Recoveries, View
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
-from workers.membership import Membership
+from workers.membership import GENERATIONS, Membership
 from workers.pace import Pace
 from workers.placing import Attempt, end_workers, free_room
 from workers.reports import GroupShape, Observation, Outcome, ReasonCode, Recovery, StopMode
@@ -38,7 +38,6 @@ NEWS_SECONDS = (
 )
 FORM_SECONDS = 0.05  # while a group is being formed
 KEPT = 100  # recoveries and past workers that are remembered
-GENERATIONS = 100_000  # of one attempt, at most; so that groups count on over attempts
 FRUITLESS = 3  # losses in a row without a step between them, at least, before the attempt is given up
 REPLACEMENT_SECONDS = 300.0  # for which survivors wait, with all that they have reserved
 STATE = "controller.json"

@@ -7,8 +7,10 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from workers import parallel
+from workers import parallel, storage
+from workers.acting import sick_from
 from workers.agreement import Agreed
+from workers.checkpoint_folders import rejudge
 from workers.checkpoints import CheckpointError, Failed, Saved
 from workers.evaluation import evaluate
 from workers.membership import Work
@@ -128,15 +130,35 @@ class RunDuties(RunState):
             )
             return None
         document = self.document()
+        judgement = self.recorder.judgement()
         self.saver.begin(
             self.step,
             parallel.plain(self.model),
             self.optimizer,
             document,
             self.score.finite_metrics(),
-            self.recorder.judgement().verdict,
+            judgement.verdict,
+            sick_from([asdict(finding) for finding in judgement.findings]),
         )
         return self.settle(needed=True) if last else None
+
+    def rejudge(self, judgement: Judgement) -> None:
+        """At the end, with nothing in flight: no checkpoint is called healthy that was made after something critical had begun."""
+        since = sick_from([*(asdict(finding) for finding in judgement.findings), *self.acting.found])
+        if self.rank > 0 or since is None:
+            return
+        try:
+            steps = rejudge(storage.folder_at(self.context.checkpoints), since)
+        except OSError as error:
+            self.tell(
+                "checkpoint.not_judged", f"The verdicts of checkpoints could not be changed: {error}", {}, "warning"
+            )
+            return
+        if steps:
+            named = ", ".join(map(str, steps))
+            began = f"in step {since}" if since else "before the first step"
+            said = f"What is critical began {began}: the checkpoints of step {named} are not healthy, as was thought when they were saved."
+            self.tell("checkpoint.rejudged", said, {"steps": steps, "sick_from": since})
 
     def settle(self, *, needed: bool = False) -> Outcome | None:
         """Waits until nothing is being written any more."""

@@ -298,6 +298,7 @@ class Run(RunDuties):
         self.link.at(Work.FINISH, self.step)
         seconds = time.monotonic() - self.started_at
         judgement = self.recorder.judge(final=True)
+        self.rejudge(judgement)
         model = parallel.plain(self.model)
         if finished:
             weights = full_state_dict(model, keep=self.rank == 0)
