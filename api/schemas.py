@@ -312,7 +312,7 @@ class Checkpoint(Wire):
     metrics: dict[str, Number]
     verdict: str = Field(
         examples=["healthy"],
-        description="on the gradients, when it was saved; critical once something critical turned out to have begun before it",
+        description="when it was saved; critical as soon as something critical turns out to have begun before it",
     )
     files: list[StoredFile]
 
