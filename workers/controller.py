@@ -26,6 +26,7 @@ from workers.ledger import Ledger
 from workers.membership import GENERATIONS, Membership
 from workers.pace import Pace
 from workers.placing import Attempt, end_workers, free_room
+from workers.preflight.control import PreflightControl
 from workers.reports import GroupShape, Observation, Outcome, ReasonCode, Recovery, StopMode
 from workers.scripts.control import FAULTS_OF_A_SIGNAL, ScriptControl
 from workers.spec import JobSpec
@@ -72,6 +73,7 @@ class JobController:
         untouched = self._generation == 0 and self._outcome is None
         acting = Acting(self._spec.health.on_critical, accepted(self._folder))
         self._data = DataControl(self._spec, self._folder, self._ledger, acting, look=untouched)
+        self._preflight = PreflightControl(attempt, self._spec, self._folder, self._ledger, acting, look=untouched)
         self._shipper = (
             Shipper(attempt, self._spec, self._folder, lambda: self._ledger.health) if attempt.mlflow_url else None
         )
@@ -138,6 +140,7 @@ class JobController:
             outcome = (
                 self._stopped()
                 or self._data.outcome()
+                or (None if self._data.pending else self._preflight.outcome(self._shape.avoid))
                 or self._concluded()
                 or (self._script and self._script.silent(self._view(), self._stopping.mode))
                 or self._broken()
@@ -145,9 +148,9 @@ class JobController:
             )
             if outcome is not None:
                 return outcome
-            if self._data.pending:  # nothing is taken before the data was looked at
+            if self._data.pending or self._preflight.pending:  # no group is taken before that is over
                 self._forming_since = time.monotonic()
-                self._crew.wait_for_news(FORM_SECONDS)
+                self._preflight.wait(FORM_SECONDS)
                 continue
             self._end_hung()
             self._staff()

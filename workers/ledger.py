@@ -46,6 +46,7 @@ class Ledger:
         self.latest: dict[str, float] = {}
         self._judged: Mapping[str, Any] = {"verdict": "unknown", "findings": []}  # the gradients, by a worker
         self.data_findings: Sequence[Mapping[str, Any]] = ()
+        self.preflight_findings: Sequence[Mapping[str, Any]] = ()
         self._restore_marks()
 
     def take(self, worker: str, rank: int | None, poll: Poll) -> None:
@@ -67,7 +68,14 @@ class Ledger:
     @property
     def health(self) -> Mapping[str, Any]:
         """The newest verdict on the gradients, with what is known of the data."""
-        return with_data(self._judged, self.data_findings) if self.data_findings else self._judged
+        # What was found in a trial counts until the training itself says more.
+        trial = self.preflight_findings if self._judged["verdict"] == "unknown" else ()
+        known = [*self.data_findings, *trial]
+        return with_data(self._judged, known) if known else self._judged
+
+    def know_preflight(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        with self._lock:
+            self.preflight_findings = findings
 
     def know_data(self, findings: Sequence[Mapping[str, Any]]) -> None:
         with self._lock:

@@ -201,7 +201,10 @@ class Health(Model):
     )
     allow: None = None
     budget: None = None
-    preflight: Literal[False] = False
+    preflight: bool = Field(
+        False,
+        description="try some 20 steps on one worker before the whole group is taken; what they show is on the job before resources are spent",
+    )
     on_critical: OnCritical = Field(
         "continue",
         description="what becomes of the job when something critical is found: it goes on; it is paused, with a checkpoint, until somebody "
@@ -223,13 +226,6 @@ class Health(Model):
     def _repairs_later(cls, value: Any) -> Any:
         if value is not None:
             raise not_available("repairing a running job", "leave the field out")
-        return value
-
-    @field_validator("preflight", mode="before")
-    @classmethod
-    def _no_preflight(cls, value: Any) -> Any:
-        if value is True:
-            raise not_available("preflight", "leave it false")
         return value
 
 
@@ -306,6 +302,15 @@ class JobSpec(Model):
                 "script_pause",
                 "health.on_critical pause needs task.resumable: true for a script, which would begin anew after a pause; "
                 "say so where it goes on from its output folder, or take stop or continue",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_tried(self) -> Self:
+        if self.health.preflight and self.task.kind == "script":
+            raise PydanticCustomError(
+                "script_preflight",
+                "health.preflight is not possible for a script, which would do for real whatever it does; leave it false",
             )
         return self
 
