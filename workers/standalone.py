@@ -18,6 +18,8 @@ from workers.gradient_files import GradientWriter
 from workers.jobfile import JobFileError, read_job_file
 from workers.jobfolder import JobFolder, append_lines, encode
 from workers.membership import Alone
+from workers.preflight import telling as preflight
+from workers.preflight.run import probe
 from workers.problems import SpecError
 from workers.reports import Level, Outcome, Progress, ReasonCode, Reporter
 from workers.sources.problems import BadDataError
@@ -128,6 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 accept(folder, stopped)
                 print(f"{stopped.code}: {stopped.message}")
                 return 1
+        if rank == 0 and world_size == 1 and spec.health.preflight:
+            stopped = _try(spec, folder, context)
+            if stopped is not None:
+                accept(folder, stopped)
+                print(f"{stopped.code}: {stopped.message}")
+                return 1
         outcome = train(spec, context)
     except BadDataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -154,6 +162,19 @@ def _check_data(spec: JobSpec, folder: JobFolder, reporter: Reporter) -> Outcome
     acting = Acting(spec.health.on_critical, accepted(folder))
     acting.hear(found["findings"])
     return acting.outcome("before the first step") if acting.found else None
+
+
+def _try(spec: JobSpec, folder: JobFolder, context: RunContext) -> Outcome | None:
+    """Some steps before the training; under torchrun there are none, because the group is taken already. An Outcome when what they show stops the
+    job."""
+    began = time.monotonic()
+    quiet = replace(context, reporter=SilentReporter(), link=Alone(0, 1))
+    found = preflight.report_of(probe(spec, quiet), time.monotonic() - began)
+    folder.write_document(preflight.REPORT, found)
+    preflight.tell(context.reporter.event, found)
+    acting = Acting(spec.health.on_critical, accepted(folder))
+    acting.hear(found["findings"])
+    return acting.outcome("before its training began") if acting.found else None
 
 
 def _folder_name(spec: JobSpec) -> str:

@@ -13,7 +13,7 @@ REPORT = "preflight.json"  # in the job's folder
 def report_of(outcome: Outcome, seconds: float) -> dict[str, Any]:
     """Of a trial that came to its end; its findings are marked as being of the trial."""
     health = outcome.detail["health"]
-    findings = [{**finding, "preflight": True} for finding in health["findings"]]
+    findings = [{**each, "evidence": {**each["evidence"], "preflight": True}} for each in health["findings"]]
     return {
         "verdict": health["verdict"],
         "findings": findings,
