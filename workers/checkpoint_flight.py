@@ -60,6 +60,7 @@ class Flight:
         self.copied, self.written, self.published = threading.Event(), threading.Event(), threading.Event()
         self.part_bytes = 0
         self.seconds = 0.0  # until it was published
+        self.rejudged: tuple[int, ...] = ()
         self._state, self._rank = state, rank
         self._abandoned = threading.Event()
         self._writer: threading.Thread | None = None
@@ -139,7 +140,9 @@ class Flight:
             for name in set(storage.names_in(folder)) - counted:
                 storage.remove_file(folder / name)
             if sick_from is not None:
-                rejudge(folder.parent, sick_from)  # before retention looks for the last healthy one
+                self.rejudged = tuple(
+                    rejudge(folder.parent, sick_from)
+                )  # before retention looks for the last healthy one
             prune(folder.parent, retention, self.manifest.key)
         except Exception:
             log.warning("old checkpoints in %s could not be removed", folder.parent, exc_info=True)

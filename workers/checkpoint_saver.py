@@ -159,6 +159,7 @@ class Saver:
             flight.blocked_seconds,
             manifest.metrics,
             manifest.verdict,
+            flight.rejudged,
         )
 
     def _failed(self, flight: Flight, storage_full: bool) -> Failed:

@@ -58,6 +58,7 @@ class Saved:
     blocked_seconds: float  # for which it held up the training thread
     metrics: Mapping[str, float]
     verdict: str
+    rejudged: tuple[int, ...] = ()  # on rank 0: steps of older ones that are critical from now on
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -154,11 +155,13 @@ class RunDuties(RunState):
                 "checkpoint.not_judged", f"The verdicts of checkpoints could not be changed: {error}", {}, "warning"
             )
             return
+        self.tell_rejudged(steps)
+
+    def tell_rejudged(self, steps: Sequence[int]) -> None:
         if steps:
             named = ", ".join(map(str, steps))
-            began = f"in step {since}" if since else "before the first step"
-            said = f"What is critical began {began}: the checkpoints of step {named} are not healthy, as was thought when they were saved."
-            self.tell("checkpoint.rejudged", said, {"steps": steps, "sick_from": since})
+            said = f"The checkpoints of step {named} are critical: what is known now had begun before they were saved."
+            self.tell("checkpoint.rejudged", said, {"steps": list(steps)})
 
     def settle(self, *, needed: bool = False) -> Outcome | None:
         """Waits until nothing is being written any more."""
@@ -184,6 +187,7 @@ class RunDuties(RunState):
                     "verdict": result.verdict,
                 },
             )
+            self.tell_rejudged(result.rejudged)
             return None
         if result is None:
             return None

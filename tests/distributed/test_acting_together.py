@@ -108,7 +108,7 @@ def test_checkpoints_from_before_it_was_noticed_are_not_healthy(processes: Proce
     assert kept[LOUD_FROM - 2] == "healthy"
     assert {verdict for step, verdict in kept.items() if step >= LOUD_FROM} == {"critical"}
     (told,) = paused.memory.found("checkpoint.rejudged")
-    assert (told["steps"][0], told["sick_from"]) == (LOUD_FROM, LOUD_FROM)
+    assert told["steps"][0] == LOUD_FROM
     known = frozenset((each["code"], each["rank"]) for each in paused.outcome.detail["critical"])
     resumed, _ = processes.run(2, tmp_path, going_on, Toy(), spec("pause"), tmp_path, known, 1000)
     assert resumed.memory.found("training.resumed") == [{"step": LOUD_FROM - 2, "verdict": "healthy"}]
