@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import artifacts, attempts, changes, checkpoints, cluster, diagnose, doctor, findings, init, jobs, local, plan
+from api.cli import (
+    artifacts,
+    attempts,
+    changes,
+    checkpoints,
+    cluster,
+    diagnose,
+    doctor,
+    findings,
+    init,
+    jobs,
+    local,
+    plan,
+)
 
 app = typer.Typer(
     name="chainrule",
