@@ -117,9 +117,17 @@ def test_checkpoints_from_before_it_was_noticed_are_not_healthy(processes: Proce
 
 
 def going_on(
-    rank: int, world_size: int, toy: Toy, job_spec: JobSpec, folder: Path, known: frozenset[Any], healthy_before: int
+    rank: int,
+    world_size: int,
+    toy: Toy,
+    job_spec: JobSpec,
+    folder: Path,
+    known: frozenset[Any],
+    healthy_before: int,
+    **context: Any,
 ) -> Result:
-    return train_toy(rank, world_size, toy, job_spec, folder, accepted=known, healthy_before=healthy_before)
+    more = {"accepted": known, "healthy_before": healthy_before}
+    return train_toy(rank, world_size, toy, job_spec, folder, **more, **context)
 
 
 going_on.forms_its_own_group = True  # type: ignore[attr-defined]
