@@ -111,7 +111,7 @@ def test_real_workers_are_paused_and_go_back_to_where_all_was_well(groups: Any) 
         training={"steps": 4000, "batch_size": 96},
         optimizer={"name": "sgd", "learning_rate": 60},
         schedule={"name": "constant", "warmup_steps": 4000},
-        checkpoint={"every_steps": 5, "keep_last": 200},
+        checkpoint={"every_steps": 20, "keep_last": 200},
         evaluation={"every_steps": 4000},
         health={"on_critical": "pause"},
     )
