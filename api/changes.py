@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from service.errors import InvalidRequest
+from service.jobs import ResumeFrom
 from service.values import WorkerRange
 from workers.problems import Problem, problem_of, shorten
 from workers.spec import JobSpec, Metadata, Priority, WorkerCount
@@ -49,6 +50,17 @@ class JobChange(Model):
         if self.priority is None and self.metadata is None and self.workers is None:
             raise PydanticCustomError("nothing", "give at least one of priority, metadata, workers")
         return self
+
+
+class Resume(Model):
+    """From where a paused job goes on."""
+
+    start: ResumeFrom | None = Field(
+        None,
+        alias="from",
+        description="latest: the newest checkpoint; healthy: the last one before anything was found to be wrong. Default: healthy after a pause for "
+        "a critical finding, else latest",
+    )
 
 
 class Cordon(Model):

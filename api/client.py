@@ -125,8 +125,9 @@ class Client:
     def pause_job(self, job_id: str) -> Document:
         return self._request("POST", f"{_job(job_id)}/pause")
 
-    def resume_job(self, job_id: str) -> Document:
-        return self._request("POST", f"{_job(job_id)}/resume")
+    def resume_job(self, job_id: str, start: str | None = None) -> Document:
+        """``start``: from which checkpoint, latest or healthy."""
+        return self._request("POST", f"{_job(job_id)}/resume", json={"from": start} if start else None)
 
     def update_job(
         self,

@@ -101,6 +101,19 @@ FILE_BODY: dict[str, Any] = {
     }
 }
 
+RESUME_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "description": "May be left out.",
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Resume"},
+                "examples": {"healthy": {"summary": "From the last healthy checkpoint", "value": {"from": "healthy"}}},
+            }
+        },
+    }
+}
+
 CORDON_BODY: dict[str, Any] = {
     "requestBody": {
         "required": False,

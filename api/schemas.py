@@ -310,7 +310,10 @@ class Checkpoint(Wire):
     created_at: datetime
     bytes: int
     metrics: dict[str, Number]
-    verdict: str = Field(examples=["healthy"], description="on the gradients, when it was saved")
+    verdict: str = Field(
+        examples=["healthy"],
+        description="when it was saved; critical as soon as something critical turns out to have begun before it",
+    )
     files: list[StoredFile]
 
 

@@ -49,6 +49,7 @@ class Launch:
     experiment: str  # name of the MLflow experiment
     checkpoints: str | None = None  # folder or URL of the job's checkpoints; None: in its folder
     bundle: str | None = None  # where the uploaded bundle with the job's code is
+    healthy_from: int = 0  # attempt from which on checkpoints count that are not healthy
 
 
 class Cluster(Protocol):

@@ -18,6 +18,9 @@ from workers.reports import REASONS, GroupShape, Observation, Outcome, ReasonCod
 
 BACKOFF_FIRST = timedelta(seconds=1)
 BACKOFF_LONGEST = timedelta(seconds=60)
+FOR_SOMEBODY = frozenset(
+    {ReasonCode.STORAGE_FULL, ReasonCode.CRITICAL_PAUSE}
+)  # who must do something before it goes on
 CALM = timedelta(minutes=10)  # a cluster that held an attempt for so long is not in trouble
 
 
@@ -286,7 +289,7 @@ def backoff(times: int) -> timedelta:
 def _paused(job: JobState, outcome: Outcome, now: datetime) -> Decision:
     """Where a job goes whose attempt was to be paused, or had to: paused when the user wants that or must do something, else
     into the queue."""
-    if outcome.code is ReasonCode.STORAGE_FULL or job.desired is Desired.PAUSE:
+    if outcome.code in FOR_SOMEBODY or job.desired is Desired.PAUSE:
         status, retry_at = Status.PAUSED, None
     else:
         status, retry_at = Status.QUEUED, now

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Select, select, text, tuple_
 from sqlalchemy.orm import Session
@@ -27,6 +27,8 @@ from service.values import Attempt, Caller, Desired, Job, JobEvent, Order, Page,
 from workers.problems import Problem, SpecError, shorten
 from workers.reports import ReasonCode
 from workers.spec import JobSpec, code_of, parse_spec
+
+ResumeFrom = Literal["latest", "healthy"]  # which checkpoint
 
 STRENGTH = {Desired.RUN: 0, Desired.PAUSE: 0, Desired.CANCEL: 1, Desired.KILL: 2}
 
@@ -130,9 +132,10 @@ def pause_job(store: Store, caller: Caller, job_id: str) -> Job:
         return job_value(row)
 
 
-def resume_job(store: Store, caller: Caller, job_id: str) -> Job:
-    """A paused job goes back to the queue and on from its newest checkpoint; one that is being paused does so once it is.
-    Any other job stays as it is. Raises Conflict when the job has ended or is being cancelled."""
+def resume_job(store: Store, caller: Caller, job_id: str, start: ResumeFrom | None = None) -> Job:
+    """A paused job goes back to the queue and on from its newest checkpoint, or its last healthy one; one that is being paused does
+    so once it is. ``start`` None: the healthy one after a pause for something critical. Any other job stays as it is. Raises Conflict when
+    the job has ended or is being cancelled."""
     require(caller, Role.MEMBER)
     with store.write() as session:
         row = _own(locked_job(session, job_id), caller, job_id)
@@ -141,7 +144,15 @@ def resume_job(store: Store, caller: Caller, job_id: str) -> Job:
             return job_value(row)
         now = database_now(session)
         row.desired, row.desired_at, row.intent_at = Desired.RUN, now, now
-        append_event(session, row, now, "info", "job.resume_requested", "resume was requested", {})
+        critical = row.reason is not None and row.reason["code"] == ReasonCode.CRITICAL_PAUSE
+        ours = row.spec["task"]["kind"] != "script"  # whose checkpoints are its own
+        start = start or ("healthy" if critical and ours else None)
+        if start is not None:
+            row.healthy_from = row.attempt + 1 if start == "healthy" else None
+        said = {"healthy": ", from the last healthy checkpoint", "latest": ", from the newest checkpoint"}.get(
+            start or "", ""
+        )
+        append_event(session, row, now, "info", "job.resume_requested", f"resume was requested{said}", {"from": start})
         if row.status == Status.PAUSED:
             row.retry_at = now
             transition(session, row, Status.QUEUED, now, "the job is in the queue again")
@@ -243,6 +254,7 @@ def _new_row(job_id: str, project: str, spec: JobSpec, now: datetime) -> JobRow:
         failures=0,
         cluster_losses=0,
         recoveries=0,
+        healthy_from=None,
         pause_at=None,
         retry_at=None,
         created_at=now,

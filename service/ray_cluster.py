@@ -114,6 +114,7 @@ def launch(launch: Mapping[str, Any]) -> None:
         value.experiment,
         checkpoints=value.checkpoints,
         bundle=value.bundle,
+        healthy_from=value.healthy_from,
     )
 
 

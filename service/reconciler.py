@@ -234,7 +234,7 @@ class Reconciler:
 
     def _launch(self, job: JobState, attempt: AttemptState) -> Launch:
         folder = JobFolder(Path(self._settings.storage), job.id, self._settings.checkpoints)
-        spec = self._records.spec(job.id)
+        spec, healthy_from = self._records.asked(job.id)
         code = code_of(spec)
         return Launch(
             name=job.name(attempt),
@@ -247,6 +247,7 @@ class Reconciler:
             experiment=self._settings.experiment,
             checkpoints=folder.checkpoints_root,
             bundle=str(StoredFiles(self._settings.storage).path(code.file)) if code and code.file else None,
+            healthy_from=healthy_from,
         )
 
     def _record(

@@ -53,10 +53,11 @@ class Records:
             )
             return [_job_state(row, tuple(attempts[row.id])) for row in rows]
 
-    def spec(self, job_id: str) -> JobSpec:
+    def asked(self, job_id: str) -> tuple[JobSpec, int]:
+        """The job's spec, and the attempt from which on checkpoints count that are not healthy."""
         with self.store.read() as session:
-            document = session.execute(select(JobRow.spec).where(JobRow.id == job_id)).scalar_one()
-        return JobSpec.model_validate(document)
+            row = session.execute(select(JobRow.spec, JobRow.healthy_from).where(JobRow.id == job_id)).one()
+        return JobSpec.model_validate(row.spec), row.healthy_from or 0
 
     def intent_mark(self) -> object:
         """Changes whenever a user has asked for something new."""

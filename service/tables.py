@@ -116,6 +116,7 @@ class JobRow(Base):
     failures: Mapped[int]  # attempts that count against max_attempts
     cluster_losses: Mapped[int]  # attempts that were lost with the cluster
     recoveries: Mapped[int]  # of all attempts
+    healthy_from: Mapped[int | None]  # attempt from which on it goes on from checkpoints that are not healthy too
     pause_at: Mapped[datetime | None]  # since when the attempt under way is being paused, by a user or for another job
     retry_at: Mapped[datetime | None]  # the next attempt may start then; also since when it has waited in the queue
     created_at: Mapped[datetime]

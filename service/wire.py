@@ -41,6 +41,7 @@ def launch_document(launch: Launch) -> dict[str, Any]:
         "experiment": launch.experiment,
         "checkpoints": launch.checkpoints,
         "bundle": launch.bundle,
+        "healthy_from": launch.healthy_from,
     }
 
 

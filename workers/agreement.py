@@ -16,8 +16,9 @@ class Signal(IntEnum):
     NONE = 0
     REGROUP = 1  # form the next group
     PAUSE = 2
-    CANCEL = 3
-    NONFINITE = 4
+    CRITICAL = 3  # something critical was found for which the job is to be stopped
+    CANCEL = 4
+    NONFINITE = 5
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,17 @@ import torch
 from upath import UPath
 
 from workers import storage, tensor_files
-from workers.checkpoint_folders import INDEX, MANIFEST, STATE, Manifest, Retention, prune, stored, write_manifest
+from workers.checkpoint_folders import (
+    INDEX,
+    MANIFEST,
+    STATE,
+    Manifest,
+    Retention,
+    prune,
+    rejudge,
+    stored,
+    write_manifest,
+)
 from workers.staging import Piece, Staging
 from workers.tensor_files import AbandonedError, Part
 
@@ -50,6 +60,7 @@ class Flight:
         self.copied, self.written, self.published = threading.Event(), threading.Event(), threading.Event()
         self.part_bytes = 0
         self.seconds = 0.0  # until it was published
+        self.rejudged: tuple[int, ...] = ()
         self._state, self._rank = state, rank
         self._abandoned = threading.Event()
         self._writer: threading.Thread | None = None
@@ -93,12 +104,12 @@ class Flight:
 
     # --- the whole, on rank 0 -----------------------------------------------------------------------------------------
 
-    def publish(self, retention: Retention) -> None:
-        """Begins to, unless it has. All parts are written."""
+    def publish(self, retention: Retention, sick_from: int | None) -> None:
+        """Begins to, unless it has. All parts are written. ``sick_from``: first bad step of what is critical."""
         if self._publisher is None:
-            self._publisher = _start("publish", self._publish, retention)
+            self._publisher = _start("publish", self._publish, retention, sick_from)
 
-    def _publish(self, retention: Retention) -> None:
+    def _publish(self, retention: Retention, sick_from: int | None) -> None:
         _lower_priority()
         folder = self.manifest.folder
         try:
@@ -118,16 +129,20 @@ class Flight:
             self.problem = error
             return
         self.seconds = time.perf_counter() - self.started
-        self._tidy(retention)
+        self._tidy(retention, sick_from)
         self.published.set()  # last, so that nothing is tidied up while the next one is written
 
-    def _tidy(self, retention: Retention) -> None:
+    def _tidy(self, retention: Retention, sick_from: int | None) -> None:
         """The checkpoint is complete: what cannot be removed does not matter to it."""
         folder = self.manifest.folder
         counted = {MANIFEST, *(file.path for file in self.manifest.files)}
         try:
             for name in set(storage.names_in(folder)) - counted:
                 storage.remove_file(folder / name)
+            if sick_from is not None:
+                self.rejudged = tuple(
+                    rejudge(folder.parent, sick_from)
+                )  # before retention looks for the last healthy one
             prune(folder.parent, retention, self.manifest.key)
         except Exception:
             log.warning("old checkpoints in %s could not be removed", folder.parent, exc_info=True)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from upath import UPath
@@ -76,7 +76,7 @@ class Manifest:
     created_at: float  # seconds since the epoch
     world_size: int
     metrics: Mapping[str, float]
-    verdict: str  # on the gradients, when it was saved
+    verdict: str  # on the gradients, when it was saved or, once something critical turned out to have begun before it, since then
     files: tuple[StoredFile, ...]
 
     @property
@@ -155,6 +155,15 @@ def complete(root: UPath) -> list[Manifest]:
         if manifest is not None:
             found[manifest.step] = manifest
     return [found[step] for step in sorted(found)]
+
+
+def rejudge(root: UPath, sick_from: int) -> list[int]:
+    """Something critical began in step ``sick_from``, as is known now: a checkpoint of that step or a later one is not healthy, whatever was said
+    when it was saved. Returns their steps. Only rank 0 calls this, with no other checkpoint being published or removed."""
+    changed = [found for found in complete(root) if found.step >= sick_from and found.verdict != "critical"]
+    for manifest in changed:
+        write_manifest(replace(manifest, verdict="critical"))
+    return [manifest.step for manifest in changed]
 
 
 # --- retention --------------------------------------------------------------------------------------------------------

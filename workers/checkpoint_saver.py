@@ -38,6 +38,7 @@ class Saver:
         self._rank, self._world_size, self._generation, self._retention = rank, world_size, generation, retention
         self._staging = Staging()
         self._flight: Flight | None = None
+        self._sick_from: int | None = None
         self._voted: Flight | None = None  # whom the last votes were about
         self._discarding: threading.Thread | None = None
 
@@ -54,14 +55,15 @@ class Saver:
         document: Mapping[str, Any],
         metrics: Mapping[str, float],
         verdict: str,
+        sick_from: int | None = None,
     ) -> None:
-        """All ranks, after the same step, with nothing in flight. Does not communicate.
+        """All ranks, after the same step, with nothing in flight. Does not communicate. ``sick_from``: see ``checkpoint_folders.rejudge``.
 
         At once only what the next forward and backward pass may change is copied (buffers, values); weights and optimizer state are read by a
         thread until ``before_update`` returns.
         """
         assert self._flight is None, f"the checkpoint of step {self.in_flight} is still in flight"
-        started = time.perf_counter()
+        started, self._sick_from = time.perf_counter(), sick_from
         tensors, values = tensors_of(model, optimizer)
         buffers = {f"model.{name}" for name, _ in model.named_buffers()}
         pieces = pieces_of(tensors, buffers, self._rank, self._world_size)
@@ -103,7 +105,7 @@ class Saver:
         if publishing == 0:
             return self._saved(flight)
         if self._rank == 0:
-            flight.publish(self._retention)
+            flight.publish(self._retention, self._sick_from)
         return None
 
     def settle(self, group: dist.ProcessGroup | None) -> Saved | Failed | None:
@@ -157,6 +159,7 @@ class Saver:
             flight.blocked_seconds,
             manifest.metrics,
             manifest.verdict,
+            flight.rejudged,
         )
 
     def _failed(self, flight: Flight, storage_full: bool) -> Failed:

@@ -58,6 +58,7 @@ class Saved:
     blocked_seconds: float  # for which it held up the training thread
     metrics: Mapping[str, float]
     verdict: str
+    rejudged: tuple[int, ...] = ()  # on rank 0: steps of older ones that are critical from now on
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,16 @@ def _optimized_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def newest(root: str | os.PathLike[str], healthy_only: bool = False) -> tuple[Checkpoint | None, list[Damaged]]:
+def newest(root: str | os.PathLike[str], healthy_before: int = 0) -> tuple[Checkpoint | None, list[Damaged]]:
     """The newest checkpoint that verifies, and the damaged ones passed over on the way to it (unfinished ones are no damage).
 
-    ``healthy_only``: one whose gradients were healthy when it was saved.
+    ``healthy_before``: a generation; of what earlier ones wrote only healthy checkpoints count.
     """
     folder = storage.folder_at(root)
     damaged: list[Damaged] = []
     for name in sorted(filter(key_of, storage.names_in(folder)), key=_key, reverse=True):
         try:
-            found = verify(folder / name, healthy_only=healthy_only)
+            found = verify(folder / name, healthy_only=_key(name).generation < healthy_before)
         except FileNotFoundError:
             continue  # unfinished
         if isinstance(found, Damaged):

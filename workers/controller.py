@@ -17,27 +17,28 @@ from typing import Any, Literal
 from ray.exceptions import RayError
 
 from workers import group_decisions as decisions
+from workers.acting import Acting, accept, accepted
 from workers.crew import Crew, Member
 from workers.data_checks.control import DataControl
 from workers.group_decisions import Recoveries, View
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
-from workers.membership import Membership
+from workers.membership import GENERATIONS, Membership
 from workers.pace import Pace
 from workers.placing import Attempt, end_workers, free_room
+from workers.preflight.control import PreflightControl
 from workers.reports import GroupShape, Observation, Outcome, ReasonCode, Recovery, StopMode
 from workers.scripts.control import FAULTS_OF_A_SIGNAL, ScriptControl
 from workers.spec import JobSpec
 from workers.stacks import stack_of
+from workers.stopping import Stopping
 from workers.tracking import Shipper
 
 NEWS_SECONDS = (
     0.5  # between two looks at a group at work, of which each takes a millisecond; a change is heard of at once
 )
 FORM_SECONDS = 0.05  # while a group is being formed
-STOP_GRACE_SECONDS = 60.0  # without a step, after a worker was asked to stop
 KEPT = 100  # recoveries and past workers that are remembered
-GENERATIONS = 100_000  # of one attempt, at most; so that groups count on over attempts
 FRUITLESS = 3  # losses in a row without a step between them, at least, before the attempt is given up
 REPLACEMENT_SECONDS = 300.0  # for which survivors wait, with all that they have reserved
 STATE = "controller.json"
@@ -54,8 +55,7 @@ class JobController:
         self._phase: Phase = "starting"
         self._outcome: Outcome | None = None
         self._shape = attempt.shape
-        self._stop: StopMode | None = None
-        self._stop_sent: tuple[StopMode, float] | None = None
+        self._stopping = Stopping()
         self._generation = 0
         self._forming_since: float | None = time.monotonic()
         self._recoveries = Recoveries()
@@ -71,13 +71,15 @@ class JobController:
         if self._known is None:
             self._folder.create(attempt.spec_json)
         untouched = self._generation == 0 and self._outcome is None
-        self._data = DataControl(self._spec, self._folder, self._ledger, look=untouched)
+        acting = Acting(self._spec.health.on_critical, accepted(self._folder))
+        self._data = DataControl(self._spec, self._folder, self._ledger, acting, look=untouched)
+        self._preflight = PreflightControl(attempt, self._spec, self._folder, self._ledger, acting, look=untouched)
         self._shipper = (
             Shipper(attempt, self._spec, self._folder, lambda: self._ledger.health) if attempt.mlflow_url else None
         )
         is_script = self._spec.task.kind == "script"
         self._script = (
-            ScriptControl(attempt, self._spec, self._shipper, self._ledger, self._crew) if is_script else None
+            ScriptControl(attempt, self._spec, self._shipper, self._ledger, self._crew, acting) if is_script else None
         )
         threading.Thread(target=self._main, name="controller", daemon=True).start()
 
@@ -101,9 +103,7 @@ class JobController:
 
     def stop(self, mode: StopMode) -> None:
         """May be called again, and with a stronger mode."""
-        order = [None, StopMode.PAUSE, StopMode.CANCEL, StopMode.KILL]
-        if order.index(mode) > order.index(self._stop):
-            self._stop = mode
+        if self._stopping.ask(mode):
             self._crew.wake()
 
     def reshape(self, shape: GroupShape) -> None:
@@ -140,16 +140,17 @@ class JobController:
             outcome = (
                 self._stopped()
                 or self._data.outcome()
+                or (None if self._data.pending else self._preflight.outcome(self._shape.avoid))
                 or self._concluded()
-                or (self._script and self._script.silent(self._view(), self._stop))
+                or (self._script and self._script.silent(self._view(), self._stopping.mode))
                 or self._broken()
                 or self._given_up()
             )
             if outcome is not None:
                 return outcome
-            if self._data.pending:  # nothing is taken before the data was looked at
+            if self._data.pending or self._preflight.pending:  # no group is taken before that is over
                 self._forming_since = time.monotonic()
-                self._crew.wait_for_news(FORM_SECONDS)
+                self._preflight.wait(FORM_SECONDS)
                 continue
             self._end_hung()
             self._staff()
@@ -186,25 +187,12 @@ class JobController:
     # --- what is to be done ---------------------------------------------------------------------------------------------
 
     def _stopped(self) -> Outcome | None:
-        if self._stop is None:
-            return None
-        if self._stop is StopMode.KILL:
-            return Outcome(ReasonCode.KILLED, "killed on request; nothing was written")
-        if self._generation == 0:
-            return self._stopped_outcome("before training ran")
-        if self._stop_sent is None or self._stop_sent[0] is not self._stop:
-            self._stop_sent = (self._stop, time.monotonic())
+        if self._script and self._generation:
+            self._stopping.ask_because(self._script.critical())
+        outcome = self._stopping.due(self._crew, self._generation, self._pace.still_seconds)
+        if self._stopping.mode is not None and outcome is None:
             self._set_phase("stopping")
-        self._crew.ask_to_stop(self._stop)
-        waited = min(time.monotonic() - self._stop_sent[1], self._pace.still_seconds)
-        if waited > STOP_GRACE_SECONDS:
-            return self._stopped_outcome(f"by force: no step in {STOP_GRACE_SECONDS:.0f} s after the request")
-        return None
-
-    def _stopped_outcome(self, how: str) -> Outcome:
-        if self._stop is StopMode.PAUSE:
-            return Outcome(ReasonCode.PAUSED, f"paused {how}")
-        return Outcome(ReasonCode.CANCELLED, f"cancelled {how}")
+        return outcome
 
     def _concluded(self) -> Outcome | None:
         outcome = decisions.conclude(self._view())
@@ -218,9 +206,10 @@ class JobController:
                         f"Rank {member.rank}: {member.failure.message}",
                         {"rank": member.rank, "traceback": member.failure.traceback},
                     )
-            if self._script and self._stop is not None and outcome.code in FAULTS_OF_A_SIGNAL:
-                return self._stopped_outcome("while its script was ending")
-        return outcome
+            if self._script and self._stopping.mode is not None and outcome.code in FAULTS_OF_A_SIGNAL:
+                return self._stopping.ended("while its script was ending")
+            return self._stopping.as_asked(outcome)
+        return None
 
     def _broken(self) -> Outcome | None:
         """Notices that the group has come apart. An Outcome when trying again has become pointless."""
@@ -248,7 +237,7 @@ class JobController:
         self._recoveries = self._recoveries.another(step)
         for member in lost:
             self._blame(member, count=False)
-        if self._stop is None:
+        if self._stopping.mode is None:
             self._set_phase("recovering")
         return None
 
@@ -273,7 +262,7 @@ class JobController:
         if exhausted is not None:
             return exhausted
         view = self._view()
-        if self._generation and self._stop is None and view.forming_seconds > REPLACEMENT_SECONDS:
+        if self._generation and self._stopping.mode is None and view.forming_seconds > REPLACEMENT_SECONDS:
             message = f"no replacement for a lost worker could be placed within {REPLACEMENT_SECONDS:.0f} s"
             return Outcome(ReasonCode.NO_PROGRESS, message)
         return None
@@ -359,7 +348,7 @@ class JobController:
                 )
             )
         self._crew.dismiss_unseated()
-        if self._loss is None and self._stop is None:
+        if self._loss is None and self._stopping.mode is None:
             self._set_phase("running")
         self._tell_formed(first)
         if self._shipper:
@@ -382,7 +371,7 @@ class JobController:
         recovery = Recovery(loss["at"], ranks, said, loss["step"], loss["source"], seconds)
         with self._lock:
             self._recovered = [*self._recovered[-KEPT + 1 :], recovery]
-        if self._stop is None:
+        if self._stopping.mode is None:
             self._set_phase("running")
         source = {"memory": "the memory of a survivor", "checkpoint": "the newest checkpoint"}.get(
             loss["source"], "the script's own start"
@@ -442,6 +431,7 @@ class JobController:
             free_room(self._attempt.name)
 
     def _finish(self, outcome: Outcome) -> None:
+        accept(self._folder, outcome)
         with self._lock:
             self._outcome, self._phase = outcome, "finished"
         self._remember()
@@ -473,7 +463,7 @@ class JobController:
                 "phase": self._phase,
                 "generation": self._generation,
                 "forming": self._forming_since is not None,
-                "stop": self._stop,
+                "stopping": self._stopping.document(),
                 "shape": {"workers": self._shape.workers, "avoid": sorted(self._shape.avoid)},
                 "recoveries": dataclasses.asdict(self._recoveries),
                 "recovered": [dataclasses.asdict(recovery) for recovery in self._recovered],
@@ -488,7 +478,7 @@ class JobController:
         if state is None or state["name"] != self._attempt.name:
             return None
         self._phase, self._generation, self._loss = state["phase"], state["generation"], state["loss"]
-        self._stop = StopMode(state["stop"]) if state["stop"] else None
+        self._stopping.restore(state["stopping"])
         self._shape = GroupShape(state["shape"]["workers"], frozenset(state["shape"]["avoid"]))
         self._recoveries = Recoveries(**state["recoveries"])
         self._recovered = [Recovery(**known) for known in state["recovered"]]

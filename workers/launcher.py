@@ -37,6 +37,7 @@ def start(
     train: str = "workers.train:train",
     checkpoints: str | None = None,
     bundle: str | None = None,
+    healthy_from: int = 0,
 ) -> None:
     """Starts the controller of an attempt unless there is one of that name; returns before it runs."""
     ray.remote(JobController).options(
@@ -49,7 +50,20 @@ def start(
         max_concurrency=8,
         label_selector=NOT_CONTROL,  # of nodes without load, Ray prefers the one from which it is asked
     ).remote(
-        Attempt(name, job_id, attempt, spec_json, shape, folder, mlflow_url, experiment, train, checkpoints, bundle)
+        Attempt(
+            name,
+            job_id,
+            attempt,
+            spec_json,
+            shape,
+            folder,
+            mlflow_url,
+            experiment,
+            train,
+            checkpoints,
+            bundle,
+            healthy_from,
+        )
     )
 
 

@@ -45,7 +45,8 @@ class Ledger:
         self.progress: Progress | None = None
         self.latest: dict[str, float] = {}
         self._judged: Mapping[str, Any] = {"verdict": "unknown", "findings": []}  # the gradients, by a worker
-        self._data: Sequence[Mapping[str, Any]] = ()  # findings on the data
+        self.data_findings: Sequence[Mapping[str, Any]] = ()
+        self.preflight_findings: Sequence[Mapping[str, Any]] = ()
         self._restore_marks()
 
     def take(self, worker: str, rank: int | None, poll: Poll) -> None:
@@ -67,11 +68,18 @@ class Ledger:
     @property
     def health(self) -> Mapping[str, Any]:
         """The newest verdict on the gradients, with what is known of the data."""
-        return with_data(self._judged, self._data) if self._data else self._judged
+        # What was found in a trial counts until the training itself says more.
+        trial = self.preflight_findings if self._judged["verdict"] == "unknown" else ()
+        known = [*self.data_findings, *trial]
+        return with_data(self._judged, known) if known else self._judged
+
+    def know_preflight(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        with self._lock:
+            self.preflight_findings = findings
 
     def know_data(self, findings: Sequence[Mapping[str, Any]]) -> None:
         with self._lock:
-            self._data = findings
+            self.data_findings = findings
 
     def acknowledged(self, worker: str) -> int:
         return self._taken.get(worker, 0)

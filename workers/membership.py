@@ -35,6 +35,9 @@ class Position:
     stage: Stage = Stage.COMPLETE
 
 
+GENERATIONS = 100_000  # of one attempt, at most; so that groups count on over attempts
+
+
 @dataclass(frozen=True)
 class Membership:
     """A worker's place in one generation of its group.

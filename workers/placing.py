@@ -47,6 +47,7 @@ class Attempt:
     train: str = "workers.train:train"
     checkpoints: str | None = None  # folder or URL; None: in ``folder``
     bundle: str | None = None  # file with the job's code (workers/bundles.py), where it was uploaded
+    healthy_from: int = 0  # attempt from which on checkpoints count that are not healthy
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def place_worker(
         attempt.train,
         devices,
         attempt.bundle,
+        attempt.healthy_from,
     )
     found = standby.take(assignment, node_id)
     if found is not None:

@@ -316,12 +316,13 @@ class Recorder:
         """As if nobody had ever looked."""
         return diagnose(self.record_of_run())
 
-    def judge_when_due(self) -> None:
+    def judge_when_due(self) -> Judgement | None:
         """Often enough that a short run is seen while it lasts, seldom enough that nobody waits for it."""
         since, steps = time.monotonic() - self._looked_at, self._memory.steps - self._looked_step
         due = since > LOOK_SECONDS or (self._steps and steps >= self._steps / LOOKS)
         if steps and due and since * LOOK_SHARE >= self._look_seconds:
-            self.judge()
+            return self.judge()
+        return None
 
     def judge(self, *, final: bool = False) -> Judgement:
         """Reports findings that are new or have passed, and the verdict when it changes; at the end of the run all that is seen then."""

@@ -22,6 +22,8 @@ class ReasonCode(StrEnum):
     STORAGE_FULL = (
         "storage_full"  # a checkpoint could not be written for want of room: the job pauses until there is some
     )
+    CRITICAL_PAUSE = "critical_pause"  # something critical was found, and the job says health.on_critical: pause
+    CRITICAL_FINDING = "critical_finding"  # the same, and it says stop
     DEADLINE_EXCEEDED = "deadline_exceeded"
     BAD_DATA = "bad_data"
     BAD_CODE = "bad_code"  # the user's own code cannot be used: it is not there, does not import, or gives no task
@@ -52,6 +54,8 @@ REASONS: Mapping[ReasonCode, ReasonKind] = {
     ReasonCode.KILLED: ReasonKind("cancelled", "user", False),
     ReasonCode.PAUSED: ReasonKind("paused", "user", False),
     ReasonCode.STORAGE_FULL: ReasonKind("paused", "platform", False),
+    ReasonCode.CRITICAL_PAUSE: ReasonKind("paused", "numerics", False),
+    ReasonCode.CRITICAL_FINDING: ReasonKind("failed", "numerics", False),
     ReasonCode.DEADLINE_EXCEEDED: ReasonKind("failed", "user", False),
     ReasonCode.BAD_DATA: ReasonKind("failed", "user", False),
     ReasonCode.BAD_CODE: ReasonKind("failed", "user", False),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from torch import Tensor
 
-from workers import parallel
+from workers import parallel, storage
+from workers.acting import sick_from
 from workers.agreement import Agreed
+from workers.checkpoint_folders import rejudge
 from workers.checkpoints import CheckpointError, Failed, Saved
 from workers.evaluation import evaluate
 from workers.membership import Work
@@ -16,6 +20,7 @@ from workers.run_state import RunState
 from workers.tasks.base import Batch, Dataset
 from workers.watch.facts import FirstPass
 from workers.watch.facts_json import to_json
+from workers.watch.findings import Judgement
 from workers.watch.record import Facts
 from workers.weights import finite
 
@@ -126,15 +131,37 @@ class RunDuties(RunState):
             )
             return None
         document = self.document()
+        judgement = self.recorder.judgement()
         self.saver.begin(
             self.step,
             parallel.plain(self.model),
             self.optimizer,
             document,
             self.score.finite_metrics(),
-            self.recorder.judgement().verdict,
+            judgement.verdict,
+            sick_from([asdict(finding) for finding in judgement.findings]),
         )
         return self.settle(needed=True) if last else None
+
+    def rejudge(self, judgement: Judgement) -> None:
+        """At the end, with nothing in flight: no checkpoint is called healthy that was made after something critical had begun."""
+        since = sick_from([*(asdict(finding) for finding in judgement.findings), *self.acting.found])
+        if self.rank > 0 or since is None:
+            return
+        try:
+            steps = rejudge(storage.folder_at(self.context.checkpoints), since)
+        except OSError as error:
+            self.tell(
+                "checkpoint.not_judged", f"The verdicts of checkpoints could not be changed: {error}", {}, "warning"
+            )
+            return
+        self.tell_rejudged(steps)
+
+    def tell_rejudged(self, steps: Sequence[int]) -> None:
+        if steps:
+            named = ", ".join(map(str, steps))
+            said = f"The checkpoints of step {named} are critical: what is known now had begun before they were saved."
+            self.tell("checkpoint.rejudged", said, {"steps": list(steps)})
 
     def settle(self, *, needed: bool = False) -> Outcome | None:
         """Waits until nothing is being written any more."""
@@ -160,6 +187,7 @@ class RunDuties(RunState):
                     "verdict": result.verdict,
                 },
             )
+            self.tell_rejudged(result.rejudged)
             return None
         if result is None:
             return None
@@ -176,5 +204,10 @@ class RunDuties(RunState):
             gc.collect()
         if self.facts_due:
             self.share_facts()
-        self.recorder.judge_when_due()
+        self.hear(self.recorder.judge_when_due())
         self.recorder.step_begins()
+
+    def hear(self, judgement: Judgement | None) -> None:
+        """What is critical may stop the run after the next step, on all ranks."""
+        if judgement is not None:
+            self.acting.hear([asdict(finding) for finding in judgement.findings])

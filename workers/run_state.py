@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from workers import batches, checkpoints, optim, parallel
+from workers.acting import Acting
 from workers.agreement import Agreement
 from workers.checkpoint_folders import Retention, newest_generation
 from workers.checkpoint_saver import Saver
@@ -31,6 +32,7 @@ from workers.spec import JobSpec
 from workers.tasks.base import Task
 from workers.user_code import UserCode
 from workers.watch.facts_json import from_json, to_json
+from workers.watch.findings import Key
 from workers.watch.probes import Prober
 from workers.watch.ranks import RankWatch
 from workers.watch.spending import Spending
@@ -50,6 +52,10 @@ class RunContext:
     code: UserCode | None = None  # the user's own, for kinds that have any
     artifacts_folder: Path | None = (
         None  # rank 0 keeps here what the task shows after evaluations; None: it is not asked
+    )
+    accepted: frozenset[Key] = frozenset()  # critical findings for which the job was paused before
+    healthy_before: int = (
+        0  # a generation: of what earlier ones have written only healthy checkpoints are gone on from, if there are any
     )
 
 
@@ -75,6 +81,7 @@ class RunState:
         self.rank, self.world_size = 0, 1
         self.group = ProcessGroup(context.device)
         self.score = Score(spec.evaluation)
+        self.acting = Acting(spec.health.on_critical, context.accepted)
         self.illustrator = Illustrator(
             task,
             context.artifacts_folder,
@@ -243,18 +250,8 @@ class RunState:
         self.has_state = True
 
     def resume(self) -> None:
-        """From the newest checkpoint that verifies. Rank 0 chooses, all load."""
-        chosen: list[Any] = [None]
-        if self.rank == 0:
-            checkpoint, damaged = checkpoints.newest(self.context.checkpoints)
-            for found in damaged:
-                self.tell(
-                    "checkpoint.damaged",
-                    f"Checkpoint {found.path.name} is passed over: {found.problem}.",
-                    {"path": str(found.path), "problem": found.problem},
-                    level="warning",
-                )
-            chosen = [checkpoint]
+        """From the newest checkpoint that verifies, or the newest healthy one. Rank 0 chooses, all load."""
+        chosen: list[Any] = [self.checkpoint_to_go_on_from() if self.rank == 0 else None]
         if self.world_size > 1:
             dist.broadcast_object_list(chosen, src=0, group=self.group.control)
         checkpoint = chosen[0]
@@ -263,9 +260,28 @@ class RunState:
         document = checkpoints.load(checkpoint, parallel.plain(self.model), self.optimizer, self.context.device)
         self.take_document(document)
         self.step = checkpoint.step
-        self.tell(
-            "training.resumed", f"Going on after step {self.step}, from {checkpoint.path.name}.", {"step": self.step}
-        )
+        data, said = {"step": self.step}, ""
+        if self.context.healthy_before:
+            data |= {"verdict": checkpoint.verdict}
+            said = f" Its verdict is {checkpoint.verdict}: the last healthy one was asked for."
+        self.tell("training.resumed", f"Going on after step {self.step}, from {checkpoint.path.name}.{said}", data)
+
+    def checkpoint_to_go_on_from(self) -> checkpoints.Checkpoint | None:
+        healthy_before = self.context.healthy_before
+        checkpoint, damaged = checkpoints.newest(self.context.checkpoints, healthy_before)
+        if checkpoint is None and healthy_before:
+            checkpoint, damaged = checkpoints.newest(self.context.checkpoints)
+            if checkpoint is not None:
+                said = "There is no healthy checkpoint to go on from: the newest one is taken."
+                self.tell("checkpoint.none_healthy", said, {"step": checkpoint.step}, level="warning")
+        for found in damaged:
+            self.tell(
+                "checkpoint.damaged",
+                f"Checkpoint {found.path.name} is passed over: {found.problem}.",
+                {"path": str(found.path), "problem": found.problem},
+                level="warning",
+            )
+        return checkpoint
 
     def document(self) -> dict[str, Any]:
         """Besides tensors, what another worker or a later run needs to go on from here: JSON values."""

@@ -192,14 +192,24 @@ class Gradients(Model):
         return OVERHEAD_BUDGET if value is None else value
 
 
+OnCritical = Literal["continue", "pause", "stop"]
+
+
 class Health(Model):
     mode: Literal["observe", "advise"] = Field(
         "advise", description="observe: record; advise: explain and suggest. Neither changes the run."
     )
     allow: None = None
     budget: None = None
-    preflight: Literal[False] = False
-    on_critical: Literal["continue"] = "continue"
+    preflight: bool = Field(
+        False,
+        description="try some 20 steps on one worker before the whole group is taken; what they show is on the job before resources are spent",
+    )
+    on_critical: OnCritical = Field(
+        "continue",
+        description="what becomes of the job when something critical is found: it goes on; it is paused, with a checkpoint, until somebody "
+        "resumes it, which it is not stopped for a second time; or it ends as failed",
+    )
     data_checks: bool = Field(
         True, description="look at the data before workers are taken: what is wrong or odd with it becomes findings"
     )
@@ -216,20 +226,6 @@ class Health(Model):
     def _repairs_later(cls, value: Any) -> Any:
         if value is not None:
             raise not_available("repairing a running job", "leave the field out")
-        return value
-
-    @field_validator("preflight", mode="before")
-    @classmethod
-    def _no_preflight(cls, value: Any) -> Any:
-        if value is True:
-            raise not_available("preflight", "leave it false")
-        return value
-
-    @field_validator("on_critical", mode="before")
-    @classmethod
-    def _only_continue(cls, value: Any) -> Any:
-        if value in ("pause", "stop"):
-            raise not_available(f"on_critical {value!r}", "use continue")
         return value
 
 
@@ -296,6 +292,25 @@ class JobSpec(Model):
                 "script_workers",
                 "workers of a {kind} have a fixed count and no strategy: its own code decides how they train together",
                 {"kind": self.task.kind},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_paused(self) -> Self:
+        if self.health.on_critical == "pause" and self.task.kind == "script" and not self.task.resumable:
+            raise PydanticCustomError(
+                "script_pause",
+                "health.on_critical pause needs task.resumable: true for a script, which would begin anew after a pause; "
+                "say so where it goes on from its output folder, or take stop or continue",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_tried(self) -> Self:
+        if self.health.preflight and self.task.kind == "script":
+            raise PydanticCustomError(
+                "script_preflight",
+                "health.preflight is not possible for a script, which would do for real whatever it does; leave it false",
             )
         return self
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from workers import process_group
+from workers.acting import Acting, accept, accepted
 from workers.data_checks.run import check, to_be_checked
 from workers.data_checks.telling import REPORT, tell
 from workers.gradient_files import GradientWriter
 from workers.jobfile import JobFileError, read_job_file
 from workers.jobfolder import JobFolder, append_lines, encode
 from workers.membership import Alone
+from workers.preflight import telling as preflight
+from workers.preflight.run import probe
 from workers.problems import SpecError
-from workers.reports import Level, Progress, ReasonCode, Reporter
+from workers.reports import Level, Outcome, Progress, ReasonCode, Reporter
 from workers.sources.problems import BadDataError
 from workers.spec import JobSpec, code_of, parse_spec, read_from
 from workers.train import RunContext, train
@@ -116,17 +119,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoints=folder.checkpoints_root,
         model_folder=folder.model_path,
         artifacts_folder=folder.artifacts_path,
+        accepted=accepted(folder),
     )
     try:
         if (code := code_of(spec)) is not None:
             context = replace(context, code=provide(code, None, folder.code_path))
         if rank == 0 and to_be_checked(spec):
-            _check_data(spec, folder, context.reporter)
+            stopped = _check_data(spec, folder, context.reporter)
+            if stopped is not None:
+                accept(folder, stopped)
+                print(f"{stopped.code}: {stopped.message}")
+                return 1
+        if rank == 0 and world_size == 1 and spec.health.preflight:
+            stopped = _try(spec, folder, context)
+            if stopped is not None:
+                accept(folder, stopped)
+                print(f"{stopped.code}: {stopped.message}")
+                return 1
         outcome = train(spec, context)
     except BadDataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if rank == 0:
+        accept(folder, outcome)
         metrics = ", ".join(
             f"{key} {value:.4g}"
             for key, value in outcome.detail["metrics"].items()
@@ -136,13 +151,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if outcome.code in (ReasonCode.COMPLETED, ReasonCode.EARLY_STOPPED) else 1
 
 
-def _check_data(spec: JobSpec, folder: JobFolder, reporter: Reporter) -> None:
+def _check_data(spec: JobSpec, folder: JobFolder, reporter: Reporter) -> Outcome | None:
+    """An Outcome when what was found stops the job."""
     began = time.monotonic()
     found = check(spec).document()
     if found["problem"] is not None:
         raise BadDataError(*found["problem"])
     folder.write_document(REPORT, found)
     tell(reporter.event, found, time.monotonic() - began)
+    acting = Acting(spec.health.on_critical, accepted(folder))
+    acting.hear(found["findings"])
+    return acting.outcome("before the first step") if acting.found else None
+
+
+def _try(spec: JobSpec, folder: JobFolder, context: RunContext) -> Outcome | None:
+    """Some steps before the training; under torchrun there are none, because the group is taken already. An Outcome when what they show stops the
+    job."""
+    began = time.monotonic()
+    quiet = replace(context, reporter=SilentReporter(), link=Alone(0, 1))
+    found = preflight.report_of(probe(spec, quiet), time.monotonic() - began)
+    folder.write_document(preflight.REPORT, found)
+    preflight.tell(context.reporter.event, found)
+    acting = Acting(spec.health.on_critical, accepted(folder))
+    acting.hear(found["findings"])
+    return acting.outcome("before its training began") if acting.found else None
 
 
 def _folder_name(spec: JobSpec) -> str:

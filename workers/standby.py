@@ -73,7 +73,8 @@ def take(assignment: Assignment, node_id: str) -> tuple[str, Any] | None:
 
 def taken() -> dict[str, str]:
     """Standbys that work for somebody: name -> attempt."""
-    return {name: standing.attempt for name, standing in _standings().items() if standing and standing.attempt}
+    found = {name: standing.attempt for name, standing in _standings().items() if standing and standing.attempt}
+    return {name: attempt.partition("/")[0] for name, attempt in found.items()}  # a trial's begins with its attempt's
 
 
 def _standings() -> dict[str, Standing | None]:

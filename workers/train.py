@@ -214,8 +214,12 @@ class Run(RunDuties):
         if self.recorder.bad_steps >= NONFINITE_LIMIT:
             return Signal.NONFINITE
         stop = self.link.stop_requested()
+        if stop not in (None, StopMode.PAUSE):
+            return Signal.CANCEL
+        if self.acting.found:
+            return Signal.CRITICAL
         if stop is not None:
-            return Signal.PAUSE if stop is StopMode.PAUSE else Signal.CANCEL
+            return Signal.PAUSE
         return Signal.REGROUP if self.link.regroup_requested() else Signal.NONE
 
     def after_step(self, signal: Signal) -> Outcome | None:
@@ -233,6 +237,10 @@ class Run(RunDuties):
     def failed(self, signal: Signal) -> Outcome | None:
         if signal is not Signal.NONFINITE:
             return None
+        self.recorder.flush()
+        self.hear(self.recorder.judge())
+        if self.acting.pauses:
+            return self.acting.outcome(f"after step {self.step} of {self.plan.steps}")
         return Outcome(
             ReasonCode.NONFINITE,
             f"the loss has been NaN or infinite for {NONFINITE_LIMIT} steps in a row (now step {self.step})",
@@ -240,6 +248,11 @@ class Run(RunDuties):
 
     def stopped(self, signal: Signal) -> Outcome | None:
         """Asked after the step's evaluation, so that a run that goes on later has made every evaluation just once."""
+        if signal is Signal.CRITICAL:
+            found = [finding["code"] for finding in self.acting.found]
+            said = f"Stopping after step {self.step}, as health.on_critical says: {', '.join(found)}."
+            self.tell("training.stopping", said, {"step": self.step, "critical": found}, level="warning")
+            return self.acting.outcome(f"after step {self.step} of {self.plan.steps}")
         if signal not in (Signal.PAUSE, Signal.CANCEL):
             return None
         self.tell("training.stopping", f"Stopping after step {self.step}, as asked.", {"step": self.step})
@@ -285,6 +298,7 @@ class Run(RunDuties):
         self.link.at(Work.FINISH, self.step)
         seconds = time.monotonic() - self.started_at
         judgement = self.recorder.judge(final=True)
+        self.rejudge(judgement)
         model = parallel.plain(self.model)
         if finished:
             weights = full_state_dict(model, keep=self.rank == 0)
@@ -293,6 +307,7 @@ class Run(RunDuties):
 
                 export_model(self.context.model_folder, weights, self.task, self.spec)
         detail = {
+            **outcome.detail,
             "steps": self.step,
             "epochs": self.step / self.plan.steps_per_epoch,
             "seconds": seconds,

@@ -34,6 +34,7 @@ class Assignment:
     train: str = "workers.train:train"
     devices: Sequence[str] | None = None  # ids of the accelerators that it may see; None: it was told nothing
     bundle: str | None = None  # file with the job's code
+    healthy_from: int = 0  # attempt from which on checkpoints count that are not healthy
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ class TrainWorker:
             self._ended.set()
 
     def _trained(self) -> Outcome:
+        from workers.acting import accepted
+        from workers.membership import GENERATIONS
         from workers.process_group import choose_device
         from workers.spec import code_of
         from workers.train import RunContext
@@ -211,6 +214,8 @@ class TrainWorker:
             model_folder=self._folder.model_path,
             code=provide(code, assignment.bundle, self._folder.code_path) if code is not None else None,
             artifacts_folder=self._folder.artifacts_path,
+            accepted=accepted(self._folder),
+            healthy_before=assignment.healthy_from * GENERATIONS,
         )
         outcome: Outcome = _function(assignment.train)(self._spec, context)
         return outcome

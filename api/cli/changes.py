@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,6 +11,11 @@ import typer
 from api.cli.console import USAGE, HomeOption, JobArgument, JsonOption, err, fail, out, print_json, say, service
 from api.cli.follow import show_to_the_end
 from api.client import Document
+
+
+class ResumeFrom(StrEnum):
+    LATEST = "latest"
+    HEALTHY = "healthy"
 
 
 def pause(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
@@ -20,13 +26,20 @@ def pause(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = N
 
 def resume(
     job_id: JobArgument,
+    start: Annotated[
+        ResumeFrom | None,
+        typer.Option(
+            "--from",
+            help="Which checkpoint; default: the last healthy one after a pause for a critical finding, else the latest",
+        ),
+    ] = None,
     follow_: Annotated[bool, typer.Option("--follow", "-f", help="Show the job until it has ended")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Let a paused job go on from its newest checkpoint. Exit codes with --follow as those of `submit`."""
+    """Let a paused job go on from its newest checkpoint, or its last healthy one. Exit codes with --follow as those of `submit`."""
     with service(home) as client:
-        job = client.resume_job(job_id)
+        job = client.resume_job(job_id, start.value if start else None)
         if not follow_:
             _print(job, as_json)
             return

@@ -165,7 +165,7 @@ def summary(client: Client, job: Document) -> None:
         rows.append(("", f"`chainrule health {job['id']}` has the evidence"))
     checkpoints = client.checkpoints(job["id"])["data"]
     if checkpoints:
-        kept = ", ".join(str(checkpoint["step"]) for checkpoint in checkpoints)
+        kept = ", ".join(f"{each['step']} ({each['verdict']})" for each in checkpoints)
         rows.append(("checkpoints", f"of step {kept}"))
     if client.model_files(job["id"])["data"]:
         rows.append(("model", f"{client.url}/v1/jobs/{job['id']}/model"))

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from api.cli import artifacts, attempts, changes, cluster, diagnose, doctor, findings, init, jobs, local, plan
+from api.cli import (
+    artifacts,
+    attempts,
+    changes,
+    checkpoints,
+    cluster,
+    diagnose,
+    doctor,
+    findings,
+    init,
+    jobs,
+    local,
+    plan,
+)
 
 app = typer.Typer(
     name="chainrule",
@@ -26,6 +39,7 @@ for command in (
     jobs.metrics,
     artifacts.artifacts,
     findings.health,
+    checkpoints.checkpoints,
     diagnose.diagnose,
     attempts.attempts,
     attempts.workers,

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from api import examples, schemas
 from api.auth import Member, Viewer
 from api.bodies import digest, media_type, parse_document
-from api.changes import JobChange, parse
-from api.dependencies import Document, JobId, Provided, Services
+from api.changes import JobChange, Resume, parse
+from api.dependencies import Document, DocumentOrNothing, JobId, Provided, Services
 from api.documented import of_job, protected, success
 from api.errors import of_a_parameter
 from api.pagination import CreateQuery, JobsQuery, page
 from api.responses import json_response
 from service import admission, files, jobs, plans
+from service.errors import Conflict
 from service.values import Caller, Job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -165,9 +166,21 @@ def pause_job(caller: Member, services: Provided, job_id: JobId) -> Response:
 @router.post(
     "/{job_id}/resume",
     summary="Resume a job",
-    responses={**success(schemas.Job, examples.QUEUED_AGAIN_JOB), **of_job(409)},
+    openapi_extra=examples.RESUME_BODY,
+    responses={**success(schemas.Job, examples.QUEUED_AGAIN_JOB), **of_job(400, 409, 413, 415, 422)},
 )
-def resume_job(caller: Member, services: Provided, job_id: JobId) -> Response:
+def resume_job(caller: Member, services: Provided, job_id: JobId, document: DocumentOrNothing) -> Response:
     """Queues a paused job again; it goes on from its newest checkpoint as if it had never stopped, on another number of workers
-    if it was changed meanwhile. A job that is not paused stays as it is. 409 when it has ended."""
-    return json_response(schemas.Job.of(jobs.resume_job(services.store, caller, job_id)))
+    if it was changed meanwhile. With ``from: healthy``, and without being told so after a pause for a critical finding, it goes on from the last
+    checkpoint that is healthy. A job that is not paused stays as it is. 409 when it has ended, or has no healthy checkpoint."""
+    start = parse(Resume, document).start
+    if start == "healthy":
+        _must_have_a_healthy_checkpoint(services, jobs.get_job(services.store, caller, job_id))
+    return json_response(schemas.Job.of(jobs.resume_job(services.store, caller, job_id, start)))
+
+
+def _must_have_a_healthy_checkpoint(services: Services, job: Job) -> None:
+    found = services.folder(job.id).checkpoints()
+    if not any(checkpoint.verdict == "healthy" for checkpoint in found):
+        known = "; ".join(f"step {each.step} is {each.verdict}" for each in found) or "it has none at all"
+        raise Conflict(f"{job.id} has no healthy checkpoint ({known}); resume it from latest", param="from")

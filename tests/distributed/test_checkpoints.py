@@ -235,7 +235,7 @@ def test_without_a_manifest_it_is_no_checkpoint_and_no_damage(copied: Path) -> N
 def test_the_newest_healthy_one_is_found_when_asked_for(tmp_path: Path) -> None:
     for step, verdict in ((10, "healthy"), (20, "healthy"), (30, "vanishing_gradient"), (40, "unknown")):
         write(tmp_path, step, verdict=verdict)
-    checkpoint, _ = checkpoints.newest(tmp_path, healthy_only=True)
+    checkpoint, _ = checkpoints.newest(tmp_path, healthy_before=10**6)
     assert checkpoint is not None
     assert (checkpoint.step, checkpoint.verdict) == (20, "healthy")
     assert found_step(tmp_path) == 40

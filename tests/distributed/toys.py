@@ -57,6 +57,9 @@ class Toy:
     dropout: float = 0.0
     bad_sample: int | None = None
     broken_loss_from: int | None = None  # call of the loss from which on it is NaN
+    loud_from: int | None = (
+        None  # call of the loss from which on it is a million times as large: gradients explode, to finite numbers
+    )
     counts_weights: bool = False  # the loss's terms are not the samples
     untaught: bool = False  # the evaluation's labels are random: its loss soon rises
 
@@ -86,6 +89,8 @@ class ToyTask:
         losses = F.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
         if self.toy.broken_loss_from is not None and self.loss_calls >= self.toy.broken_loss_from:
             losses = losses * float("nan")
+        if self.toy.loud_from is not None and self.loss_calls >= self.toy.loud_from:
+            losses = losses * 1e6
         if self.toy.counts_weights:  # as a language model counts tokens: samples have different numbers of terms
             terms = 1.0 + batch["y"].float()
             return (losses * terms).sum(), terms.sum()
@@ -188,6 +193,7 @@ def train_toy(
     stopper: int = 0,
     memory: Memory | None = None,
     meeting: MeetingPoint = None,
+    **context_of: Any,
 ) -> Result:
     """Trains in this process. ``stop_after``: rank ``stopper`` asks to stop in the step of that number (from 1)."""
     memory, asked = memory or Memory(), 0
@@ -203,6 +209,7 @@ def train_toy(
         link=Alone(rank, world_size, stop_requested, meeting),
         checkpoints=str(folder / "checkpoints"),
         model_folder=folder / "model",
+        **context_of,
     )
     task = ToyTask(toy)
     return Result(run(task, spec, context), memory, task.train.read)

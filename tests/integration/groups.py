@@ -57,6 +57,7 @@ class Group:
         job_id: str | None = None,
         number: int = 1,
         bundle: Path | None = None,
+        healthy_from: int = 0,
     ) -> None:
         self.job_id = job_id or f"job-{uuid.uuid4().hex[:12]}"
         self.name = f"{self.job_id}.{number}"
@@ -74,6 +75,7 @@ class Group:
             train,
             None,
             str(bundle) if bundle is not None else None,
+            healthy_from,
         )
         self.start()
 

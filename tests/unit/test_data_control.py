@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.helpers import wait_for
+from workers.acting import Acting, accept, accepted
 from workers.data_checks.control import DataControl
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
@@ -24,14 +25,14 @@ from workers.spec import JobSpec, parse_spec
 pytestmark = pytest.mark.unit
 
 
-def job(path: Path) -> JobSpec:
+def job(path: Path, **health: Any) -> JobSpec:
     data = {"source": "npz", "path": str(path)}
-    return parse_spec({"name": "x", "task": {"kind": "image_classification", "data": data}})
+    return parse_spec({"name": "x", "task": {"kind": "image_classification", "data": data}, "health": health})
 
 
-def write(path: Path, *, last_label: int = 1) -> Path:
+def write(path: Path, *, last_label: int = 1, classes: int = 2) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (100, 6, 6), dtype=np.uint8)
-    labels = np.arange(100) % 2
+    labels = np.arange(100) % classes
     labels[-1] = last_label
     np.savez(path, x_train=pixels, y_train=labels, x_test=pixels[:40], y_test=labels[:40])
     return path
@@ -45,7 +46,7 @@ def waiting_pipe(path: Path) -> Path:
 def started(spec: JobSpec, folder: Path, **more: Any) -> tuple[DataControl, Ledger]:
     place = JobFolder(folder, "job-1")
     ledger = Ledger(place, 1)
-    return DataControl(spec, place, ledger, look=True, **more), ledger
+    return DataControl(spec, place, ledger, Acting(spec.health.on_critical, accepted(place)), look=True, **more), ledger
 
 
 def ended(control: DataControl) -> Outcome | None:
@@ -74,6 +75,31 @@ def test_findings_are_told_and_kept_for_later_attempts(tmp_path: Path) -> None:
     assert not again.pending, "no second look"
     assert later.health == ledger.health
     assert not later.events[2:]
+
+
+def one_class(path: Path) -> Path:
+    """Critical: there is nothing to learn."""
+    return write(path, last_label=0, classes=1)
+
+
+def test_what_is_critical_ends_a_job_that_says_so_before_it_takes_workers(tmp_path: Path) -> None:
+    path = one_class(tmp_path / "x.npz")
+    assert ended(started(job(path), tmp_path / "goes on")[0]) is None
+    outcome = ended(started(job(path, on_critical="stop"), tmp_path / "stops")[0])
+    assert outcome is not None
+    assert outcome.code is ReasonCode.CRITICAL_FINDING
+    assert outcome.message.startswith("stopped before the first step because of class_missing: ")
+
+
+def test_a_paused_job_is_not_paused_again_for_the_same_data(tmp_path: Path) -> None:
+    spec = job(one_class(tmp_path / "x.npz"), on_critical="pause")
+    outcome = ended(started(spec, tmp_path)[0])
+    assert outcome is not None
+    assert outcome.code is ReasonCode.CRITICAL_PAUSE
+    again = started(spec, tmp_path)[0].outcome()  # of a controller that was restarted before it could end the job
+    assert again == outcome
+    accept(JobFolder(tmp_path, "job-1"), outcome)
+    assert started(spec, tmp_path)[0].outcome() is None
 
 
 def test_unusable_data_is_an_end(tmp_path: Path) -> None:

@@ -256,9 +256,10 @@ def test_a_paused_attempt_leaves_a_paused_job_or_one_in_the_queue() -> None:
     assert (back.status, back.retry_at, back.failures) == (Status.QUEUED, NOW, None)
 
 
+@pytest.mark.parametrize("code", [ReasonCode.STORAGE_FULL, ReasonCode.CRITICAL_PAUSE])
 @pytest.mark.parametrize("job", [JOB, pausing(), pausing(Desired.RUN)])
-def test_full_storage_pauses_the_job_until_somebody_resumes_it(job: JobState) -> None:
-    decision = about(job, saw("finished", ReasonCode.STORAGE_FULL))
+def test_what_needs_somebody_pauses_the_job_until_it_is_resumed(job: JobState, code: ReasonCode) -> None:
+    decision = about(job, saw("finished", code))
     assert (decision.status, decision.retry_at, decision.finish) == (Status.PAUSED, None, None)
 
 

@@ -62,8 +62,6 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
     [
         {"training": {"precision": "fp16"}},
         {"health": {"mode": "repair"}},
-        {"health": {"preflight": True}},
-        {"health": {"on_critical": "stop"}},
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from workers.acting import Acting
 from workers.data_checks.run import to_be_checked
 from workers.data_checks.telling import REPORT, tell, unchecked
 from workers.jobfolder import JobFolder
@@ -26,11 +27,19 @@ class DataControl:
     """The result is kept in the job's folder, so that no later attempt looks again."""
 
     def __init__(
-        self, spec: JobSpec, folder: JobFolder, ledger: Ledger, *, look: bool, seconds: float = GIVE_UP_SECONDS
+        self,
+        spec: JobSpec,
+        folder: JobFolder,
+        ledger: Ledger,
+        acting: Acting,
+        *,
+        look: bool,
+        seconds: float = GIVE_UP_SECONDS,
     ) -> None:
-        """``look``: workers may still be taken; else only what is known already counts. ``seconds``: after which the job goes on without."""
+        """``acting``: what is to become of a job with critical findings. ``look``: workers may still be taken; else only what is known already
+        counts. ``seconds``: after which the job goes on without."""
         self._spec, self._folder, self._ledger = spec, folder, ledger
-        self._seconds = seconds
+        self._acting, self._look, self._seconds = acting, look, seconds
         self._report: Mapping[str, Any] | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self.pending = False
@@ -44,7 +53,7 @@ class DataControl:
         """Takes the report when it is there. An Outcome when training is impossible."""
         report = self._report
         if not self.pending or report is None:
-            return None
+            return self._critical()
         self.pending = False
         if report["problem"] is not None:
             field, message = report["problem"]
@@ -58,7 +67,15 @@ class DataControl:
         self._folder.write_document(REPORT, report)
         tell(self._ledger.tell, report, time.monotonic() - self._started_at)
         self._ledger.know_data(report["findings"])
-        return None
+        return self._critical()
+
+    def _critical(self) -> Outcome | None:
+        """While no worker was taken. A controller may have died between keeping the report and ending the job."""
+        if not self._look or self.pending:
+            return None
+        self._look = False
+        self._acting.hear(self._ledger.data_findings)
+        return self._acting.outcome("before the first step") if self._acting.found else None
 
     def end(self) -> None:
         if self._child is not None and self._child.poll() is None:

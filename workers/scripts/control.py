@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from workers import group_decisions as decisions
+from workers.acting import Acting
 from workers.crew import Crew
 from workers.group_decisions import View
 from workers.kinds.scripts import ScriptTask
@@ -22,10 +23,12 @@ FAULTS_OF_A_SIGNAL = frozenset({ReasonCode.USER_ERROR, ReasonCode.SCRIPT_KILLED}
 
 
 class ScriptControl:
-    def __init__(self, attempt: Attempt, spec: JobSpec, shipper: Shipper | None, ledger: Ledger, crew: Crew) -> None:
+    def __init__(
+        self, attempt: Attempt, spec: JobSpec, shipper: Shipper | None, ledger: Ledger, crew: Crew, acting: Acting
+    ) -> None:
         assert isinstance(spec.task, ScriptTask)
         self._attempt, self._task = attempt, spec.task
-        self._shipper, self._ledger, self._crew = shipper, ledger, crew
+        self._shipper, self._ledger, self._crew, self._acting = shipper, ledger, crew, acting
         self._started_at = time.monotonic()
 
     def environment(self) -> dict[str, str] | None:
@@ -40,6 +43,12 @@ class ScriptControl:
             said = "MLflow does not answer: the script is not told its run, and what it logs there lands elsewhere."
             self._ledger.tell("warning", "tracking.unknown", said)
         return found | run
+
+    def critical(self) -> Outcome | None:
+        """What the job is to end with because of what was found in it; its scripts are to be stopped then, all at once."""
+        self._acting.hear(self._ledger.health["findings"])
+        step = self._ledger.progress.step if self._ledger.progress else 0
+        return self._acting.outcome(f"after step {step}") if self._acting.found else None
 
     def silent(self, view: View, stop: StopMode | None) -> Outcome | None:
         """Scripts hang, or so it looks: the job ends, because what would be started again would hang again."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 Severity = Literal["note", "warning", "critical"]
 Verdict = Literal["unknown", "healthy", "warning", "critical"]
 
+Key = tuple[str, int | None]  # code and rank: the same trouble at another time
 ORDER: tuple[Severity, ...] = ("note", "warning", "critical")  # a note leaves the verdict as it is
 
 
@@ -40,7 +41,7 @@ class Finding:
     consequences: Sequence[str] = ()
 
     @property
-    def key(self) -> tuple[str, int | None]:
+    def key(self) -> Key:
         """The same trouble at another time; layers may take turns at being the worst."""
         return self.code, self.rank
 

@@ -168,7 +168,10 @@ def spike(course: Course) -> Symptom | None:
         start -= 1
     level_before = float(before[start])
     gain = course.untrained - float(best[start])
-    if now < level_before + 0.3 * gain or float(levels[start + span :].min()) < level_before + 0.1 * gain:
+    if (
+        now < level_before + 0.3 * gain
+        or float(levels[min(start + span, len(levels) - 1) :].min()) < level_before + 0.1 * gain
+    ):
         return None  # it came back, if only for a while
     begins = int(course.level_steps[start])
     rows = np.flatnonzero((course.steps >= begins) & (course.losses > level_before + 0.3 * gain))

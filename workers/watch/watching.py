@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from workers.watch.diagnosis import diagnose
-from workers.watch.findings import ORDER, Finding, Judgement
+from workers.watch.findings import ORDER, Finding, Judgement, Key
 from workers.watch.record import Record
-
-Key = tuple[str, int | None]
 
 SURE_AFTER = 2  # looks in a row, for warnings; what is critical is told at once
 CLEARED_AFTER = 3  # looks in a row without it
