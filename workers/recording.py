@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from workers.watch.probe_rows import Names, ProbeLog, pack, summary
 from workers.watch.rank_rows import Heard, RankLog
 from workers.watch.record import Checksums, Facts, Probes, Ranks, Record
 from workers.watch.spending import Spending
-from workers.watch.watching import Watch
+from workers.watch.watching import Changes, Watch
 
 ROWS = 64  # the ring's size
 FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
@@ -103,6 +104,7 @@ class Recorder:
         self._pending_probes: dict[int, tuple[Tensor, float | None]] = {}
         self._ranks = RankLog()
         self._watch = Watch()
+        self._judge_failed = False
         self._told: list[Any] | None = None  # the newest verdict and its findings
         self._looked_at, self._looked_step, self._look_seconds = time.monotonic(), 0, 0.0
         self._seconds_per_step: float | None = None
@@ -314,7 +316,10 @@ class Recorder:
 
     def judgement(self) -> Judgement:
         """As if nobody had ever looked."""
-        return diagnose(self.record_of_run())
+        try:
+            return diagnose(self.record_of_run())
+        except Exception as error:
+            return self._cannot_judge(error)
 
     def judge_when_due(self) -> Judgement | None:
         """Often enough that a short run is seen while it lasts, seldom enough that nobody waits for it."""
@@ -327,7 +332,10 @@ class Recorder:
     def judge(self, *, final: bool = False) -> Judgement:
         """Reports findings that are new or have passed, and the verdict when it changes; at the end of the run all that is seen then."""
         began = time.monotonic()
-        changes = self._watch.look(self.record_of_run(), final=final)
+        try:
+            changes = self._watch.look(self.record_of_run(), final=final)
+        except Exception as error:
+            changes = Changes(self._memory.steps, (), (), self._cannot_judge(error))
         judgement = changes.judgement
         for finding in changes.raised:
             self._tell_finding("finding.raised", finding, changes.step)
@@ -342,6 +350,15 @@ class Recorder:
         self._looked_at, self._looked_step = time.monotonic(), self._memory.steps
         self._look_seconds = self._looked_at - began
         return judgement
+
+    def _cannot_judge(self, error: Exception) -> Judgement:
+        """A rule that fails must not cost the run anything; it is told once, with where it failed."""
+        said = f"The run could not be judged: {type(error).__name__}: {error}"[:500]
+        if self._teller and not self._judge_failed:
+            where = "".join(traceback.format_exception(error))[-4000:]
+            self._reporter.event("warning", "health.failed", said, {"step": self._memory.steps, "traceback": where})
+        self._judge_failed = True
+        return Judgement("unknown", said)
 
     def _tell_finding(self, what: str, finding: Finding, step: int) -> None:
         if not self._teller:

@@ -216,7 +216,7 @@ class Run(RunDuties):
         stop = self.link.stop_requested()
         if stop not in (None, StopMode.PAUSE):
             return Signal.CANCEL
-        if self.acting.found:
+        if self.acting.found and self.rank == 0:  # whose outcome is read; each rank looks at times of its own
             return Signal.CRITICAL
         if stop is not None:
             return Signal.PAUSE

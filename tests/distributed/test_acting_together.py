@@ -126,8 +126,7 @@ def going_on(
     healthy_before: int,
     **context: Any,
 ) -> Result:
-    more = {"accepted": known, "healthy_before": healthy_before}
-    return train_toy(rank, world_size, toy, job_spec, folder, **more, **context)
+    return train_toy(rank, world_size, toy, job_spec, folder, accepted=known, healthy_before=healthy_before, **context)
 
 
 going_on.forms_its_own_group = True  # type: ignore[attr-defined]

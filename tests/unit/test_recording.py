@@ -238,6 +238,23 @@ def test_a_look_is_taken_often_enough_and_never_too_often(monkeypatch: pytest.Mo
     assert looks(51)
 
 
+def test_a_rule_that_fails_costs_the_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(record: Any) -> Any:
+        raise ZeroDivisionError("no rows")
+
+    worker = Worker(teller=True)
+    worker.record(1, 30, loss=math.nan)
+    with monkeypatch.context() as patched:
+        patched.setattr("workers.watch.watching.diagnose", broken)
+        patched.setattr("workers.recording.diagnose", broken)
+        assert worker.recorder.judge().verdict == "unknown"
+        assert worker.recorder.judge(final=True).verdict == "unknown"
+        assert worker.recorder.judgement().sentence == "The run could not be judged: ZeroDivisionError: no rows"
+    (told,) = worker.memory.found("health.failed")
+    assert "in broken" in told["traceback"]
+    assert worker.recorder.judge().verdict == "critical", "the next look may go well"
+
+
 def test_the_record_of_a_run_has_what_was_measured() -> None:
     worker = Worker(teller=True)
     worker.record(1, 10)
