@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.pitfalls.case import Case
+from benchmarks.pitfalls.scoring import Judged
 
 
 def main() -> int:
@@ -18,27 +20,30 @@ def main() -> int:
     verifying.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     judging = commands.add_parser("judge", help="what the rules find, and how soon")
     judging.add_argument("--seeds", type=int, nargs="+", default=[0, 100], help="100 and more are held back")
+    judging.add_argument("--cache", type=Path, help="folder for records of runs, of your own only: they are pickles")
+    judging.add_argument("--healed", action="store_true", help="sick cases without their fault too, as healthy runs")
+    judging.add_argument("--wrong", action="store_true", help="print only what was missed or misjudged")
+    judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
     printing = commands.add_parser("table", help="the cases, in Markdown")
     for command in (verifying, judging, printing):
-        command.add_argument("--only", default="", help="cases whose names begin with this, as vision or deep/sigmoid")
+        command.add_argument("--only", nargs="+", default=[""], help="cases whose names begin so, as vision or deep/sigmoid")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = chosen(arguments.only)
     if arguments.command == "verify":
         return _verify(cases, arguments.seeds)
     if arguments.command == "judge":
-        return _judge(cases, arguments.seeds)
+        return _judge(cases, arguments)
     from benchmarks.pitfalls.table import table
 
     print(table(cases))
     return 0
 
 
-def chosen(only: str) -> list[Case]:
-    """Of those whose data is there."""
+def chosen(only: list[str]) -> list[Case]:
     from benchmarks.pitfalls.cases import ALL
 
-    cases = [case for case in ALL if case.name.startswith(only)]
+    cases = [case for case in ALL if case.name.startswith(tuple(only))]
     if not cases:
         raise SystemExit(f"--only {only!r}: no case begins so; families are {sorted({case.family for case in ALL})}")
     return cases
@@ -58,27 +63,33 @@ def _verify(cases: list[Case], seeds: list[int]) -> int:
     return 1 if wrong else 0
 
 
-def _judge(cases: list[Case], seeds: list[int]) -> int:
+def _judge(cases: list[Case], arguments: argparse.Namespace) -> int:
     from benchmarks.pitfalls.judging import judged
-    from benchmarks.pitfalls.scoring import by_code, score
+    from benchmarks.pitfalls.kept import recorded
+    from benchmarks.pitfalls.results import parts, store
 
     runs = []
     for case in cases:
-        for seed in seeds:
-            runs.append(judged(case, seed))
-            last = runs[-1]
-            mark = "right" if last.right else "quiet" if last.code is None else "other"
-            print(
-                f"{mark} {last.name} {seed}: {last.expected} -> {last.code} at {last.found_at}/{last.steps}", flush=True
-            )
-    for title, part in (
-        ("tuned", [run for run in runs if not run.held_back]),
-        ("held back", [run for run in runs if run.held_back]),
-    ):
-        print(f"--- {title}: {_figures(score(part))}")
-        for code, figures in by_code(part).items():
-            print(f"{code:<22} {_figures(figures)}")
+        for seed in arguments.seeds:
+            for healed in (False, True) if arguments.healed and case.sick else (False,):
+                runs.append(judged(case, seed, recorded(case, seed, arguments.cache, healed=healed), healed=healed))
+                _tell(runs[-1], arguments.wrong)
+    for title, figures in parts(runs).items():
+        print(f"--- {title}: {_figures(figures['all'])}")
+        for code, of_code in figures["by_code"].items():
+            print(f"{code:<22} {_figures(of_code)}")
+    if arguments.store:
+        store(runs)
     return 0
+
+
+def _tell(run: Judged, only_wrong: bool) -> None:
+    quiet = run.code is None
+    well = quiet if run.expected is None else run.right
+    mark = "well" if well else "MISSED" if quiet else "ALARM" if run.expected is None else "OTHER"
+    if not (well and only_wrong):
+        told = f"{run.code} at {run.found_at}/{run.steps}, from {run.first_bad_step} on" if not quiet else "nothing"
+        print(f"{mark:<6} {run.name} {run.seed}: {run.expected or 'healthy'} -> {told}", flush=True)
 
 
 def _figures(figures: dict[str, Any]) -> str:

@@ -1,34 +1,51 @@
-"""Judges recorded runs as they would have been judged while they went on."""
+"""Judges recorded runs as they would have been judged while they went on: what people are told, and after which step."""
 
 from __future__ import annotations
 
+import time
+
 from benchmarks.pitfalls.case import Case
-from benchmarks.pitfalls.loop import run
 from benchmarks.pitfalls.scoring import Judged
-from workers.watch.diagnosis import diagnose
 from workers.watch.record import Record
+from workers.watch.watching import Watch
 
 LOOKS = 50  # in a run
 FIRST_HELD_BACK_SEED = 100
+HELD_BACK = ("held_back", "unseen_")  # how families begin that rules must not be tuned on
 
 
-def first_code(record: Record) -> str | None:
-    """Of the first finding of warning or above, as the rules put them in order."""
-    serious = [finding for finding in diagnose(record).findings if finding.severity != "note"]
-    return serious[0].code if serious else None
+def judged(case: Case, seed: int, record: Record, *, healed: bool = False) -> Judged:
+    """Looks after the first step and every 2 % of them; the first finding of warning or above that is told counts.
 
-
-def judged(case: Case, seed: int) -> Judged:
-    """Runs the case and looks at it after every 2 % of its steps; the first alarm counts."""
-    job = case.build(seed)
-    record = run(job, seed, watch=True).record
-    assert record is not None
-    code = found_at = None
-    every = max(1, job.steps // LOOKS)
-    for step in [1, *range(every, job.steps + 1, every)]:
-        code = first_code(record.until(step))
-        if code is not None:
-            found_at = step
+    ``healed``: the run is of the variant without the fault, and counts as a healthy one.
+    """
+    steps = record.total_steps
+    watch, told = Watch(), None
+    began, looks = time.process_time(), 0
+    for step in looked_at(steps):
+        changes = watch.look(record.until(step))
+        looks += 1
+        alarms = [finding for finding in changes.judgement.findings if finding.severity != "note"]
+        raised = {finding.key for finding in changes.raised}
+        news = [finding for finding in alarms if finding.key in raised]
+        if news:
+            told = (news[0], step)
             break
-    held_back = case.held_back or seed >= FIRST_HELD_BACK_SEED
-    return Judged(case.name, seed, held_back, case.expected, case.accepted, code, found_at, job.steps)
+    return Judged(
+        name=case.name + (" (healed)" if healed else ""),
+        seed=seed,
+        held_back=case.family.startswith(HELD_BACK) or case.held_back or seed >= FIRST_HELD_BACK_SEED,
+        expected=None if healed else case.expected,
+        accepted=() if healed else case.accepted,
+        code=told[0].code if told else None,
+        found_at=told[1] if told else None,
+        steps=steps,
+        layer=told[0].layer if told else None,
+        first_bad_step=told[0].first_bad_step if told else None,
+        judging_seconds=(time.process_time() - began) / looks,
+    )
+
+
+def looked_at(steps: int) -> list[int]:
+    every = max(1, steps // LOOKS)
+    return sorted({1, *range(every, steps + 1, every), steps})

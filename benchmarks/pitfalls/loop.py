@@ -111,8 +111,11 @@ def _passes(
         own = 0.0
         micro = zip(own_inputs.chunk(job.accumulate), own_targets.chunk(job.accumulate), strict=True)
         for x, y in micro:
-            with _precision(job):
+            seen = recorder.pass_begins(x, y) if recorder and rank == 0 else contextlib.nullcontext()
+            with _precision(job), seen:
                 loss = objective(job, model, x, y)
+            if recorder and rank == 0:
+                recorder.loss_was(loss, x)
             share = loss / job.accumulate
             if share.requires_grad:
                 (scaler.scale(share) if scaler is not None else share).backward()

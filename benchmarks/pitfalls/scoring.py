@@ -17,8 +17,11 @@ class Judged:
     expected: str | None  # None: healthy
     accepted: tuple[str, ...]
     code: str | None
-    found_at: int | None  # step after which it was there
+    found_at: int | None  # step after which it was told
     steps: int
+    layer: str | None = None
+    first_bad_step: int | None = None
+    judging_seconds: float = 0.0  # of a look
 
     @property
     def right(self) -> bool:
@@ -31,7 +34,8 @@ class Judged:
 
 
 def score(runs: Sequence[Judged]) -> dict[str, Any]:
-    """Shares are None where there is nothing to divide by. First codes count over the sick runs that were found."""
+    """Shares are None where there is nothing to divide by. First codes count over the sick runs that were found: right ones are those that a case
+    expects or accepts. Time of judging is that of the run whose looks took longest, in the mean over its looks."""
     sick = [run for run in runs if run.expected is not None]
     healthy = [run for run in runs if run.expected is None]
     found = [run for run in sick if run.code is not None]
@@ -44,10 +48,17 @@ def score(runs: Sequence[Judged]) -> dict[str, Any]:
         "precision": _share(len(found), len(found) + len(alarms)),
         "false_alarms": _share(len(alarms), len(healthy)),
         "right_first_code": _share(sum(run.right for run in found), len(found)),
+        "expected_first_code": _share(sum(run.code == run.expected for run in found), len(found)),
         "found_in_first_tenth": _share(sum(delay <= 0.1 for delay in delays), len(sick)),
         "found_in_first_half": _share(sum(delay <= 0.5 for delay in delays), len(sick)),
         "median_delay_share": delays[len(delays) // 2] if delays else None,
+        "median_delay_steps": _median([run.found_at for run in found if run.found_at is not None]),
+        "judging_milliseconds": 1e3 * max((run.judging_seconds for run in runs), default=0.0),
     }
+
+
+def _median(values: Sequence[int]) -> int | None:
+    return sorted(values)[len(values) // 2] if values else None
 
 
 def by_code(runs: Sequence[Judged]) -> dict[str, dict[str, Any]]:

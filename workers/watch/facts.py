@@ -59,6 +59,16 @@ class FirstPass:
             constant=constant_loss(found, counts, call.smoothing) if whole else None,
         )
 
+    def seen(self) -> Facts:
+        """What the pass itself shows; how long the run is and how it goes is unknown."""
+        floats = [value for value in self._batch.values() if value.is_floating_point()]
+        return Facts(
+            layers=self._layers,
+            inputs=tensor_facts(floats[0]) if floats else None,
+            normalized_input=begins_with_norm(self._model),
+            loss=self._loss,
+        )
+
     def facts(
         self,
         spec: JobSpec,
@@ -69,12 +79,8 @@ class FirstPass:
         first: int,
     ) -> Facts:
         """``first``: steps done before this pass."""
-        floats = [value for value in self._batch.values() if value.is_floating_point()]
-        return Facts(
-            layers=self._layers,
-            inputs=tensor_facts(floats[0]) if floats else None,
-            normalized_input=begins_with_norm(self._model),
-            loss=self._loss,
+        return dataclasses.replace(
+            self.seen(),
             total_steps=plan.steps,
             warmup_steps=min(spec.schedule.warmup_steps, plan.steps),
             steps_per_epoch=plan.steps_per_epoch,
