@@ -34,9 +34,11 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.twin_rows,
         flat.scale_of_weights,
         flat.ran_away_first,
+        flat.killed_by_rate,
         flat.dying,
         flat.saturated,
         flat.vanishing,
+        flat.cannot_arrive,
         flat.rate_too_low,
         flat.rate_too_high,
         unsteady.along_a_line,
@@ -45,7 +47,14 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
     ),
     "lost": (away.rate_changed, flat.rate_too_high, flat.dying, unsteady.rings_by_rate, unsteady.oscillating),
     "rings": (flat.unnormalised, unsteady.rings_by_batch, unsteady.rings_by_rate),
-    "slow": (flat.rate_died, flat.over_regularised, unsteady.rate_low_for_slow, unsteady.slow_convergence),
+    "slow": (
+        flat.rate_died,
+        flat.unnormalised,
+        flat.over_regularised,
+        flat.scale_of_weights,
+        unsteady.rate_low_for_slow,
+        unsteady.slow_convergence,
+    ),
     "walks_away": (unsteady.fitted_only, unsteady.overfitting),
 }
 
@@ -70,14 +79,19 @@ def certain_early(course: Course, symptom: Symptom) -> Iterator[Found]:
 
 
 def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
-    for rule in (flat.rate_zero, flat.nothing_flows, flat.ran_away_first):
+    for rule in (flat.rate_zero, flat.nothing_flows, flat.far_from_normal, flat.weights_vanish, flat.ran_away_first):
         if found := rule(course, symptom):
             yield found
     dead = layers.dead_units(course.record, every_probe=True)
     if dead is not None and dead.share >= 0.97 and len(course.record.probes.steps) >= 4:
+        if killed := flat.killed_by_rate(course, symptom):
+            yield killed
         yield Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
     lost = flat.vanishing(course, symptom, VANISHING_EARLY)
     if lost and (scale := flat.scale_of_weights(course, symptom)):
         yield scale
     if lost:
         yield lost
+    others = (flat.scale_of_weights, flat.dying, flat.saturated, flat.vanishing, flat.twin_rows)  # these make steps short
+    if all(rule(course, symptom) is None for rule in others) and (short := flat.cannot_arrive(course, symptom)):
+        yield short

@@ -46,8 +46,8 @@ def away_before(course: Course, symptom: Symptom) -> Found | None:
         return None
     floor = course.bound if course.bound is not None else 0.0
     high = losses - floor > 5 * max(course.untrained - floor, 1e-12)
-    early = float(np.median(totals[: max(1, min(MIN_STEPS, row // 2))]))
-    huge = ~(totals <= 1e3 * max(early, 1e-30))
+    early = float(np.nanmedian(totals[: max(1, min(MIN_STEPS, row // 2))]))
+    huge = totals > 1e3 * max(early, 1e-30)  # what is not a number itself did not lead to it
     largest, _, _ = layers.largest_update(course.record)
     if not high[-20:].any() and not huge[-20:].any() and not largest > 1.0:
         return None

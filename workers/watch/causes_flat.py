@@ -17,6 +17,7 @@ SATURATED = 0.5
 LEAST_UPDATE = 2e-5  # of the weights
 SHORT_STEPS = 3e-4
 LARGE_UPDATE = 0.05
+HARDLY = 0.01  # of the weights
 DECAY = 0.01  # learning rate times weight decay
 COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weight decay is not as in AdamW
 INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
@@ -162,6 +163,37 @@ def dying(course: Course, symptom: Symptom) -> Found | None:
     return Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
 
 
+def killed_by_rate(course: Course, symptom: Symptom) -> Found | None:
+    """Units that were alive at first and are dead since steps that were too long: the rate is the first cause."""
+    dead = layers.dead_units(course.record)
+    if dead is None or not dead.share > DEAD:
+        return None
+    probes = course.record.probes
+    if dead.step <= int(probes.steps[0]):
+        return None  # from the start
+    largest, layer, step = layers.largest_update(course.record, through=dead.step)
+    if not largest > LARGE_UPDATE:
+        return None
+    evidence = {"largest_update_ratio": largest, "dead_share": dead.share, "dead_layer": dead.layer}
+    return Found("lr_too_high", "critical", step, evidence, layer)
+
+
+def cannot_arrive(course: Course, symptom: Symptom) -> Found | None:
+    """So short are the steps that all those of the run, were they to point the same way, would hardly move the weights. Traps: a schedule that
+    still climbs; weights of half precision (``unmoved``)."""
+    updates = layers.recent_updates(course.record)
+    rates = course.record.series.learning_rates
+    if updates is None or not np.isfinite(updates).any() or course.record.facts.total_steps is None:
+        return None
+    if len(rates) and np.isfinite(rates).any() and rates[-1] < 0.5 * max(course.record.facts.schedule.values(), default=0):
+        return None
+    largest = float(np.nanmax(updates))  # where a gradient vanishes on its way the last layers move all the same
+    if not 0 < largest * course.total < HARDLY:
+        return None
+    evidence = {"update_ratio": largest, "moved_at_most": largest * course.total}
+    return Found("lr_too_low", "critical", int(course.steps[0]), evidence)
+
+
 def saturated(course: Course, symptom: Symptom) -> Found | None:
     found = layers.saturated(course.record, SATURATED)
     if found is None:
@@ -186,7 +218,9 @@ def twin_rows(course: Course, symptom: Symptom) -> Found | None:
 def scale_of_weights(course: Course, symptom: Symptom) -> Found | None:
     """Most hidden weights far from He's scale, and none of them followed by a normalisation."""
     hidden = layers.hidden(course.record)
-    if course.record.facts.begins_trained or layers.normalised(course.record) or len(hidden) < 2:
+    # A recurrent layer is applied as often as there are positions: it is deep by itself.
+    deep = len(hidden) >= 2 or any(fact.kind in ("RNN", "LSTM", "GRU") for fact in hidden)
+    if course.record.facts.begins_trained or layers.normalised(course.record) or not deep:
         return None
     ratios = np.array([(fact.std or 0.0) / math.sqrt(2 / fact.fan_in) for fact in hidden if fact.fan_in and fact.std])
     if not len(ratios):
@@ -227,6 +261,18 @@ def unnormalised(course: Course, symptom: Symptom) -> Found | None:
         {"largest_feature_scale": scale, "mean": inputs.mean, "std": inputs.std},
         first,
     )
+
+
+def far_from_normal(course: Course, symptom: Symptom) -> Found | None:
+    """Inputs so far from normalised that nobody has to wait for more evidence."""
+    found = unnormalised(course, symptom)
+    return found if found is not None and found.evidence["largest_feature_scale"] > 10 * INPUT_SCALE else None
+
+
+def weights_vanish(course: Course, symptom: Symptom) -> Found | None:
+    """Decay that was seen to have halved the weights already."""
+    found = over_regularised(course, symptom)
+    return found if found is not None and "weights_left" in found.evidence else None
 
 
 def labels(course: Course, symptom: Symptom) -> Found | None:

@@ -56,7 +56,7 @@ class FirstPass:
             found,
             class_counts=counts,
             bound=0.0 if whole and found.function in BOUNDED else None,
-            constant=constant_loss(found, counts, call.smoothing) if whole else None,
+            constant=_scaled(constant_loss(found, counts, call.smoothing), call.unit(loss_sum, count)) if whole else None,
         )
 
     def seen(self) -> Facts:
@@ -94,6 +94,10 @@ class FirstPass:
             precision=spec.training.precision,
             begins_trained=begins_trained or first > 0,
         )
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _rate(spec: JobSpec, plan: Plan, step: int) -> float:

@@ -80,13 +80,14 @@ def recent_updates(record: Record) -> Floats | None:
     return recent(record.probes.update_ratios)
 
 
-def largest_update(record: Record) -> tuple[float, str | None, int]:
-    """Over weights of two dimensions, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown.
+def largest_update(record: Record, through: int | None = None) -> tuple[float, str | None, int]:
+    """Over weights of two dimensions, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown. ``through``: only probes up to that step.
 
     Layers that began with zeros, and biases or gains, move by their own size in a step.
     """
-    table, probes = record.probes.update_ratios, record.probes
-    if not table.size:
+    probes = record.probes if through is None else record.probes.until(through)
+    table = probes.update_ratios
+    if not table.size or not len(table):
         return math.nan, None, 0
     matrices = {fact.name for fact in record.facts.layers if len(fact.shape) > 1 and (fact.std is None or fact.std > 0)}
     columns = [j for j, name in enumerate(probes.layers) if not record.facts.layers or name in matrices]

@@ -23,6 +23,7 @@ LOSSES = CLASS_LOSSES | SQUARED_LOSSES | {
 }  # fmt: skip
 # What a loss cannot fall below, for targets as it asks for them; likelihoods of densities have no bound.
 BOUNDED = LOSSES - {"kl_div", "gaussian_nll_loss", "poisson_nll_loss"}
+LABELS_A_CLASS = 5  # of those that were seen: fewer say little about how frequent each is
 # Do not change what a tensor says, only how it lies or what it is called.
 CARRIED = frozenset(
     {"float", "double", "half", "bfloat16", "to", "type", "contiguous", "clone", "detach", "view", "reshape", "flatten", "unflatten", "squeeze",
@@ -40,6 +41,7 @@ class LossCall(TorchFunctionMode):
         self.value: Tensor | None = None  # what the loss gave
         self.labels: Tensor | None = None  # class numbers that counted, (N,)
         self.smoothing = 0.0
+        self.per_target = math.nan  # the mean of what was given, over targets, whatever it was reduced to
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -75,6 +77,7 @@ class LossCall(TorchFunctionMode):
             self.labels = labels[(labels >= 0) & (labels < classes) & (labels != kwargs.get("ignore_index", -100))]
         weight = kwargs.get("weight", args[2] if len(args) > 2 and name != "mse_loss" else None)
         self.value = result.detach()
+        self.per_target = float(self.value.double().sum()) / _values(kwargs, self.value, target)
         self.found = LossFacts(
             function=name,
             output_operation=self._origin(output),
@@ -95,16 +98,30 @@ class LossCall(TorchFunctionMode):
             self.value.ndim == 0 and float(count) > 0 and math.isclose(mean, given / float(count), rel_tol=1e-3)
         )
 
+    def unit(self, loss_sum: Tensor, count: Tensor) -> float:
+        """How many times as large the loss that is recorded is as the mean over targets: as many as there are where it is summed."""
+        given = float(loss_sum.detach()) / float(count) if float(count) > 0 else math.nan
+        ratio = given / self.per_target if self.per_target else math.nan
+        return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
+
+
+def _values(kwargs: Mapping[str, Any], value: Tensor, target: Tensor) -> int:
+    """What the sum of ``value`` is to be divided by for the mean over targets."""
+    return max(1, target.numel()) if kwargs.get("reduction") == "sum" else max(1, value.numel())
+
 
 def constant_loss(loss: LossFacts, counts: tuple[int, ...], smoothing: float) -> float | None:
-    """H: the loss of the best answer that is the same for all samples. Of class numbers the entropy of their shares (ln C where there are too
-    few labels to say), of squared errors the variance of the targets. None where nothing is known."""
+    """H: the loss of the best answer that is the same for all samples. Of class numbers the entropy of their shares, corrected for the few labels
+    that it is estimated from (Miller 1955), or ln C where there are too few to say; of squared errors the variance of the targets. None where nothing
+    is known."""
     if loss.function in CLASS_LOSSES and loss.classes:
         total = sum(counts)
-        if total < 10 * loss.classes:
+        seen = sum(count > 0 for count in counts)
+        if total < LABELS_A_CLASS * seen or not total:
             return math.log(loss.classes)
         shares = [(1 - smoothing) * count / total + smoothing / loss.classes for count in counts]
-        return -sum(share * math.log(share) for share in shares if share > 0)
+        entropy = -sum(share * math.log(share) for share in shares if share > 0)
+        return min(entropy + (seen - 1) / (2 * total), math.log(loss.classes))
     target = loss.target
     if target is None or target.std is None or target.mean is None:
         return None

@@ -51,7 +51,8 @@ def symptoms(course: Course) -> list[Symptom]:
 def not_a_number(course: Course) -> Symptom | None:
     """Trap: a loss scaler skips steps whose gradients overflowed; the loss stays finite and the steps are few in a row."""
     bad = ~np.isfinite(course.losses)
-    if np.isfinite(course.norms).any() or not np.isnan(course.norms).all():
+    # NaN throughout is also what was never measured; a probe tells.
+    if not np.isnan(course.norms).all() or (course.record.probes.nonfinite > 0).any():
         bad_norms = np.asarray(~np.isfinite(course.norms).all(axis=1))
         if course.record.facts.precision == "fp16":
             bad_norms &= _in_a_row(bad_norms) > np.where(course.steps <= SCALER_SETTLES, SCALER_SETTLES, SCALER_SKIPS)
@@ -296,12 +297,23 @@ def walks_away(course: Course) -> Symptom | None:
     fell = (then - floor) * 0.6 >= course.recent - floor
     if not fell or float(np.median(now)) - minimum < 2 * jitter:
         return None
+    if _only_surer(course, best, float(np.median(now)) - minimum):
+        return None
     rose = np.flatnonzero((np.arange(len(losses)) > best) & (losses - floor > 1.3 * (minimum - floor)))
     return Symptom(
         "walks_away",
         int(steps[rose[0]]),
         {"validation_loss": float(np.median(now)), "best_validation_loss": minimum, "training_loss": course.recent},
     )
+
+
+def _only_surer(course: Course, best: int, rise: float) -> bool:
+    """As many answers are right as where the validation loss was best, and most of what it had gained is there: it is surer of its mistakes."""
+    accuracy = course.record.evaluations.metrics.get("accuracy")
+    if accuracy is None or course.constant is None or not math.isfinite(float(accuracy[best])):
+        return False
+    gained = course.constant - float(course.record.evaluations.metrics["loss"][best])
+    return bool(np.median(accuracy[-3:]) >= accuracy[best] - 0.01 and rise < 0.5 * gained)
 
 
 def _evaluated(course: Course, row: int) -> int:

@@ -80,20 +80,18 @@ CASES = (
     FAMILY.sick(
         "sigmoid10",
         "vanishing_gradient",
-        "ten sigmoid layers",
+        "ten sigmoid layers in place of ReLUs",
         GOOD,
         SGD10,
-        SGD10.but(partial(as_written, nn.Sigmoid, 10)),
-        ("saturated_activation",),
+        SGD10.but(partial(deep, nn.Sigmoid, 10, 2**0.5)),
     ),
     FAMILY.sick(
         "sigmoid14_adam",
         "vanishing_gradient",
-        "fourteen sigmoid layers under Adam",
+        "fourteen sigmoid layers in place of ReLUs, under Adam",
         GOOD,
-        RELU10,
-        RELU10.but(partial(as_written, nn.Sigmoid, 14)),
-        ("saturated_activation", "plateau"),
+        RELU10.but(partial(deep, nn.ReLU, 14, 2**0.5)),
+        RELU10.but(partial(deep, nn.Sigmoid, 14, 2**0.5)),
     ),
     FAMILY.sick(
         "functional_sigmoid",
@@ -102,7 +100,6 @@ CASES = (
         GOOD,
         SGD10.but(partial(Functional, torch.relu)),
         SGD10.but(partial(Functional, torch.sigmoid)),
-        ("saturated_activation",),
     ),
     FAMILY.sick(
         "tanh_small",
@@ -123,13 +120,12 @@ CASES = (
         ("bad_init",),
     ),
     FAMILY.sick(
-        "cnn_small",
+        "cnn_without_norm",
         "vanishing_gradient",
-        "eight convolutions without normalisation, as PyTorch begins them, SGD",
+        "eight convolutions as PyTorch begins them, SGD, without the batch norm that makes up for it",
         GOOD,
         DEEP_CNN.but(optimizer=sgd(0.05)),
         DEEP_CNN.but(partial(cnn, width=8, layers=8), optimizer=sgd(0.05)),
-        ("plateau",),
     ),
     FAMILY.sick(
         "relu_large",
@@ -138,7 +134,7 @@ CASES = (
         GOOD,
         SGD10,
         SGD10.but(partial(deep, nn.ReLU, 10, 4.5)),
-        ("bad_init", "nonfinite_gradient", "lr_too_high"),
+        ("bad_init",),
     ),
     FAMILY.sick(
         "linear_large",
@@ -147,7 +143,7 @@ CASES = (
         GOOD,
         LINEAR,
         LINEAR.but(partial(linear_stack, 3.0)),
-        ("bad_init", "nonfinite_gradient", "lr_too_high"),
+        ("bad_init",),
     ),
     FAMILY.sick(
         "relu_huge",
@@ -156,7 +152,7 @@ CASES = (
         GOOD,
         SGD10,
         SGD10.but(partial(deep, nn.ReLU, 10, 48**0.5)),
-        ("bad_init", "nonfinite_gradient", "lr_too_high", "dying_relu"),
+        ("bad_init",),
     ),
     FAMILY.sick(
         "tanh_saturated",
@@ -165,7 +161,7 @@ CASES = (
         GOOD,
         TANH8,
         TANH8.but(partial(deep, nn.Tanh, 8, 14.0)),
-        ("bad_init", "exploding_gradient"),
+        ("bad_init",),
     ),
     FAMILY.sick(
         "sigmoid_inputs",
@@ -192,16 +188,15 @@ CASES = (
         GOOD,
         SGD10,
         SGD10.but(partial(deep, nn.ReLU, 10, 0.0)),
-        ("vanishing_gradient", "dying_relu"),
     ),
     FAMILY.sick(
         "dead_deep",
         "dying_relu",
-        "one step with a rate a hundred times too high puts out the ReLUs, then all is normal",
+        "nine steps with a rate 300 times too high put out the ReLUs, then all is normal",
         GOOD,
         SGD10,
         SGD10.but(schedule=lambda share: 300.0 if share < 0.03 else 1.0),
-        ("exploding_gradient", "lr_too_high", "nonfinite_gradient", "loss_spike"),
+        ("lr_too_high",),
     ),
     FAMILY.sick(
         "optimizer_lacks_body",
@@ -218,7 +213,6 @@ CASES = (
         GOOD,
         SGD10,
         SGD10.but(optimizer=sgd(0.02, 0.5, decay=3.0)),
-        ("vanishing_gradient",),
     ),
     # healthy
     FAMILY.healthy("residual", "twelve residual blocks: norms differ by much from layer to layer", GOOD, RESIDUAL),

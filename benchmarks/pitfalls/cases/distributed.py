@@ -41,7 +41,6 @@ CASES = (
         GOOD,
         TWO,
         TWO.but(tamper=gradients_of(1, 60, noisy)),
-        ("loss_spike", "exploding_gradient"),
     ),
     FAMILY.sick(
         "flipped_weight",
@@ -50,7 +49,7 @@ CASES = (
         GOOD,
         FOUR,
         FOUR.but(tamper=weights_of(2, [90], partial(flipped_bit, bit=30))),
-        ("rank_divergence", "nonfinite_gradient"),
+        ("rank_divergence",),
     ),
     FAMILY.sick(
         "bad_shard",
@@ -59,7 +58,7 @@ CASES = (
         GOOD,
         TWO,
         TWO.but(disturb=part_of_a_rank(1, 2, 50, foreign)),
-        ("loss_spike", "exploding_gradient", "rank_divergence"),
+        ("rank_divergence",),
     ),
     FAMILY.sick(
         "not_broadcast",
@@ -68,7 +67,7 @@ CASES = (
         GOOD,
         TWO,
         TWO.but(tamper=weights_of(0, range(20, 300, 20), drawn_anew)),
-        ("silent_corruption", "loss_spike"),
+        ("silent_corruption",),
     ),
     # healthy
     FAMILY.healthy("two", "two ranks with different data: their own norms differ", GOOD, TWO),

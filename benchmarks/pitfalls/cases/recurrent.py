@@ -53,26 +53,28 @@ def biased(bias: float) -> nn.Module:
 LSTM = recipe(partial(Recurrent, nn.LSTM, 8, 10), rows, loss=functional.cross_entropy, optimizer=adam(1e-2), steps=200)
 GRU = LSTM.but(partial(Recurrent, nn.GRU, 8, 10))
 RNN = LSTM.but(partial(plain, 1.0), optimizer=adam(3e-3))
+NARROW = LSTM.but(partial(Recurrent, nn.LSTM, 8, 10, width=8), steps=300)
 RELU = LSTM.but(partial(relu, 1.0), data=halves, optimizer=adam(3e-3), clip_norm=1.0, steps=300)
+UNCLIPPED = RELU.but(clip_norm=None)
 
 CASES = (
     FAMILY.sick(
         "relu_rnn_explodes",
         "exploding_gradient",
-        "a ReLU RNN over 16 steps whose recurrent weights double the state",
+        "a ReLU RNN over 16 steps whose recurrent weights make the state four times as large",
         GOOD,
-        RELU,
-        RELU.but(partial(relu, 2.0), clip_norm=None, optimizer=sgd(0.01)),
-        ("bad_init", "nonfinite_gradient", "lr_too_high"),
+        UNCLIPPED,
+        UNCLIPPED.but(partial(relu, 4.0)),
+        ("bad_init",),
     ),
     FAMILY.sick(
         "rnn_chaos",
         "saturated_activation",
-        "recurrent weights five times too large: tanh at its ends",
+        "recurrent weights twelve times too large: tanh at its ends",
         GOOD,
         RNN,
         RNN.but(partial(plain, 12.0)),
-        ("bad_init", "exploding_gradient"),
+        ("bad_init",),
     ),
     FAMILY.sick(
         "lstm_rate",
@@ -81,15 +83,15 @@ CASES = (
         GOOD,
         LSTM,
         LSTM.but(optimizer=adam(1.0)),
-        ("oscillating_loss", "exploding_gradient", "saturated_activation"),
+        ("oscillating_loss",),
     ),
     FAMILY.sick(
         "gru_slow",
         "lr_too_low",
         "a GRU under SGD with a rate of 1e-4",
         GOOD,
-        GRU,
-        GRU.but(optimizer=sgd(1e-4)),
+        GRU.but(optimizer=sgd(0.5, 0.5), steps=300),
+        GRU.but(optimizer=sgd(1e-4, 0.5), steps=300),
         ("slow_convergence",),
     ),
     FAMILY.sick(
@@ -97,26 +99,25 @@ CASES = (
         "frozen_params",
         "states are detached before the head: the recurrent layer never gets a gradient",
         GOOD,
-        LSTM.but(optimizer=adam(3e-3)),
-        LSTM.but(partial(Recurrent, nn.LSTM, 8, 10, width=8, detached=True), optimizer=adam(3e-3)),
+        NARROW,
+        NARROW.but(partial(Recurrent, nn.LSTM, 8, 10, width=8, detached=True)),
     ),
     FAMILY.sick(
         "burst",
         "loss_spike",
-        "the rate is a thousandfold for six steps after half of the run",
+        "the rate is 300-fold for eight steps after 60 % of the run",
         GOOD,
         RNN,
         RNN.but(schedule=burst(0.6, 0.64, 300.0)),
-        ("lr_too_high", "exploding_gradient", "saturated_activation"),
+        ("lr_too_high",),
     ),
     FAMILY.sick(
         "bad_rows",
         "loss_spike",
-        "ten batches with other labels and inputs a hundredfold, under SGD without clipping",
+        "eleven batches with inputs a thousandfold, without clipping",
         GOOD,
-        RELU.but(clip_norm=None),
-        RELU.but(clip_norm=None, disturb=window(180, 190, inputs=1000.0)),
-        ("exploding_gradient", "nonfinite_gradient", "dying_relu"),
+        UNCLIPPED,
+        UNCLIPPED.but(disturb=window(180, 190, inputs=1000.0)),
     ),
     FAMILY.sick(
         "uncleared_lstm",
@@ -125,7 +126,6 @@ CASES = (
         GOOD,
         LSTM.but(optimizer=sgd(0.5, 0.5), steps=300),
         LSTM.but(optimizer=sgd(0.5, 0.5), clears=False, steps=300),
-        ("exploding_gradient", "lr_too_high", "oscillating_loss", "saturated_activation"),
     ),
     # healthy
     FAMILY.healthy("lstm", "an LSTM whose gates saturate where they should", GOOD, LSTM),

@@ -79,6 +79,7 @@ def flat_sum(output: Tensor, targets: Tensor) -> Tensor:
 MSE = recipe(partial(mlp, 10, 1, 32, 1), diabetes, loss=functional.mse_loss, optimizer=sgd(0.02), steps=200)
 AUTO = recipe(autoencoder, pictures, loss=functional.mse_loss, optimizer=adam(3e-3), steps=250)
 SGD_AUTO = AUTO.but(optimizer=sgd(0.5, 0.9), steps=400)
+WIDE = MSE.but(partial(mlp, 10, 1, 128, 2), optimizer=adam(1e-3), steps=300)
 RAW = MSE.but(data=partial(diabetes, True), optimizer=adam(0.3, decay=0.01), steps=200)
 
 CASES = (
@@ -89,7 +90,7 @@ CASES = (
         GOOD,
         MSE,
         MSE.but(optimizer=sgd(1.5)),
-        ("exploding_gradient", "oscillating_loss", "nonfinite_gradient"),
+        ("oscillating_loss",),
     ),
     FAMILY.sick(
         "raw_targets",
@@ -98,14 +99,14 @@ CASES = (
         GOOD,
         MSE,
         MSE.but(data=partial(diabetes, True)),
-        ("lr_too_high", "unnormalised_input", "nonfinite_gradient", "dying_relu", "loss_spike"),
+        ("lr_too_high",),
     ),
     FAMILY.sick(
         "rate_tiny",
         "lr_too_low",
         "Adam with a rate of 1e-6",
         GOOD,
-        MSE,
+        MSE.but(optimizer=adam(1e-2)),
         MSE.but(optimizer=adam(1e-6)),
         ("slow_convergence",),
     ),
@@ -116,7 +117,6 @@ CASES = (
         PICTURES,
         AUTO,
         AUTO.but(partial(autoencoder, last=nn.ReLU())),
-        ("wrong_loss", "dying_relu"),
     ),
     FAMILY.sick(
         "sigmoid_output",
@@ -125,7 +125,6 @@ CASES = (
         GOOD,
         RAW,
         RAW.but(partial(mlp, 10, 1, 32, 1, last=nn.Sigmoid())),
-        ("wrong_loss", "saturated_activation"),
     ),
     FAMILY.sick(
         "tanh_output",
@@ -134,7 +133,6 @@ CASES = (
         PICTURES,
         AUTO.but(data=partial(pictures, 10.0), steps=400),
         AUTO.but(partial(autoencoder, last=nn.Tanh()), data=partial(pictures, 10.0), steps=400),
-        ("wrong_loss", "saturated_activation"),
     ),
     FAMILY.sick(
         "wrong_sign",
@@ -143,7 +141,6 @@ CASES = (
         GOOD,
         MSE,
         MSE.but(loss=against(functional.mse_loss)),
-        ("exploding_gradient", "lr_too_high", "nonfinite_gradient"),
     ),
     FAMILY.sick(
         "broadcast",
@@ -152,7 +149,6 @@ CASES = (
         GOOD,
         MSE,
         MSE.but(loss=flat_sum),
-        ("plateau", "label_error"),
     ),
     FAMILY.sick(
         "shuffled",
@@ -161,7 +157,6 @@ CASES = (
         GOOD,
         MSE,
         MSE.but(data=shuffled),
-        ("plateau", "overfitting"),
     ),
     FAMILY.sick(
         "missing_code",
@@ -170,7 +165,6 @@ CASES = (
         GOOD,
         MSE,
         MSE.but(data=partial(outliers, torch.nan, 9)),
-        ("nonfinite_gradient",),
     ),
     FAMILY.sick(
         "log_of_negative",
@@ -183,17 +177,16 @@ CASES = (
     FAMILY.sick(
         "by_heart",
         "overfitting",
-        "forty patients, a wide network, a thousand epochs",
+        "forty patients in place of 332, seen 300 times each by a wide network",
         Goal("loss", at_most=0.65),
-        MSE,
-        MSE.but(partial(mlp, 10, 1, 128, 2), data=lambda: diabetes().small(40), optimizer=adam(5e-3), steps=400),
-        (),
+        WIDE,
+        WIDE.but(data=lambda: diabetes().small(40)),
     ),
     FAMILY.sick(
-        "decay", "over_regularised", "weight decay 2 under SGD", GOOD, MSE, MSE.but(optimizer=sgd(0.02, decay=3.0))
+        "decay", "over_regularised", "weight decay 3 under SGD", GOOD, MSE, MSE.but(optimizer=sgd(0.02, decay=3.0))
     ),
     FAMILY.sick(
-        "tanh_small",
+        "saddle",
         "plateau",
         "an autoencoder that begins at a saddle: weights of deviation 0.01",
         PICTURES,
@@ -212,11 +205,11 @@ CASES = (
     FAMILY.sick(
         "rings",
         "oscillating_loss",
-        "momentum 0.98 at the edge of stability",
+        "momentum 0.97 with a rate made for none",
         GOOD,
-        MSE,
+        MSE.but(optimizer=sgd(0.3)),
         MSE.but(optimizer=sgd(0.3, 0.97)),
-        ("lr_too_high", "exploding_gradient", "overfitting"),
+        ("lr_too_high",),
     ),
     # healthy
     FAMILY.healthy(

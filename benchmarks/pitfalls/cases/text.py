@@ -98,6 +98,7 @@ def hot(output: Tensor, targets: Tensor) -> Tensor:
 GPT = recipe(transformer, text, loss=cross_entropy, optimizer=adam(5e-3), steps=150, batch=24)
 GRUS = recipe(gru, text, loss=cross_entropy, optimizer=adam(1e-2), steps=150, batch=24)
 BAG = recipe(Context, text, loss=cross_entropy, optimizer=adam(1e-2), steps=200, batch=24)
+FINE = BAG.but(optimizer=sgd(0.05, 0.9), steps=400)
 
 CASES = (
     FAMILY.sick(
@@ -107,7 +108,7 @@ CASES = (
         GOOD,
         GPT,
         GPT.but(optimizer=adam(0.5)),
-        ("oscillating_loss", "exploding_gradient", "plateau"),
+        ("oscillating_loss",),
     ),
     FAMILY.sick(
         "gpt_rate_tiny",
@@ -123,8 +124,8 @@ CASES = (
         "slow_convergence",
         "a GRU under SGD with a rate of 0.003",
         GOOD,
-        GRUS,
-        GRUS.but(optimizer=sgd(0.003)),
+        GRUS.but(optimizer=sgd(1.0, 0.5)),
+        GRUS.but(optimizer=sgd(0.003, 0.5)),
         ("lr_too_low",),
     ),
     FAMILY.sick(
@@ -143,7 +144,6 @@ CASES = (
         GOOD,
         GPT,
         GPT.but(Probabilities),
-        ("wrong_loss",),
     ),
     FAMILY.sick(
         "nll_of_logits",
@@ -161,7 +161,6 @@ CASES = (
         GOOD,
         BAG,
         BAG.but(data=shuffled_targets),
-        ("plateau", "overfitting"),
     ),
     FAMILY.sick(
         "embedding_huge",
@@ -170,16 +169,15 @@ CASES = (
         GOOD,
         GRUS,
         GRUS.but(partial(gru, 3000.0)),
-        ("saturated_activation", "exploding_gradient"),
+        ("saturated_activation",),
     ),
     FAMILY.sick(
         "pure_bf16",
         "precision_underflow",
         "weights in bf16 that are too coarse for the updates",
         GOOD,
-        BAG.but(optimizer=adam(1e-3), steps=300),
-        BAG.but(lambda: Context().bfloat16(), optimizer=sgd(1e-3), steps=300),
-        ("lr_too_low", "slow_convergence"),
+        FINE,
+        FINE.but(lambda: Context().bfloat16()),
     ),
     FAMILY.sick(
         "fp16_underflow",
@@ -188,7 +186,6 @@ CASES = (
         RIGHT,
         BAG.but(loss=tiny_loss),
         BAG.but(loss=tiny_loss, autocast=torch.float16),
-        (),
     ),
     FAMILY.sick(
         "infinite_mask",
@@ -201,16 +198,15 @@ CASES = (
     FAMILY.sick(
         "decay",
         "over_regularised",
-        "weight decay 100 under AdamW",
+        "weight decay 60 under AdamW",
         GOOD,
         GPT,
         GPT.but(optimizer=adam(5e-3, decay=60.0)),
-        ("vanishing_gradient", "plateau"),
     ),
     FAMILY.sick(
         "by_heart",
         "overfitting",
-        "twelve windows learnt by heart",
+        "24 windows learnt by heart",
         Goal("loss", at_most=3.0),
         GRUS.but(steps=250),
         GRUS.but(data=lambda: text().small(24), steps=250),
@@ -222,7 +218,7 @@ CASES = (
         GOOD,
         GPT,
         GPT.but(schedule=burst(0.6, 0.7, 100.0)),
-        ("lr_too_high", "exploding_gradient"),
+        ("lr_too_high",),
     ),
     # healthy
     FAMILY.healthy(

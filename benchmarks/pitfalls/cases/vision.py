@@ -95,13 +95,13 @@ NORMED = MLP.but(partial(mlp, 64, 10, norm=nn.BatchNorm1d), data=lambda: digits(
 
 CASES = (
     FAMILY.sick(
-        "rate_100x",
+        "rate_40x",
         "lr_too_high",
         "SGD with 40 times the rate",
         GOOD,
         MLP,
         MLP.but(optimizer=sgd(4.0)),
-        ("oscillating_loss", "exploding_gradient", "dying_relu"),
+        ("oscillating_loss",),
     ),
     FAMILY.sick(
         "adam_rate_high",
@@ -110,7 +110,7 @@ CASES = (
         GOOD,
         CNN,
         CNN.but(optimizer=adam(1.0)),
-        ("oscillating_loss", "exploding_gradient", "dying_relu"),
+        ("oscillating_loss",),
     ),
     FAMILY.sick(
         "momentum_rate_high",
@@ -119,7 +119,7 @@ CASES = (
         GOOD,
         TANH,
         TANH.but(optimizer=sgd(1.0, 0.99)),
-        ("lr_too_high", "saturated_activation", "exploding_gradient"),
+        ("lr_too_high",),
     ),
     FAMILY.sick(
         "rate_tiny",
@@ -205,7 +205,6 @@ CASES = (
         GOOD,
         MLP,
         MLP.but(partial(mlp, 64, 10, last=nn.Softmax(-1))),
-        ("wrong_loss",),
     ),
     FAMILY.sick(
         "relu_logits",
@@ -214,7 +213,6 @@ CASES = (
         GOOD,
         CNN.but(partial(low_logits, None)),
         CNN.but(partial(low_logits, nn.ReLU())),
-        ("wrong_loss", "dying_relu"),
     ),
     FAMILY.sick(
         "random_labels",
@@ -223,7 +221,6 @@ CASES = (
         GOOD,
         MLP,
         MLP.but(data=partial(relabelled, 1.0)),
-        ("plateau", "overfitting"),
     ),
     FAMILY.sick(
         "shifted_labels",
@@ -232,7 +229,6 @@ CASES = (
         GOOD,
         CNN,
         CNN.but(data=lambda: shifted().shaped(1, 8, 8)),
-        ("plateau", "overfitting"),
     ),
     FAMILY.sick(
         "bad_pixels",
@@ -241,7 +237,6 @@ CASES = (
         GOOD,
         MLP,
         MLP.but(data=partial(with_rows, torch.nan, 12)),
-        ("nonfinite_gradient",),
     ),
     FAMILY.sick(
         "infinite_pixel",
@@ -250,7 +245,6 @@ CASES = (
         GOOD,
         MLP,
         MLP.but(data=partial(with_rows, torch.inf, 1)),
-        ("nonfinite_gradient",),
     ),
     FAMILY.sick(
         "root_of_zero",
@@ -267,7 +261,6 @@ CASES = (
         GOOD,
         MLP,
         MLP.but(clears=False),
-        ("exploding_gradient", "lr_too_high", "oscillating_loss"),
     ),
     FAMILY.sick(
         "not_cleared_cnn",
@@ -276,7 +269,6 @@ CASES = (
         GOOD,
         CNN.but(optimizer=sgd(0.1, 0.5)),
         CNN.but(optimizer=sgd(0.1, 0.5), clears=False),
-        ("exploding_gradient", "lr_too_high", "oscillating_loss"),
     ),
     FAMILY.sick(
         "bad_window",
@@ -285,7 +277,6 @@ CASES = (
         GOOD,
         MLP,
         MLP.but(disturb=window(180, 187, inputs=100.0)),
-        ("exploding_gradient", "nonfinite_gradient", "dying_relu"),
     ),
     FAMILY.sick(
         "few_samples",
@@ -303,7 +294,7 @@ CASES = (
         GOOD,
         MLP.but(optimizer=sgd(0.5)),
         MLP.but(optimizer=sgd(0.5), batch=1),
-        ("lr_too_high", "oscillating_loss", "dying_relu"),
+        ("lr_too_high", "oscillating_loss"),
     ),
     FAMILY.sick(
         "fp16_overflow",
@@ -312,7 +303,6 @@ CASES = (
         GOOD,
         NORMED,
         NORMED.but(autocast=torch.float16),
-        ("nonfinite_gradient",),
     ),
     # healthy
     FAMILY.healthy("plain", "nothing at all", GOOD, MLP),
