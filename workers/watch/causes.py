@@ -25,9 +25,9 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
     "runaway": away.RUNAWAY,
     "stuck": (
         flat.rate_zero,
+        flat.underflow,
         flat.nothing_flows,
         flat.unmoved,
-        flat.underflow,
         flat.rate_died,
         flat.unnormalised,
         flat.over_regularised,
@@ -55,6 +55,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         unsteady.rate_low_for_slow,
         unsteady.slow_convergence,
     ),
+    "contradicts": (unsteady.fitted_only,),
     "walks_away": (unsteady.fitted_only, unsteady.overfitting),
 }
 
@@ -79,7 +80,7 @@ def certain_early(course: Course, symptom: Symptom) -> Iterator[Found]:
 
 
 def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
-    for rule in (flat.rate_zero, flat.nothing_flows, flat.far_from_normal, flat.weights_vanish, flat.ran_away_first):
+    for rule in (flat.rate_zero, flat.underflow, flat.nothing_flows, flat.far_from_normal, flat.weights_vanish, flat.ran_away_first):
         if found := rule(course, symptom):
             yield found
     dead = layers.dead_units(course.record, every_probe=True)

@@ -17,6 +17,8 @@ SATURATED = 0.5
 LEAST_UPDATE = 2e-5  # of the weights
 SHORT_STEPS = 3e-4
 LARGE_UPDATE = 0.05
+DESTRUCTIVE = 0.5
+ABOVE_CONSTANT = 1.1
 HARDLY = 0.01  # of the weights
 DECAY = 0.01  # learning rate times weight decay
 COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weight decay is not as in AdamW
@@ -96,6 +98,11 @@ def rate_too_high(course: Course, symptom: Symptom) -> Found | None:
     floor = course.bound if course.bound is not None else 0.0
     leapt = peak - floor > 2 * (course.untrained - floor)
     if not largest > LARGE_UPDATE and not leapt:
+        return None
+    # Adam's first steps are as long in runs that are well, and a rate that is too high leaves the loss above that of a constant answer.
+    reference = course.start if course.constant is None else course.constant
+    above = course.recent - floor > ABOVE_CONSTANT * (reference - floor)
+    if not leapt and not above and not largest > DESTRUCTIVE:
         return None
     evidence = {**symptom.evidence, "largest_update_ratio": largest, "peak_loss": peak}
     first = int(course.level_steps[int(np.argmax(course.levels))]) if leapt else step
@@ -180,17 +187,18 @@ def killed_by_rate(course: Course, symptom: Symptom) -> Found | None:
 
 def cannot_arrive(course: Course, symptom: Symptom) -> Found | None:
     """So short are the steps that all those of the run, were they to point the same way, would hardly move the weights. Traps: a schedule that
-    still climbs; weights of half precision (``unmoved``)."""
+    still climbs (as far as it will); weights of half precision (``unmoved``)."""
     updates = layers.recent_updates(course.record)
     rates = course.record.series.learning_rates
     if updates is None or not np.isfinite(updates).any() or course.record.facts.total_steps is None:
         return None
-    if len(rates) and np.isfinite(rates).any() and rates[-1] < 0.5 * max(course.record.facts.schedule.values(), default=0):
-        return None
     largest = float(np.nanmax(updates))  # where a gradient vanishes on its way the last layers move all the same
-    if not 0 < largest * course.total < HARDLY:
+    highest = max(course.record.facts.schedule.values(), default=0.0)
+    climb = max(1.0, highest / rates[-1]) if len(rates) and rates[-1] > 0 else 1.0
+    moved = largest * climb * course.total
+    if not 0 < moved < HARDLY:
         return None
-    evidence = {"update_ratio": largest, "moved_at_most": largest * course.total}
+    evidence = {"update_ratio": largest, "moved_at_most": moved}
     return Found("lr_too_low", "critical", int(course.steps[0]), evidence)
 
 

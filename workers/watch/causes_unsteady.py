@@ -7,6 +7,7 @@ import numpy as np
 from workers.watch import layers
 from workers.watch.causes_flat import SHORT_STEPS
 from workers.watch.course import Course
+from workers.watch.fact_rules import LABELS
 from workers.watch.findings import Found
 from workers.watch.rank_rules import noise_scale
 from workers.watch.symptoms import Symptom, slow
@@ -64,12 +65,16 @@ def slow_convergence(course: Course, symptom: Symptom) -> Found | None:
 
 
 def fitted_only(course: Course, symptom: Symptom) -> Found | None:
-    """Validation was never better than a constant answer: what the training data say of the targets holds nowhere else."""
+    """Validation was never better than a constant answer: what the training data say of the targets holds nowhere else. Of few samples that may
+    be so although their targets are right."""
+    facts = course.record.facts
+    if facts.steps_per_epoch and facts.batch_size and facts.steps_per_epoch * facts.batch_size < LABELS:
+        return None
     losses = course.record.evaluations.metrics["loss"]
     floor = course.bound or 0.0
     if course.constant is None or not float(np.nanmin(losses)) - floor > 0.95 * (course.constant - floor):
         return None
-    if not course.recent - floor < 0.7 * (course.constant - floor):
+    if symptom.kind == "walks_away" and not course.recent - floor < 0.7 * (course.constant - floor):
         return None
     return Found("label_error", "warning", symptom.step, {**symptom.evidence, "constant_loss": course.constant})
 

@@ -16,6 +16,7 @@ from workers.watch.record import Floats, Record, Steps
 
 MIN_STEPS = 20  # fewer say nothing about a course
 BLOCKS = 200  # of the run, at most
+WARMUP = 0.25  # of the run, at most, of what looks like one
 UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
 BOUNDED = (
     "cross_entropy",
@@ -61,7 +62,10 @@ class Course:
             return declared  # it does not begin by climbing; what rises later is another matter
         reached = int(self.steps[int(np.argmax(rates >= 0.5 * np.nanmax(rates)))])
         climbs = rates[-1] >= np.nanmax(rates) and rates[-1] > rates[-min(len(rates), 4)]
-        return max(declared, self.now if climbs else reached if reached > 3 else 0)
+        seen = self.now if climbs else reached if reached > 3 else 0
+        # What nobody has declared and goes on for longer is no warm-up but a rate that is too low.
+        longest = round(WARMUP * self.total) if self.record.facts.total_steps else seen
+        return max(declared, min(seen, longest))
 
     def past(self, share: float, at_least: int = MIN_STEPS) -> bool:
         """Whether so much of the run is over, not counting warm-up."""
@@ -86,6 +90,8 @@ class Course:
         loss = self.record.facts.loss
         if loss.constant is not None and math.isfinite(loss.constant):
             return loss.constant
+        if loss.output is not None:
+            return None  # the call was seen, and is not the whole loss
         if loss.classes and loss.classes > 1 and loss.function in ("cross_entropy", "nll_loss") and not loss.weighted:
             return math.log(loss.classes)
         return None
@@ -93,7 +99,7 @@ class Course:
     @cached_property
     def bound(self) -> float | None:
         loss = self.record.facts.loss
-        if loss.bound is not None:
+        if loss.bound is not None or loss.output is not None:
             return loss.bound
         return 0.0 if loss.function in BOUNDED else None
 
@@ -198,12 +204,28 @@ class Course:
     def falls(self) -> bool:
         """Whether the loss goes on falling, by more than noise and than 3 % of what there is to learn, over the second half of what was
         recorded."""
+        if self._validation_falls:
+            return True
         half = len(self.losses) // 2
         window = max(5, half // 3)
         if half < 2 * window:
             return False
         earlier, later = np.median(self.losses[half : half + window]), np.median(self.losses[-window:])
         return bool(earlier - later > max(0.03 * self.scale, 3 * 1.25 * self.noise * math.sqrt(2 / window)))
+
+    @cached_property
+    def _validation_falls(self) -> bool:
+        """It is the mean over many samples, the same ones each time: what is noise in a batch's loss is seen there."""
+        known = self.record.evaluations.metrics.get("loss")
+        if known is None or len(known) < 6:
+            return False
+        late = known[len(known) // 2 :]
+        if not np.isfinite(late).all():
+            return False
+        # Of a second difference the deviation is the root of 6 times that of a value.
+        jitter = 1.4826 / math.sqrt(6) * float(np.median(np.abs(np.diff(late, 2)))) if len(late) > 3 else 0.0
+        fell = float(np.median(late[:2]) - np.median(late[-2:]))
+        return fell > max(0.015 * self.scale, 3 * jitter)
 
     # --- gradients ----------------------------------------------------------------------------------------------------
 

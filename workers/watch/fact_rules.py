@@ -16,6 +16,8 @@ from workers.watch.findings import Found
 from workers.watch.record import LossFacts, TensorFacts
 
 IMBALANCE = 20  # largest class over smallest
+SCALE = 10.0  # of He's, in the median of the hidden layers
+EMBEDDING_SCALE = 30.0  # torch draws them with deviation 1
 LABELS = 100  # fewer say nothing about classes
 UNCLEARED = 0.3  # of the first step's norm
 WAITING = 0.25  # of the step
@@ -135,6 +137,24 @@ def bad_init(course: Course) -> Found | None:
             )
         if layer.std == 0 and not layer.mean and _never_a_gradient(course, layer.name):
             return Found("bad_init", "warning", 0, {"twin_rows": 1.0, "mean": 0.0, "std": 0.0}, layer.name)
+    return None
+
+
+def far_from_any_scale(course: Course) -> Found | None:
+    """Weights, or embeddings, beyond what any convention draws by orders. Right: in front of normalisations, checkpoints, what is frozen on
+    purpose."""
+    facts = course.record.facts
+    if facts.begins_trained or layers.normalised(course.record):
+        return None
+    hidden = [fact for fact in layers.hidden(course.record) if fact.fan_in and fact.std]
+    ratios = [(fact.std or 0.0) / math.sqrt(2 / (fact.fan_in or 1)) for fact in hidden]
+    if len(hidden) >= 2 and sorted(ratios)[len(ratios) // 2] > SCALE:
+        worst = max(range(len(hidden)), key=lambda index: ratios[index])
+        evidence = {"std": hidden[worst].std, "std_over_he": ratios[worst]}
+        return Found("bad_init", "warning", 0, evidence, hidden[worst].name)
+    for fact in facts.layers:
+        if fact.kind == "Embedding" and fact.requires_grad and (fact.std or 0.0) > EMBEDDING_SCALE:
+            return Found("bad_init", "warning", 0, {"std": fact.std}, fact.name)
     return None
 
 
@@ -291,6 +311,6 @@ def lr_zero(course: Course) -> Found | None:
 
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
-    nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, unregistered, cut_off, lr_zero, class_imbalance,
+    nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, cut_off, lr_zero, class_imbalance,
     data_starvation,
 )  # fmt: skip

@@ -81,7 +81,7 @@ def recent_updates(record: Record) -> Floats | None:
 
 
 def largest_update(record: Record, through: int | None = None) -> tuple[float, str | None, int]:
-    """Over weights of two dimensions, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown. ``through``: only probes up to that step.
+    """Over weights of two dimensions without embeddings, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown. ``through``: only probes up to that step.
 
     Layers that began with zeros, and biases or gains, move by their own size in a step.
     """
@@ -89,7 +89,11 @@ def largest_update(record: Record, through: int | None = None) -> tuple[float, s
     table = probes.update_ratios
     if not table.size or not len(table):
         return math.nan, None, 0
-    matrices = {fact.name for fact in record.facts.layers if len(fact.shape) > 1 and (fact.std is None or fact.std > 0)}
+    matrices = {
+        fact.name
+        for fact in record.facts.layers
+        if len(fact.shape) > 1 and (fact.std is None or fact.std > 0) and "Embedding" not in fact.kind
+    }
     columns = [j for j, name in enumerate(probes.layers) if not record.facts.layers or name in matrices]
     values = table[:, columns] if columns else table[:, :0]
     with np.errstate(invalid="ignore"):

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from workers.watch.course import MIN_STEPS, Course
 
-Kind = Literal["not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "below_bound", "slow"]
+Kind = Literal["not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "contradicts", "below_bound", "slow"]
 
 RUNAWAY = 1.5  # of the untrained loss, for a while
 RUNAWAY_AT_ONCE = 10.0
 STILL_AWAY = 0.4  # of the peak: whoever has come back from it is not failing
+BY_HEART = 0.75  # of H
 STUCK_PATIENCE = 0.3  # of the run
 STUCK_GAIN = 0.10  # of what there is to learn
 STUCK_LEVEL = 0.93  # of H
@@ -38,7 +39,7 @@ class Symptom:
 def symptoms(course: Course) -> list[Symptom]:
     """The worst first. What is not a number hides everything else."""
     rules: tuple[Callable[[Course], Symptom | None], ...] = (
-        below_bound, spike, runaway, stuck, rings, slow, walks_away,
+        below_bound, spike, runaway, stuck, rings, slow, walks_away, contradicts,
     )  # fmt: skip
     if (bad := not_a_number(course)) is not None:
         return [bad]
@@ -77,8 +78,9 @@ def _in_a_row(bad: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def below_bound(course: Course) -> Symptom | None:
-    """Cross-entropy or a squared error below zero. Trap: likelihoods of densities, whose facts give no bound."""
-    if course.bound is None or not len(course.losses):
+    """Cross-entropy or a squared error below zero. Traps: likelihoods of densities, whose facts give no bound; adversaries, of which one
+    climbs where the other descends."""
+    if course.bound is None or not len(course.losses) or course.adversarial:
         return None
     below = course.losses < course.bound - 1e-4 * max(1.0, abs(course.start - course.bound))
     if not below.any():
@@ -269,7 +271,7 @@ def slow(course: Course) -> Symptom | None:
     if earlier + later < 6 * course.noise / math.sqrt(third) or later < 0.75 * earlier:
         return None
     end = last - later * (course.total - course.now) / third if course.record.facts.total_steps else last
-    reference = min(course.untrained, course.constant) if course.constant is not None else course.start
+    reference = course.untrained
     floor = course.bound if course.bound is not None else course.start - course.scale
     if end - floor < 0.75 * (reference - floor):
         return None
@@ -277,7 +279,8 @@ def slow(course: Course) -> Symptom | None:
 
 
 def walks_away(course: Course) -> Symptom | None:
-    """Validation loss 1.3 x its minimum for three checks while the training loss fell. Traps: small noisy validation sets, and a model so
+    """Validation loss 1.3 x its minimum for three checks while the training loss fell, or near that of a constant answer while the training
+    samples are known by heart. Traps: small noisy validation sets, and a model so
     sure of itself that its validation loss doubles from nearly nothing: a tenth of what there is to learn is asked for."""
     losses = course.record.evaluations.metrics.get("loss")
     steps = course.record.evaluations.steps
@@ -289,21 +292,46 @@ def walks_away(course: Course) -> Symptom | None:
     minimum = float(losses[best])
     reference = (course.constant - floor) if course.constant is not None else course.scale
     high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
-    if best > len(losses) - 4 or not high:
+    by_heart = bool((now - floor > BY_HEART * reference).all()) and course.recent - floor < 0.1 * reference
+    if best > len(losses) - 4 or not (high or by_heart):
         return None
     jitter = 1.4826 * float(np.median(np.abs(np.diff(losses)))) if len(losses) > 6 else 0.0
     at = int(np.searchsorted(course.steps, steps[best]))
     then = float(np.median(course.losses[max(0, at - 10) : at + 10]))
     fell = (then - floor) * 0.6 >= course.recent - floor
-    if not fell or float(np.median(now)) - minimum < 2 * jitter:
+    if not (fell or by_heart) or float(np.median(now)) - minimum < 2 * jitter:
         return None
     if _only_surer(course, best, float(np.median(now)) - minimum):
         return None
-    rose = np.flatnonzero((np.arange(len(losses)) > best) & (losses - floor > 1.3 * (minimum - floor)))
+    rose = np.flatnonzero((np.arange(len(losses)) > best) & (losses - floor > min(1.3 * (minimum - floor), now.min() - floor)))
+    rose = rose if len(rose) else np.array([len(losses) - 1])
     return Symptom(
         "walks_away",
         int(steps[rose[0]]),
         {"validation_loss": float(np.median(now)), "best_validation_loss": minimum, "training_loss": course.recent},
+    )
+
+
+def contradicts(course: Course) -> Symptom | None:
+    """The training samples are fitted, and validation has never been better than a constant answer or than at its first check. Traps: early on;
+    models that only begin to learn what holds in general (their validation improves)."""
+    losses = course.record.evaluations.metrics.get("loss")
+    if losses is None or len(losses) < 6 or course.constant is None or not course.past(0.4, 2 * MIN_STEPS):
+        return None
+    if course.adversarial or course.begins_trained or not np.isfinite(losses).all():
+        return None
+    floor = course.bound if course.bound is not None else 0.0
+    reference = course.constant - floor
+    window = max(MIN_STEPS, len(course.losses) // 4)
+    level = course.level(window)
+    fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
+    best = float(losses.min()) - floor
+    if not fitted or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):
+        return None
+    return Symptom(
+        "contradicts",
+        int(course.steps[0]),
+        {"validation_loss": float(np.median(losses[-3:])), "best_validation_loss": best + floor, "training_loss": level},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.pitfalls.case import Case
 from benchmarks.pitfalls.cases import (
+    alternating,
     deep,
     distributed,
     embeddings,
@@ -27,6 +28,7 @@ ALL: tuple[Case, ...] = (
     *tabular.CASES,
     *embeddings.CASES,
     *distributed.CASES,
+    *alternating.CASES,
     *held_back.CASES,
     *unseen_pictures.CASES,
     *unseen_tables.CASES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -73,7 +74,9 @@ def log_error(output: Tensor, targets: Tensor) -> Tensor:
 
 def flat_sum(output: Tensor, targets: Tensor) -> Tensor:
     """(B, 1) against (B,): every output is compared with every target."""
-    return (output - targets.flatten()).square().mean()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, which people overlook
+        return functional.mse_loss(output, targets.flatten())
 
 
 MSE = recipe(partial(mlp, 10, 1, 32, 1), diabetes, loss=functional.mse_loss, optimizer=sgd(0.02), steps=200)
