@@ -83,10 +83,11 @@ def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
     for rule in (flat.rate_zero, flat.underflow, flat.nothing_flows, flat.far_from_normal, flat.weights_vanish, flat.ran_away_first):
         if found := rule(course, symptom):
             yield found
+    killed = flat.killed_by_rate(course, symptom)
+    if killed is not None and killed.evidence["dead_share"] >= 0.97:
+        yield killed
     dead = layers.dead_units(course.record, every_probe=True)
     if dead is not None and dead.share >= 0.97 and len(course.record.probes.steps) >= 4:
-        if killed := flat.killed_by_rate(course, symptom):
-            yield killed
         yield Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
     lost = flat.vanishing(course, symptom, VANISHING_EARLY)
     if lost and (scale := flat.scale_of_weights(course, symptom)):

@@ -1,0 +1,194 @@
+"""Rules on records that are written down by hand: which cause comes first, how early it is told, and what only looks like it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workers.watch.diagnosis import diagnose
+from workers.watch.record import Evaluations, Facts, LayerFacts, LossFacts, Probes, Record, Series, TensorFacts, none
+
+pytestmark = pytest.mark.unit
+
+STEPS = 300
+LAYERS = ("0", "2", "4", "6")
+ACTIVATIONS = ("1", "3", "5")
+LN_10 = float(np.log(10))
+PROBED = np.array([1, 2, 3, 5, *range(6, STEPS + 1, 6)], dtype=np.int64)
+
+
+def noise(size: int, share: float = 0.02) -> np.ndarray:
+    return np.exp(share * np.random.default_rng(0).standard_normal(size))
+
+
+def flat(steps: int = STEPS, level: float = LN_10) -> np.ndarray:
+    return level * noise(steps)
+
+
+def learning(steps: int = STEPS, last: float = 0.1) -> np.ndarray:
+    return (last + (LN_10 - last) * np.exp(-np.arange(steps) / 40)) * noise(steps)
+
+
+def table(*values: float | np.ndarray) -> np.ndarray:
+    """(P, columns)"""
+    return np.stack([np.broadcast_to(value, PROBED.shape) for value in values], axis=1).astype(float)
+
+
+def record(losses: np.ndarray, facts: dict[str, Any] | None = None, **probed: np.ndarray) -> Record:
+    steps = np.arange(1, len(losses) + 1)
+    layers = tuple(LayerFacts(name, "Linear", (64, 64), 64, 0.0, 0.1) for name in LAYERS)
+    known = {"layers": layers, "loss": LossFacts("cross_entropy", classes=10, bound=0.0, constant=LN_10), "total_steps": STEPS}
+    ones = np.ones(len(steps))
+    probes = Probes(
+        LAYERS, ACTIVATIONS, PROBED, weight_norms=table(*[5.0] * 4), update_ratios=table(*[1e-3] * 4),
+        zero_shares=table(*[0.1] * 4), zero_rows=table(*[0.0] * 4), largest=table(*[0.1] * 4), nonfinite=table(*[0.0] * 4),
+        silent=table(*[0.1] * 3), saturated=none(len(PROBED), 3),
+    )  # fmt: skip
+    return Record(
+        Facts(**{**known, **(facts or {})}),
+        Series(LAYERS, steps, losses, noise(len(steps))[:, None] * np.ones(4), 1e-3 * ones, ones, ones, 0 * ones),
+        replace(probes, **probed),
+    )
+
+
+def evaluated(known: Record, loss: list[float], accuracy: list[float] | None = None) -> Record:
+    steps = np.linspace(STEPS / len(loss), STEPS, len(loss)).astype(np.int64)
+    metrics = {"loss": np.array(loss)} | ({"accuracy": np.array(accuracy)} if accuracy else {})
+    return replace(known, evaluations=Evaluations(steps, metrics))
+
+
+def alarms(known: Record, step: int = STEPS) -> list[str]:
+    return [found.code for found in diagnose(known.until(step)).findings if found.severity != "note"]
+
+
+def first_tenth(known: Record) -> list[str]:
+    return alarms(known, STEPS // 10)
+
+
+# --- the first cause --------------------------------------------------------------------------------------------------
+
+
+def test_units_that_long_steps_have_killed_are_a_consequence_of_the_rate() -> None:
+    alive_once = np.where(PROBED < 5, 0.1, 1.0)
+    long = np.where(PROBED < 10, 0.4, 1e-4)
+    killed = record(flat(), silent=table(0.1, 0.1, alive_once), update_ratios=table(*[long] * 4))
+    assert alarms(killed)[0] == "lr_too_high"
+    assert any(each.startswith("dying_relu") for each in diagnose(killed).findings[0].consequences)
+    assert first_tenth(killed)[0] == "lr_too_high"
+    born_dead = record(flat(), silent=table(0.1, 0.1, 1.0), update_ratios=table(*[long] * 4))
+    assert alarms(born_dead)[0] == "dying_relu"
+
+
+def test_gradients_that_are_no_number_from_the_first_step_on_come_before_the_loss_that_follows() -> None:
+    losses = np.where(np.arange(20) < 1, LN_10, np.nan)
+    known = record(losses)
+    spoilt = replace(known, series=replace(known.series, norms=none(20, 4)), probes=replace(known.probes, nonfinite=table(*[9.0] * 4)))
+    for step in (1, 2, 20):
+        found = diagnose(spoilt.until(step)).findings[0]
+        assert (found.code, found.first_bad_step, found.layer) == ("nonfinite_gradient", 1, "6")
+    unmeasured = replace(known, series=replace(known.series, losses=learning(20), norms=none(20, 4)))
+    assert alarms(unmeasured) == []
+
+
+def test_gradients_that_underflow_everywhere_are_no_frozen_parameters() -> None:
+    known = record(flat(), {"precision": "fp16"}, zero_shares=table(*[1.0] * 4), update_ratios=table(*[0.0] * 4))
+    nothing = replace(known, series=replace(known.series, norms=np.zeros((STEPS, 4))))
+    assert first_tenth(nothing)[0] == "precision_underflow"
+    assert first_tenth(replace(nothing, facts=replace(nothing.facts, precision="fp32")))[0] == "frozen_params"
+
+
+def test_a_flat_loss_at_that_of_a_constant_answer_is_not_the_rate_s_because_adam_began_with_long_steps() -> None:
+    began_long = np.where(PROBED < 6, 0.12, 0.01)
+    known = record(flat(), update_ratios=table(*[began_long] * 4))
+    assert alarms(known)[0] == "label_error"
+    above = record(flat(level=1.3 * LN_10), update_ratios=table(*[began_long] * 4))
+    assert alarms(above)[0] == "lr_too_high"
+
+
+# --- early ------------------------------------------------------------------------------------------------------------
+
+
+def test_steps_that_cannot_arrive_are_told_early() -> None:
+    short = record(flat(), update_ratios=table(*[1e-7] * 4))
+    assert first_tenth(short) == ["lr_too_low"]
+    climbing = replace(short, facts=replace(short.facts, schedule={"0": 1e-3, "1": 1e3}))
+    assert first_tenth(climbing) == []
+
+
+def test_decay_that_has_halved_the_weights_is_told_early() -> None:
+    left = 5 * np.exp(-PROBED / 10)
+    assert first_tenth(record(flat(), {"weight_decay": 1.0}, weight_norms=table(*[left] * 4))) == ["over_regularised"]
+    assert first_tenth(record(flat(), {"weight_decay": 1.0})) == []
+
+
+def test_raw_inputs_of_a_flat_loss_are_told_early_and_never_without_it() -> None:
+    inputs = TensorFacts("float32", (32, 64), mean=700.0, std=900.0, largest_feature_mean=1500.0, largest_feature_std=900.0)
+    assert first_tenth(record(flat(), {"inputs": inputs})) == ["unnormalised_input"]
+    assert alarms(record(learning(), {"inputs": inputs})) == []
+
+
+@pytest.mark.parametrize(("changes", "told"), [({"std": 9.0}, True), ({"std": 0.3}, False), ({"kind": "Embedding", "std": 1.0}, False)])
+def test_weights_beyond_any_scale_are_a_fact(changes: dict[str, Any], told: bool) -> None:
+    known = record(learning())
+    layers = tuple(replace(layer, **changes) for layer in known.facts.layers)
+    assert alarms(replace(known, facts=replace(known.facts, layers=layers)), 1) == (["bad_init"] if told else [])
+    for harmless in ({"begins_trained": True}, {"layers": (*layers, LayerFacts("n", "LayerNorm", (64,)))}):
+        assert alarms(replace(known, facts=replace(known.facts, **{"layers": layers, **harmless})), 1) == []
+
+
+def test_a_climb_of_the_rate_that_nobody_declared_and_that_does_not_end_is_no_warm_up() -> None:
+    known = record(flat(), update_ratios=table(*[1e-7] * 4))
+    climbing = replace(known, series=replace(known.series, learning_rates=1e-9 * known.series.steps))
+    assert alarms(climbing, STEPS // 2) == ["lr_too_low"]
+    declared = replace(climbing, facts=replace(climbing.facts, warmup_steps=STEPS))
+    assert alarms(declared, STEPS // 2) == []
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+LOWEST_THEN_UP = [1.0, 0.5, 0.4, 0.45, 0.5, 0.6, 0.65, 0.7, 0.72, 0.75]
+
+
+def test_being_surer_of_the_same_answers_is_no_overfitting() -> None:
+    known = record(learning(last=0.001))
+    better = [0.7, 0.85, 0.88, 0.89, 0.89, 0.9, 0.9, 0.9, 0.9, 0.9]
+    worse = [0.7, 0.85, 0.88, 0.87, 0.86, 0.85, 0.84, 0.83, 0.83, 0.83]
+    assert alarms(evaluated(known, LOWEST_THEN_UP, better)) == []
+    assert alarms(evaluated(known, LOWEST_THEN_UP, worse)) == ["overfitting"]
+    assert alarms(evaluated(known, LOWEST_THEN_UP)) == ["overfitting"]
+    assert alarms(evaluated(known, [each * (1 + 0.3 * n) for n, each in enumerate(LOWEST_THEN_UP)], better)) == ["overfitting"]
+
+
+def test_samples_known_by_heart_and_a_validation_near_the_constant_answer() -> None:
+    by_heart = evaluated(record(learning(last=0.001)), [1.9, 1.85, *[2.0] * 8])
+    assert alarms(by_heart) == ["overfitting"]
+    assert alarms(evaluated(record(learning(last=1.0)), [1.9, 1.85, *[2.0] * 8])) == [], "not by heart"
+
+
+def test_a_fit_that_validation_contradicts_is_the_labels_unless_there_are_few() -> None:
+    facts = {"steps_per_epoch": 40, "batch_size": 32}
+    contradicted = [2.32, 2.31, 2.33, 2.35, 2.34, 2.36, 2.35, 2.37, 2.36, 2.38]
+    assert alarms(evaluated(record(learning(last=1.8), facts), contradicted)) == ["label_error"]
+    assert alarms(evaluated(record(learning(last=1.8), facts | {"steps_per_epoch": 2}), contradicted)) == []
+    assert alarms(evaluated(record(learning(last=1.8), facts), [2.3, 2.28, 2.25, 2.2, 2.1, 2.05, 2.0, 1.95, 1.9, 1.85])) == []
+
+
+def test_a_validation_loss_that_falls_is_not_stuck_however_noisy_the_batches_are() -> None:
+    noisy = flat() * noise(STEPS, 0.1)
+    falling = list(np.linspace(2.3, 2.1, 10))
+    assert alarms(record(noisy)) == ["label_error"]
+    assert alarms(evaluated(record(noisy), falling)) == []
+
+
+# --- what the loss is measured against --------------------------------------------------------------------------------
+
+
+def test_a_loss_with_other_parts_has_no_constant_answer_and_no_bound() -> None:
+    seen = LossFacts("cross_entropy", output=TensorFacts("float32", (32, 10)), classes=10)
+    below = np.linspace(1.0, -1.0, STEPS)
+    assert alarms(record(below, {"loss": seen})) == []
+    assert alarms(record(below, {"loss": replace(seen, bound=0.0)}))[0] == "wrong_loss"
+    assert alarms(record(below, {"loss": replace(seen, bound=0.0), "optimizers": 2})) == [], "adversaries"
