@@ -26,7 +26,9 @@ def main() -> int:
     judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
     printing = commands.add_parser("table", help="the cases, in Markdown")
     for command in (verifying, judging, printing):
-        command.add_argument("--only", nargs="+", default=[""], help="cases whose names begin so, as vision or deep/sigmoid")
+        command.add_argument(
+            "--only", nargs="+", default=[""], help="cases whose names begin so, as vision or deep/sigmoid"
+        )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = chosen(arguments.only)

@@ -1,8 +1,8 @@
 """What a run of the suite leaves: the one place where the suite's loop meets the product's parts that measure.
 
-Facts come from the first pass, norms and probes from the product's own classes. What the suite has by itself is what the product's loop does not have:
-ranks that are replicas in one process, so that each one's gradients and weights are looked at here; and gradients that are not cleared, which that
-loop makes impossible.
+Facts come from the first pass, norms and probes from the product's own classes. What the suite has by itself is what the product's loop does not
+have: ranks that are replicas in one process, so that each one's gradients and weights are looked at here; and gradients that are not cleared, which
+that loop makes impossible.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Recorder:
-    """Of a run that it is told of step by step. Facts, norms and probes are of the first replica; its gradients are those of all when they are taken."""
+    """Of a run that it is told of step by step. Facts, norms and probes are of the first replica, whose gradients are those of all when they are
+    measured."""
 
     def __init__(self, job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.job, self.model, self.optimizer = job, model, optimizer

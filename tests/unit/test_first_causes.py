@@ -40,7 +40,11 @@ def table(*values: float | np.ndarray) -> np.ndarray:
 def record(losses: np.ndarray, facts: dict[str, Any] | None = None, **probed: np.ndarray) -> Record:
     steps = np.arange(1, len(losses) + 1)
     layers = tuple(LayerFacts(name, "Linear", (64, 64), 64, 0.0, 0.1) for name in LAYERS)
-    known = {"layers": layers, "loss": LossFacts("cross_entropy", classes=10, bound=0.0, constant=LN_10), "total_steps": STEPS}
+    known = {
+        "layers": layers,
+        "loss": LossFacts("cross_entropy", classes=10, bound=0.0, constant=LN_10),
+        "total_steps": STEPS,
+    }
     ones = np.ones(len(steps))
     probes = Probes(
         LAYERS, ACTIVATIONS, PROBED, weight_norms=table(*[5.0] * 4), update_ratios=table(*[1e-3] * 4),
@@ -85,7 +89,11 @@ def test_units_that_long_steps_have_killed_are_a_consequence_of_the_rate() -> No
 def test_gradients_that_are_no_number_from_the_first_step_on_come_before_the_loss_that_follows() -> None:
     losses = np.where(np.arange(20) < 1, LN_10, np.nan)
     known = record(losses)
-    spoilt = replace(known, series=replace(known.series, norms=none(20, 4)), probes=replace(known.probes, nonfinite=table(*[9.0] * 4)))
+    spoilt = replace(
+        known,
+        series=replace(known.series, norms=none(20, 4)),
+        probes=replace(known.probes, nonfinite=table(*[9.0] * 4)),
+    )
     for step in (1, 2, 20):
         found = diagnose(spoilt.until(step)).findings[0]
         assert (found.code, found.first_bad_step, found.layer) == ("nonfinite_gradient", 1, "6")
@@ -125,12 +133,16 @@ def test_decay_that_has_halved_the_weights_is_told_early() -> None:
 
 
 def test_raw_inputs_of_a_flat_loss_are_told_early_and_never_without_it() -> None:
-    inputs = TensorFacts("float32", (32, 64), mean=700.0, std=900.0, largest_feature_mean=1500.0, largest_feature_std=900.0)
+    inputs = TensorFacts(
+        "float32", (32, 64), mean=700.0, std=900.0, largest_feature_mean=1500.0, largest_feature_std=900.0
+    )
     assert first_tenth(record(flat(), {"inputs": inputs})) == ["unnormalised_input"]
     assert alarms(record(learning(), {"inputs": inputs})) == []
 
 
-@pytest.mark.parametrize(("changes", "told"), [({"std": 9.0}, True), ({"std": 0.3}, False), ({"kind": "Embedding", "std": 1.0}, False)])
+@pytest.mark.parametrize(
+    ("changes", "told"), [({"std": 9.0}, True), ({"std": 0.3}, False), ({"kind": "Embedding", "std": 1.0}, False)]
+)
 def test_weights_beyond_any_scale_are_a_fact(changes: dict[str, Any], told: bool) -> None:
     known = record(learning())
     layers = tuple(replace(layer, **changes) for layer in known.facts.layers)
@@ -159,7 +171,9 @@ def test_being_surer_of_the_same_answers_is_no_overfitting() -> None:
     assert alarms(evaluated(known, LOWEST_THEN_UP, better)) == []
     assert alarms(evaluated(known, LOWEST_THEN_UP, worse)) == ["overfitting"]
     assert alarms(evaluated(known, LOWEST_THEN_UP)) == ["overfitting"]
-    assert alarms(evaluated(known, [each * (1 + 0.3 * n) for n, each in enumerate(LOWEST_THEN_UP)], better)) == ["overfitting"]
+    assert alarms(evaluated(known, [each * (1 + 0.3 * n) for n, each in enumerate(LOWEST_THEN_UP)], better)) == [
+        "overfitting"
+    ]
 
 
 def test_samples_known_by_heart_and_a_validation_near_the_constant_answer() -> None:
@@ -173,7 +187,10 @@ def test_a_fit_that_validation_contradicts_is_the_labels_unless_there_are_few() 
     contradicted = [2.32, 2.31, 2.33, 2.35, 2.34, 2.36, 2.35, 2.37, 2.36, 2.38]
     assert alarms(evaluated(record(learning(last=1.8), facts), contradicted)) == ["label_error"]
     assert alarms(evaluated(record(learning(last=1.8), facts | {"steps_per_epoch": 2}), contradicted)) == []
-    assert alarms(evaluated(record(learning(last=1.8), facts), [2.3, 2.28, 2.25, 2.2, 2.1, 2.05, 2.0, 1.95, 1.9, 1.85])) == []
+    assert (
+        alarms(evaluated(record(learning(last=1.8), facts), [2.3, 2.28, 2.25, 2.2, 2.1, 2.05, 2.0, 1.95, 1.9, 1.85]))
+        == []
+    )
 
 
 def test_a_validation_loss_that_falls_is_not_stuck_however_noisy_the_batches_are() -> None:

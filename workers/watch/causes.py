@@ -80,7 +80,14 @@ def certain_early(course: Course, symptom: Symptom) -> Iterator[Found]:
 
 
 def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
-    for rule in (flat.rate_zero, flat.underflow, flat.nothing_flows, flat.far_from_normal, flat.weights_vanish, flat.ran_away_first):
+    for rule in (
+        flat.rate_zero,
+        flat.underflow,
+        flat.nothing_flows,
+        flat.far_from_normal,
+        flat.weights_vanish,
+        flat.ran_away_first,
+    ):
         if found := rule(course, symptom):
             yield found
     killed = flat.killed_by_rate(course, symptom)
@@ -94,6 +101,12 @@ def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
         yield scale
     if lost:
         yield lost
-    others = (flat.scale_of_weights, flat.dying, flat.saturated, flat.vanishing, flat.twin_rows)  # these make steps short
+    others = (
+        flat.scale_of_weights,
+        flat.dying,
+        flat.saturated,
+        flat.vanishing,
+        flat.twin_rows,
+    )  # these make steps short
     if all(rule(course, symptom) is None for rule in others) and (short := flat.cannot_arrive(course, symptom)):
         yield short

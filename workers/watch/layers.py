@@ -81,7 +81,8 @@ def recent_updates(record: Record) -> Floats | None:
 
 
 def largest_update(record: Record, through: int | None = None) -> tuple[float, str | None, int]:
-    """Over weights of two dimensions without embeddings, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown. ``through``: only probes up to that step.
+    """Over weights of two dimensions without embeddings, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown.
+    ``through``: only probes up to that step.
 
     Layers that began with zeros, and biases or gains, move by their own size in a step.
     """

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from workers.watch.course import MIN_STEPS, Course
 
-Kind = Literal["not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "contradicts", "below_bound", "slow"]
+Kind = Literal[
+    "not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "contradicts", "below_bound", "slow"
+]
 
 RUNAWAY = 1.5  # of the untrained loss, for a while
 RUNAWAY_AT_ONCE = 10.0
@@ -303,7 +305,9 @@ def walks_away(course: Course) -> Symptom | None:
         return None
     if _only_surer(course, best, float(np.median(now)) - minimum):
         return None
-    rose = np.flatnonzero((np.arange(len(losses)) > best) & (losses - floor > min(1.3 * (minimum - floor), now.min() - floor)))
+    rose = np.flatnonzero(
+        (np.arange(len(losses)) > best) & (losses - floor > min(1.3 * (minimum - floor), now.min() - floor))
+    )
     rose = rose if len(rose) else np.array([len(losses) - 1])
     return Symptom(
         "walks_away",
@@ -331,7 +335,11 @@ def contradicts(course: Course) -> Symptom | None:
     return Symptom(
         "contradicts",
         int(course.steps[0]),
-        {"validation_loss": float(np.median(losses[-3:])), "best_validation_loss": best + floor, "training_loss": level},
+        {
+            "validation_loss": float(np.median(losses[-3:])),
+            "best_validation_loss": best + floor,
+            "training_loss": level,
+        },
     )
 
 

@@ -107,7 +107,9 @@ def other_half() -> Pair:
 
 
 PLAIN = recipe(partial(mlp, 64, 10), digits, loss=functional.cross_entropy, optimizer=adam(3e-3), steps=300)
-GAN = PLAIN.but(adversaries, data=zeros, optimizer=adam(3e-3), objective=against_each_other, measure=likeness, steps=600)
+GAN = PLAIN.but(
+    adversaries, data=zeros, optimizer=adam(3e-3), objective=against_each_other, measure=likeness, steps=600
+)
 TUNED = PLAIN.but(trained_before, data=other_half, optimizer=adam(1e-5), begins_trained=True)
 
 CASES = (
@@ -138,5 +140,7 @@ CASES = (
     ),
     FAMILY.healthy("tasks", "two tasks in turn, with losses of two sizes", GOOD, PLAIN.but(Tasks, objective=in_turn)),
     FAMILY.healthy("tuned", "a trained model is tuned with a rate of 1e-5: hardly anything moves", GOOD, TUNED),
-    FAMILY.healthy("tuned_sgd", "a trained model is tuned under SGD with a rate of 1e-3", GOOD, TUNED.but(optimizer=sgd(1e-3))),
+    FAMILY.healthy(
+        "tuned_sgd", "a trained model is tuned under SGD with a rate of 1e-3", GOOD, TUNED.but(optimizer=sgd(1e-3))
+    ),
 )

@@ -27,9 +27,7 @@ LSTM = recipe(
     optimizer=adam(1e-2),
     steps=180,
 )
-DEEP = MLP.but(
-    lambda: started(mlp(64, 10, 40, 12), nn.init.kaiming_normal_), optimizer=sgd(0.02, 0.5), steps=300
-)
+DEEP = MLP.but(lambda: started(mlp(64, 10, 40, 12), nn.init.kaiming_normal_), optimizer=sgd(0.02, 0.5), steps=300)
 
 CASES = (
     FAMILY.sick(
