@@ -55,6 +55,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         unsteady.rate_low_for_slow,
         unsteady.slow_convergence,
     ),
+    "far_above": (flat.unnormalised, flat.scale_of_weights, away.exploding, away.huge_first_forward),
     "contradicts": (unsteady.fitted_only,),
     "walks_away": (unsteady.fitted_only, unsteady.overfitting),
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.watch import layers
 from workers.watch.course import MIN_STEPS, Course
 from workers.watch.findings import Found
-from workers.watch.symptoms import Symptom
+from workers.watch.symptoms import Symptom, above
 
 VANISHING = 1e-3  # first layers' median norm over the last ones'
 DEAD = 0.85  # of a layer's units
@@ -83,8 +84,7 @@ def rate_too_low(course: Course, symptom: Symptom) -> Found | None:
 
 def ran_away_first(course: Course, symptom: Symptom) -> Found | None:
     """The loss was far above its start before it became flat: dead units and small gradients came after that."""
-    floor = course.bound if course.bound is not None else 0.0
-    high = course.levels - floor > 2 * (course.untrained - floor)
+    high = _leapt(course)
     early = course.norms[: min(10, len(course.norms))]
     if not high.any() or not early.size or layers.amplification(early[:3]) > GROWTH:
         return None
@@ -96,17 +96,24 @@ def rate_too_high(course: Course, symptom: Symptom) -> Found | None:
     largest, layer, step = layers.largest_update(course.record)
     peak = float(course.levels.max()) if len(course.levels) else math.nan
     floor = course.bound if course.bound is not None else 0.0
-    leapt = peak - floor > 2 * (course.untrained - floor)
+    leapt = bool(_leapt(course).any())
     if not largest > LARGE_UPDATE and not leapt:
         return None
     # Adam's first steps are as long in runs that are well, and a rate that is too high leaves the loss above that of a constant answer.
     reference = course.start if course.constant is None else course.constant
-    above = course.recent - floor > ABOVE_CONSTANT * (reference - floor)
-    if not leapt and not above and not largest > DESTRUCTIVE:
+    higher = course.recent - floor > ABOVE_CONSTANT * (reference - floor)
+    if not leapt and not higher and not largest > DESTRUCTIVE:
         return None
     evidence = {**symptom.evidence, "largest_update_ratio": largest, "peak_loss": peak}
     first = int(course.level_steps[int(np.argmax(course.levels))]) if leapt else step
     return Found("lr_too_high", "critical", first, evidence, layer)
+
+
+def _leapt(course: Course) -> NDArray[np.bool_]:
+    """(N,) levels that are far above the start, by more than the noise of a level. Trap: a start that happened to be low."""
+    margin = 4 * course.noise / math.sqrt(course.block)
+    found: NDArray[np.bool_] = course.levels > above(course, course.untrained, 2.0) + margin
+    return found
 
 
 def nothing_flows(course: Course, symptom: Symptom) -> Found | None:

@@ -57,7 +57,7 @@ class FirstPass:
             class_counts=counts,
             # The loss with the wrong sign has the same bound: it is below it from the first step on.
             bound=0.0 if (whole or call.is_all(-loss_sum, count)) and found.function in BOUNDED else None,
-            constant=_scaled(constant_loss(found, counts, call.smoothing), call.unit(loss_sum, count))
+            constant=_scaled(constant_loss(found, counts, call.smoothing, call.variance), call.unit(loss_sum, count))
             if whole
             else None,
         )

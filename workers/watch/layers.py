@@ -60,6 +60,9 @@ def flow(record: Record) -> Flow | None:
 def amplification(norms: Floats) -> float:
     """(S, L) -> the largest norm of the first half of the layers over the median of the last quarter, in the median step."""
     values = np.median(norms, axis=0)
+    values = values[values > 0]  # a layer whose turn it is not says nothing
+    if len(values) < 2:
+        return math.nan
     last = float(np.median(values[-max(1, len(values) // 4) :]))
     return float(values[: len(values) // 2].max()) / last if last > 0 else math.inf
 
@@ -81,8 +84,8 @@ def recent_updates(record: Record) -> Floats | None:
 
 
 def largest_update(record: Record, through: int | None = None) -> tuple[float, str | None, int]:
-    """Over weights of two dimensions without embeddings, the third largest of all probes (a single step says little): its ratio, layer and step. NaN: unknown.
-    ``through``: only probes up to that step.
+    """Over weights of two dimensions without embeddings, the third largest of all probes (a single step says little): its ratio, layer and step.
+    NaN: unknown. ``through``: only probes up to that step.
 
     Layers that began with zeros, and biases or gains, move by their own size in a step.
     """

@@ -41,6 +41,7 @@ class LossCall(TorchFunctionMode):
         self.value: Tensor | None = None  # what the loss gave
         self.labels: Tensor | None = None  # class numbers that counted, (N,)
         self.smoothing = 0.0
+        self.variance: float | None = None  # of targets that are no class numbers, about each one's own mean, (B, ...)
         self.per_target = math.nan  # the mean of what was given, over targets, whatever it was reduced to
 
     def __torch_function__(
@@ -75,6 +76,8 @@ class LossCall(TorchFunctionMode):
         if classes is not None and not target.is_floating_point():
             labels = target.flatten()
             self.labels = labels[(labels >= 0) & (labels < classes) & (labels != kwargs.get("ignore_index", -100))]
+        if target.is_floating_point() and target.ndim > 1 and len(target) > 1:
+            self.variance = float(target.double().var(0, correction=0).mean())
         weight = kwargs.get("weight", args[2] if len(args) > 2 and name != "mse_loss" else None)
         self.value = result.detach()
         self.per_target = float(self.value.double().sum()) / _values(kwargs, self.value, target)
@@ -110,10 +113,12 @@ def _values(kwargs: Mapping[str, Any], value: Tensor, target: Tensor) -> int:
     return max(1, target.numel()) if kwargs.get("reduction") == "sum" else max(1, value.numel())
 
 
-def constant_loss(loss: LossFacts, counts: tuple[int, ...], smoothing: float) -> float | None:
+def constant_loss(
+    loss: LossFacts, counts: tuple[int, ...], smoothing: float, variance: float | None = None
+) -> float | None:
     """H: the loss of the best answer that is the same for all samples. Of class numbers the entropy of their shares, corrected for the few labels
-    that it is estimated from (Miller 1955), or ln C where there are too few to say; of squared errors the variance of the targets. None where nothing
-    is known."""
+    that it is estimated from (Miller 1955), or ln C where there are too few to say; of squared errors the variance of the targets, each about its
+    own mean where that is known (``variance``). None where nothing is known."""
     if loss.function in CLASS_LOSSES and loss.classes:
         total = sum(counts)
         seen = sum(count > 0 for count in counts)
@@ -126,7 +131,7 @@ def constant_loss(loss: LossFacts, counts: tuple[int, ...], smoothing: float) ->
     if target is None or target.std is None or target.mean is None:
         return None
     if loss.function in SQUARED_LOSSES:
-        return target.std**2
+        return target.std**2 if variance is None or not math.isfinite(variance) else variance
     if loss.function in ("binary_cross_entropy", "binary_cross_entropy_with_logits") and 0 < target.mean < 1:
         return -target.mean * math.log(target.mean) - (1 - target.mean) * math.log(1 - target.mean)
     return None

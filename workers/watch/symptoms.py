@@ -41,7 +41,7 @@ class Symptom:
 def symptoms(course: Course) -> list[Symptom]:
     """The worst first. What is not a number hides everything else."""
     rules: tuple[Callable[[Course], Symptom | None], ...] = (
-        below_bound, spike, runaway, stuck, rings, slow, walks_away, contradicts,
+        below_bound, spike, runaway, stuck, rings, slow, walks_away, contradicts, far_above,
     )  # fmt: skip
     if (bad := not_a_number(course)) is not None:
         return [bad]
@@ -103,9 +103,9 @@ def runaway(course: Course) -> Symptom | None:
     reference = course.untrained + 0.0
     if course.record.facts.begins_trained and course.constant is None:
         window, reference = 2 * window, max(reference, 2 * course.start)
-    ceiling = _above(course, reference, RUNAWAY)
-    at_once = _above(course, reference, RUNAWAY_AT_ONCE)
-    much = _above(course, reference, 3.0)
+    ceiling = above(course, reference, RUNAWAY)
+    at_once = above(course, reference, RUNAWAY_AT_ONCE)
+    much = above(course, reference, 3.0)
     level = float(np.median(kept[-window:]))
     away = (
         (len(kept) >= window and level > ceiling)
@@ -129,7 +129,7 @@ def runaway(course: Course) -> Symptom | None:
     )
 
 
-def _above(course: Course, reference: float, factor: float) -> float:
+def above(course: Course, reference: float, factor: float) -> float:
     """``factor`` times as high over the bound; where there is none, over zero or over the spread of the first losses."""
     floor = course.bound if course.bound is not None else min(0.0, reference)
     height = max(reference - floor, 1e-12)
@@ -314,6 +314,20 @@ def walks_away(course: Course) -> Symptom | None:
         int(steps[rose[0]]),
         {"validation_loss": float(np.median(now)), "best_validation_loss": minimum, "training_loss": course.recent},
     )
+
+
+def far_above(course: Course) -> Symptom | None:
+    """It began far above what a constant answer has, and is still there after a tenth of the run: it has all of that to unlearn first. Traps:
+    squared errors of targets that nobody scaled; a first pass that is too large and comes down at once."""
+    if course.constant is None or not course.past(0.1) or course.begins_trained or course.adversarial:
+        return None
+    floor = course.bound if course.bound is not None else 0.0
+    reference = course.constant - floor
+    recent = course.level()
+    if not course.start - floor > 10 * reference or not recent - floor > 3 * reference:
+        return None
+    evidence = {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant}
+    return Symptom("far_above", int(course.steps[0]), evidence)
 
 
 def contradicts(course: Course) -> Symptom | None:

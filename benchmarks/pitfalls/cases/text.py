@@ -99,8 +99,6 @@ def hot(output: Tensor, targets: Tensor) -> Tensor:
 GPT = recipe(transformer, text, loss=cross_entropy, optimizer=adam(5e-3), steps=150, batch=24)
 GRUS = recipe(gru, text, loss=cross_entropy, optimizer=adam(1e-2), steps=150, batch=24)
 BAG = recipe(Context, text, loss=cross_entropy, optimizer=adam(1e-2), steps=200, batch=24)
-FINE = BAG.but(optimizer=sgd(0.05, 0.9), steps=400)
-
 CASES = (
     FAMILY.sick(
         "gpt_rate",
@@ -171,14 +169,6 @@ CASES = (
         GRUS,
         GRUS.but(partial(gru, 3000.0)),
         ("saturated_activation",),
-    ),
-    FAMILY.sick(
-        "pure_bf16",
-        "precision_underflow",
-        "weights in bf16 that are too coarse for the updates",
-        GOOD,
-        FINE,
-        FINE.but(lambda: Context().bfloat16()),
     ),
     FAMILY.sick(
         "fp16_underflow",
