@@ -122,6 +122,8 @@ def test_a_flat_loss_at_that_of_a_constant_answer_is_not_the_rate_s_because_adam
 def test_steps_that_cannot_arrive_are_told_early() -> None:
     short = record(flat(), update_ratios=table(*[1e-7] * 4))
     assert first_tenth(short) == ["lr_too_low"]
+    half = tuple(replace(layer, dtype="bfloat16") for layer in short.facts.layers)
+    assert first_tenth(replace(short, facts=replace(short.facts, layers=half))) == [], "they may be rounded away"
     climbing = replace(short, facts=replace(short.facts, schedule={"0": 1e-3, "1": 1e3}))
     assert first_tenth(climbing) == []
 

@@ -199,6 +199,8 @@ def cannot_arrive(course: Course, symptom: Symptom) -> Found | None:
     rates = course.record.series.learning_rates
     if updates is None or not np.isfinite(updates).any() or course.record.facts.total_steps is None:
         return None
+    if any(fact.dtype in ("bfloat16", "float16") for fact in course.record.facts.layers):
+        return None
     largest = float(np.nanmax(updates))  # where a gradient vanishes on its way the last layers move all the same
     highest = max(course.record.facts.schedule.values(), default=0.0)
     climb = max(1.0, highest / rates[-1]) if len(rates) and rates[-1] > 0 else 1.0

@@ -100,6 +100,7 @@ def largest_update(record: Record, through: int | None = None) -> tuple[float, s
     }
     columns = [j for j, name in enumerate(probes.layers) if not record.facts.layers or name in matrices]
     values = table[:, columns] if columns else table[:, :0]
+    values = values * _size(record, [probes.layers[j] for j in columns])
     with np.errstate(invalid="ignore"):
         of_probe = np.where(np.isfinite(values), values, -1.0)
     if not of_probe.size:
@@ -108,6 +109,19 @@ def largest_update(record: Record, through: int | None = None) -> tuple[float, s
     row = int(np.argsort(worst)[-min(3, len(worst))])
     layer = probes.layers[columns[int(np.argmax(of_probe[row]))]]
     return float(worst[row]), layer, int(probes.steps[row])
+
+
+def _size(record: Record, names: list[str]) -> Floats:
+    """(columns,) how large weights were at first for their fan-in, at most 1, which torch's own are: much smaller ones may well move by more of
+    themselves."""
+    facts = {fact.name: fact for fact in record.facts.layers}
+    sizes = []
+    for fact in map(facts.get, names):
+        if fact is None or fact.std is None or fact.fan_in is None:
+            sizes.append(1.0)
+        else:
+            sizes.append(min(1.0, fact.std * math.sqrt(3 * fact.fan_in)))
+    return np.array(sizes)
 
 
 def of_weights(record: Record) -> Floats:

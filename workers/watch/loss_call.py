@@ -23,6 +23,7 @@ LOSSES = CLASS_LOSSES | SQUARED_LOSSES | {
 }  # fmt: skip
 # What a loss cannot fall below, for targets as it asks for them; likelihoods of densities have no bound.
 BOUNDED = LOSSES - {"kl_div", "gaussian_nll_loss", "poisson_nll_loss"}
+MANY_LABELS_A_CLASS = 10  # nothing has to be corrected
 LABELS_A_CLASS = 5  # of those that were seen: fewer say little about how frequent each is
 # Do not change what a tensor says, only how it lies or what it is called.
 CARRIED = frozenset(
@@ -124,9 +125,10 @@ def constant_loss(
         seen = sum(count > 0 for count in counts)
         if total < LABELS_A_CLASS * seen or not total:
             return math.log(loss.classes)
+        missing = (seen - 1) / (2 * total) if total < MANY_LABELS_A_CLASS * loss.classes else 0.0
         shares = [(1 - smoothing) * count / total + smoothing / loss.classes for count in counts]
         entropy = -sum(share * math.log(share) for share in shares if share > 0)
-        return min(entropy + (seen - 1) / (2 * total), math.log(loss.classes))
+        return min(entropy + missing, math.log(loss.classes))
     target = loss.target
     if target is None or target.std is None or target.mean is None:
         return None

@@ -363,7 +363,7 @@ def _only_surer(course: Course, best: int, rise: float) -> bool:
     if accuracy is None or course.constant is None or not math.isfinite(float(accuracy[best])):
         return False
     gained = course.constant - float(course.record.evaluations.metrics["loss"][best])
-    return bool(np.median(accuracy[-3:]) >= accuracy[best] - 0.01 and rise < 0.5 * gained)
+    return bool(np.median(accuracy[-3:]) >= accuracy[best] - 0.01 and rise < 0.25 * gained)
 
 
 def _evaluated(course: Course, row: int) -> int:

@@ -223,7 +223,14 @@ CASES = (
         "gaussian",
         "a likelihood loss that falls below 0",
         PICTURES,
-        AUTO.but(partial(mlp, 64, 2, 48), data=brightness, loss=gaussian, optimizer=adam(3e-3), measure=measure_mean),
+        AUTO.but(
+            partial(mlp, 64, 2, 48),
+            data=brightness,
+            loss=gaussian,
+            optimizer=adam(1e-3),
+            clip_norm=1.0,
+            measure=measure_mean,
+        ),
     ),
     FAMILY.healthy(
         "autoencoder",
