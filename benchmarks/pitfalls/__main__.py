@@ -21,6 +21,7 @@ def main() -> int:
     judging = commands.add_parser("judge", help="what the rules find, and how soon")
     judging.add_argument("--seeds", type=int, nargs="+", default=[0, 100], help="100 and more are held back")
     judging.add_argument("--cache", type=Path, help="folder for records of runs, of your own only: they are pickles")
+    judging.add_argument("--kept", action="store_true", help="only runs that the folder has")
     judging.add_argument("--healed", action="store_true", help="sick cases without their fault too, as healthy runs")
     judging.add_argument("--wrong", action="store_true", help="print only what was missed or misjudged")
     judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
@@ -67,13 +68,15 @@ def _verify(cases: list[Case], seeds: list[int]) -> int:
 
 def _judge(cases: list[Case], arguments: argparse.Namespace) -> int:
     from benchmarks.pitfalls.judging import judged
-    from benchmarks.pitfalls.kept import recorded
+    from benchmarks.pitfalls.kept import path_of, recorded
     from benchmarks.pitfalls.results import parts, store
 
     runs = []
     for case in cases:
         for seed in arguments.seeds:
             for healed in (False, True) if arguments.healed and case.sick else (False,):
+                if arguments.kept and not path_of(case, seed, arguments.cache, healed=healed).exists():
+                    continue
                 runs.append(judged(case, seed, recorded(case, seed, arguments.cache, healed=healed), healed=healed))
                 _tell(runs[-1], arguments.wrong)
     for title, figures in parts(runs).items():

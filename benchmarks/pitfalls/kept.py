@@ -26,8 +26,7 @@ def recorded(case: Case, seed: int, folder: Path | None = None, *, healed: bool 
     """Trains where ``folder`` does not have the run yet. ``healed``: without the fault. Files are pickles: of one's own folder only."""
     build = case.healed if healed else case.build
     assert build is not None
-    name = case.name.replace("/", ".") + (".healed" if healed else "")
-    path = folder / f"{name}-{seed}-{_digest(case.family)}.pickle" if folder else None
+    path = path_of(case, seed, folder, healed=healed) if folder else None
     if path is not None and path.exists():
         found = pickle.loads(path.read_bytes())
         assert isinstance(found, Record)
@@ -40,6 +39,11 @@ def recorded(case: Case, seed: int, folder: Path | None = None, *, healed: bool 
         part.write_bytes(pickle.dumps(record))
         part.rename(path)  # another process may be looking
     return record
+
+
+def path_of(case: Case, seed: int, folder: Path, *, healed: bool = False) -> Path:
+    name = case.name.replace("/", ".") + (".healed" if healed else "")
+    return folder / f"{name}-{seed}-{_digest(case.family)}.pickle"
 
 
 # As they were when this process began: what it records comes from the code that it has loaded.
