@@ -15,7 +15,7 @@ from workers.watch.diagnosis import diagnose
 from workers.watch.explanations import WORDS, finding
 from workers.watch.findings import Found, Judgement
 from workers.watch.record import Facts, LossFacts, Record, Series
-from workers.watch.watching import Watch, timeline
+from workers.watch.watching import Entry, Watch, timeline
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +32,12 @@ def run(name: str) -> Record:
     return (SICK[name][1] if name in SICK else HEALTHY[name])(0)
 
 
+@cache
+def told(name: str) -> tuple[Entry, ...]:
+    """The time line of a run: several tests read it, and a look at every twentieth of a run takes as long as the run."""
+    return tuple(timeline(run(name), LOOKS))
+
+
 def alarms(judgement: Judgement) -> list[str]:
     return [found.code for found in judgement.findings if found.severity != "note"]
 
@@ -43,7 +49,7 @@ def test_the_first_code_of_a_sick_run_is_right_when_first_seen_and_at_the_end(na
     codes = alarms(diagnose(record))
     assert codes, "nothing was found"
     assert codes[0] in wanted if isinstance(wanted, tuple) else codes[0] == wanted
-    first = next(entry for entry in timeline(record, LOOKS) if entry.event == "raised")
+    first = next(entry for entry in told(name) if entry.event == "raised")
     assert first.finding.code in wanted if isinstance(wanted, tuple) else first.finding.code == wanted
     assert first.finding.first_bad_step <= first.step
 
@@ -64,7 +70,7 @@ def test_most_sicknesses_are_found_early() -> None:
         record = run(name)
         if name in ("spike that stays", "rate rises late"):
             continue  # these are well until half of it is over
-        raised = [entry.step for entry in timeline(record, LOOKS) if entry.event == "raised"]
+        raised = [entry.step for entry in told(name) if entry.event == "raised"]
         shares.append(raised[0] / record.total_steps if raised else 1.0)
     assert np.mean(np.array(shares) <= 0.1) >= 0.45
     assert np.mean(np.array(shares) <= 0.5) >= 0.9
@@ -180,9 +186,8 @@ def test_every_code_has_words_without_evidence_too() -> None:
 
 def test_nothing_is_repeated() -> None:
     for name in SICK:
-        entries = timeline(run(name), LOOKS)
         open_codes: set[str] = set()
-        for entry in entries:
+        for entry in told(name):
             if entry.event == "raised":
                 assert entry.finding.code not in open_codes or entry.finding.severity == "critical"
                 open_codes.add(entry.finding.code)
