@@ -25,7 +25,8 @@ def noise(size: int, share: float = 0.02) -> np.ndarray:
 
 
 def flat(steps: int = STEPS, level: float = LN_10) -> np.ndarray:
-    return level * noise(steps)
+    found: np.ndarray = level * noise(steps)
+    return found
 
 
 def learning(steps: int = STEPS, last: float = 0.1) -> np.ndarray:
@@ -37,7 +38,7 @@ def table(*values: float | np.ndarray) -> np.ndarray:
     return np.stack([np.broadcast_to(value, PROBED.shape) for value in values], axis=1).astype(float)
 
 
-def record(losses: np.ndarray, facts: dict[str, Any] | None = None, **probed: np.ndarray) -> Record:
+def record(losses: np.ndarray, facts: dict[str, Any] | None = None, **probed: Any) -> Record:
     steps = np.arange(1, len(losses) + 1)
     layers = tuple(LayerFacts(name, "Linear", (64, 64), 64, 0.0, 0.1) for name in LAYERS)
     known = {
@@ -149,13 +150,17 @@ def test_weights_beyond_any_scale_are_a_fact(changes: dict[str, Any], told: bool
     known = record(learning())
     layers = tuple(replace(layer, **changes) for layer in known.facts.layers)
     assert alarms(replace(known, facts=replace(known.facts, layers=layers)), 1) == (["bad_init"] if told else [])
-    for harmless in ({"begins_trained": True}, {"layers": (*layers, LayerFacts("n", "LayerNorm", (64,)))}):
+    others: tuple[dict[str, Any], ...] = (
+        {"begins_trained": True},
+        {"layers": (*layers, LayerFacts("n", "LayerNorm", (64,)))},
+    )
+    for harmless in others:
         assert alarms(replace(known, facts=replace(known.facts, **{"layers": layers, **harmless})), 1) == []
 
 
 def test_a_climb_of_the_rate_that_nobody_declared_and_that_does_not_end_is_no_warm_up() -> None:
     known = record(flat(), update_ratios=table(*[1e-7] * 4))
-    climbing = replace(known, series=replace(known.series, learning_rates=1e-9 * known.series.steps))
+    climbing = replace(known, series=replace(known.series, learning_rates=1e-9 * known.series.steps.astype(np.float64)))
     assert alarms(climbing, STEPS // 2) == ["lr_too_low"]
     declared = replace(climbing, facts=replace(climbing.facts, warmup_steps=STEPS))
     assert alarms(declared, STEPS // 2) == []

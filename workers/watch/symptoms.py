@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from workers.watch.course import MIN_STEPS, Course
 
 Kind = Literal[
-    "not_a_number", "runaway", "spike", "stuck", "lost", "rings", "walks_away", "contradicts", "below_bound", "slow"
+    "not_a_number",
+    "runaway",
+    "spike",
+    "stuck",
+    "lost",
+    "rings",
+    "walks_away",
+    "contradicts",
+    "below_bound",
+    "slow",
+    "far_above",
 ]
 
 RUNAWAY = 1.5  # of the untrained loss, for a while
