@@ -30,7 +30,8 @@ def flat(steps: int = STEPS, level: float = LN_10) -> np.ndarray:
 
 
 def learning(steps: int = STEPS, last: float = 0.1) -> np.ndarray:
-    return (last + (LN_10 - last) * np.exp(-np.arange(steps) / 40)) * noise(steps)
+    found: np.ndarray = (last + (LN_10 - last) * np.exp(-np.arange(steps) / 40)) * noise(steps)
+    return found
 
 
 def table(*values: float | np.ndarray) -> np.ndarray:

@@ -98,8 +98,8 @@ CASES = (
         "vanishing_gradient",
         "ten sigmoids that are function calls",
         GOOD,
-        SGD10.but(partial(Functional, torch.relu)),
-        SGD10.but(partial(Functional, torch.sigmoid)),
+        SGD10.but(partial(Functional, torch.relu), steps=450),
+        SGD10.but(partial(Functional, torch.sigmoid), steps=450),
     ),
     FAMILY.sick(
         "tanh_small",

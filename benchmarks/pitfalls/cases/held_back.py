@@ -50,10 +50,10 @@ CASES = (
     FAMILY.sick(
         "wine_rate",
         "lr_too_high",
-        "Adam with a rate of 3",
+        "Adam with a rate of 30",
         GOOD,
         WINE,
-        WINE.but(optimizer=adam(3.0)),
+        WINE.but(optimizer=adam(30.0)),
         ("oscillating_loss",),
     ),
     FAMILY.sick(
