@@ -148,3 +148,37 @@ def test_numbers_that_json_has_not_are_unknown() -> None:
     read = from_json(json.loads(text))
     assert read.learning_rate is None
     assert read.layers == (LayerFacts("a", "Linear", (2, 3)),)
+
+
+def test_h_is_of_all_targets_where_they_lie_in_memory() -> None:
+    """A batch of 40 is an estimate: how many samples it is from is told."""
+    torch.manual_seed(1)
+    every = torch.randn(4000, 1) * 3
+    some = every[:40]
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets, reduction="none")
+
+    known = facts_with(squared, some, outputs=1, data=Data(every)).loss
+    assert (known.constant, known.constant_rows) == (pytest.approx(float(every.var()), rel=1e-3), 4000)
+    unknown = facts_with(squared, some, outputs=1).loss
+    assert (unknown.constant, unknown.constant_rows) == (pytest.approx(float(some.var(correction=0)), rel=1e-3), 40)
+    scaled = facts_with(squared, some / 3, outputs=1, data=Data(every)).loss
+    assert scaled.constant_rows == 40, "what is in memory is not what the loss was given"
+
+
+def test_classes_of_a_single_answer_are_counted_over_all_samples() -> None:
+    every = (torch.arange(400) % 50 == 0).float()[:, None]
+
+    def binary(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+
+    known = facts_with(binary, every[:40], outputs=1, data=Data(every)).loss
+    assert known.class_counts == (392, 8)
+    assert known.constant == pytest.approx(-0.02 * math.log(0.02) - 0.98 * math.log(0.98), rel=1e-4)
+    weighted = facts_with(
+        lambda o, y: F.binary_cross_entropy_with_logits(o, y, pos_weight=torch.tensor(9.0), reduction="none"),
+        every[:40],
+        outputs=1,
+    ).loss
+    assert (weighted.weighted, weighted.constant) == (True, None), "H is another for weighted answers"

@@ -217,3 +217,26 @@ def test_a_loss_with_other_parts_has_no_constant_answer_and_no_bound() -> None:
     assert alarms(record(below, {"loss": seen})) == []
     assert alarms(record(below, {"loss": replace(seen, bound=0.0)}))[0] == "wrong_loss"
     assert alarms(record(below, {"loss": replace(seen, bound=0.0), "optimizers": 2})) == [], "adversaries"
+
+
+def test_without_any_gradient_no_rate_is_to_blame() -> None:
+    """Loss varies from batch to batch, far above that of a constant answer, and nothing comes back to any layer."""
+    losses = 5.0 + 2.0 * np.random.default_rng(0).standard_normal(STEPS)
+    known = record(losses)
+    still = replace(known, series=replace(known.series, norms=np.zeros((STEPS, 4))))
+    assert first_tenth(still)[0] == "frozen_params"
+    layers = tuple(LayerFacts(f"{name}.factor", "Linear", (4, 4), 4, 0.0, 0.0, 1.0) for name in "ab")
+    zeros = replace(still, facts=replace(still.facts, layers=layers))
+    assert first_tenth(zeros)[0] == "bad_init"
+
+
+def test_an_h_from_a_handful_of_targets_accuses_nobody() -> None:
+    """Four samples of the first microbatch: H may be two and a half times as large as it looks."""
+    known = record(
+        0.45 + 0.4 * np.exp(-np.arange(STEPS) / 20.0) + 0.05 * np.random.default_rng(1).standard_normal(STEPS)
+    )
+    loss = LossFacts(function="mse_loss", bound=0.0, constant=0.21, constant_rows=4)
+    few = replace(known, facts=replace(known.facts, loss=loss))
+    assert alarms(few) == []
+    sure = replace(few, facts=replace(few.facts, loss=replace(loss, constant=0.45, constant_rows=4000)))
+    assert alarms(sure) != [], "a loss at H for most of the run"

@@ -26,6 +26,8 @@ COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weigh
 INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
 GROWTH = 100.0  # of norms from the last layers to the first
 LIVELY = 0.05  # norm now over its early median
+UNSTIRRED = 1e-3  # of what there is to learn: a model that answers anything has another loss for each batch
+TRIED = 0.05  # of the weights, by all steps so far: less is no attempt at learning
 LATE_PATIENCE = 0.45  # where only exclusion speaks
 
 
@@ -303,7 +305,9 @@ def labels(course: Course, symptom: Symptom) -> Found | None:
     if not (0.985 if _regression(course) else 0.93) < level < 1.3:
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
-    if not now > LIVELY * early:
+    if not now > LIVELY * early or course.noise < UNSTIRRED * course.scale:
+        return None
+    if _moved(course) < TRIED:
         return None
     return Found("label_error", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})
 
@@ -312,6 +316,14 @@ def _patience(course: Course) -> float:
     """With short steps it takes longer to see that nothing is learnt."""
     updates = layers.recent_updates(course.record)
     return 0.75 if updates is not None and float(np.nanmedian(updates)) < SHORT_STEPS else LATE_PATIENCE
+
+
+def _moved(course: Course) -> float:
+    """By how much of their size all steps so far would have moved the weights at most, had they all pointed the same way; infinite: unknown."""
+    updates = layers.recent_updates(course.record)
+    if updates is None or not np.isfinite(updates).any():
+        return math.inf
+    return float(np.nanmax(updates)) * course.now
 
 
 def _regression(course: Course) -> bool:

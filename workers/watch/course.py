@@ -17,6 +17,7 @@ from workers.watch.record import Floats, Record, Steps
 MIN_STEPS = 20  # fewer say nothing about a course
 BLOCKS = 200  # of the run, at most
 WARMUP = 0.25  # of the run, at most, of what looks like one
+SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
 BOUNDED = (
     "cross_entropy",
@@ -95,6 +96,27 @@ class Course:
         if loss.classes and loss.classes > 1 and loss.function in ("cross_entropy", "nll_loss") and not loss.weighted:
             return math.log(loss.classes)
         return None
+
+    @cached_property
+    def constant_error(self) -> float:
+        """Relative standard error of H where it was estimated from few samples: sqrt(2 / n) for a variance, by the delta method for an entropy."""
+        loss = self.record.facts.loss
+        rows, constant = loss.constant_rows, loss.constant
+        if not rows or not constant or constant <= 0:
+            return 0.0
+        if loss.function in SQUARED:
+            return math.sqrt(2 / rows)
+        counts = [count / rows for count in loss.class_counts if count > 0] if sum(loss.class_counts) == rows else []
+        if not counts and loss.target is not None and loss.target.mean is not None and 0 < loss.target.mean < 1:
+            counts = [loss.target.mean, 1 - loss.target.mean]
+        second = sum(share * math.log(share) ** 2 for share in counts)
+        entropy = -sum(share * math.log(share) for share in counts)
+        return math.sqrt(max(0.0, second - entropy**2) / rows) / constant
+
+    @cached_property
+    def surely_constant(self) -> float | None:
+        """What H may be at most: two standard errors above the estimate."""
+        return None if self.constant is None else self.constant * (1 + 2 * self.constant_error)
 
     @cached_property
     def bound(self) -> float | None:

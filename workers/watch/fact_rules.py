@@ -23,7 +23,22 @@ UNCLEARED = 0.3  # of the first step's norm
 WAITING = 0.25  # of the step
 WAITING_SECONDS = 0.002  # less is the noise of a clock
 PROBABILITIES = ("softmax", "sigmoid")
-LIMITS = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
+LIMITS = {
+    "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0), "softsign": (-1.0, 1.0),
+    "relu": (0.0, math.inf), "relu6": (0.0, 6.0), "softplus": (0.0, math.inf), "exp": (0.0, math.inf), "square": (0.0, math.inf),
+    "gelu": (-0.17, math.inf), "silu": (-0.28, math.inf), "logsigmoid": (-math.inf, 0.0), "log_softmax": (-math.inf, 0.0),
+}  # fmt: skip
+LOSES = (
+    "softmax",
+    "sigmoid",
+    "hardsigmoid",
+    "relu",
+    "relu6",
+    "tanh",
+    "hardtanh",
+    "softsign",
+    "softplus",
+)  # what logits have to say
 SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
@@ -42,7 +57,7 @@ def output_activation(course: Course) -> Found | None:
     if operation is None or loss.function is None:
         return None
     wrong = (
-        (loss.function == "cross_entropy" and operation in ("softmax", "sigmoid", "relu", "tanh"))
+        (loss.function == "cross_entropy" and operation in LOSES)
         or (loss.function == "binary_cross_entropy_with_logits" and operation in ("softmax", "sigmoid", "relu", "log_softmax", "logsigmoid"))
         or (loss.function in SQUARED and _cannot_reach(operation, loss.target))
     )  # fmt: skip
@@ -53,16 +68,8 @@ def output_activation(course: Course) -> Found | None:
 
 
 def _operation(loss: LossFacts) -> str | None:
-    name = (loss.output_operation or "").rpartition(".")[2].lower().replace("_", "").rstrip("0123456789")
-    known = {
-        "softmax": "softmax",
-        "logsoftmax": "log_softmax",
-        "sigmoid": "sigmoid",
-        "logsigmoid": "logsigmoid",
-        "relu": "relu",
-        "tanh": "tanh",
-    }
-    return known.get(name)
+    name = (loss.output_operation or "").rpartition(".")[2].lower().replace("_", "")
+    return next((known for known in LIMITS if name == known.replace("_", "")), None)
 
 
 def _cannot_reach(operation: str, target: TensorFacts | None) -> bool:
@@ -108,8 +115,8 @@ def _mismatch(loss: LossFacts) -> str | None:
 
 
 def _spread(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
-    """(B, 1) and (B,) become (B, B): each output is compared with every target."""
-    return bool(outputs and targets) and outputs != targets and math.prod(outputs) == math.prod(targets)
+    """(B, 1) and (B,) become (B, B): each output is compared with every target. Right: one target for all."""
+    return bool(outputs and targets) and outputs != targets and math.prod(targets) > 1
 
 
 def _last_layer(course: Course) -> str | None:
@@ -197,6 +204,23 @@ def cut_off(course: Course) -> Found | None:
     if (norms[:, prefix:].min() if norms[:, prefix:].size else 0.0) < 1e-30:
         return None  # it may have underflowed on its way
     return Found("frozen_params", "warning", int(course.steps[0]), {"layers": prefix, "gradient": 0.0}, cut[-1])
+
+
+def nothing_flows(course: Course) -> Found | None:
+    """No gradient anywhere from the first step on: the loss hangs on no trainable parameter, or zeros keep it from all of them."""
+    norms = course.norms
+    if len(norms) < 5 or course.steps[0] > 3 or not norms.size or not (norms == 0).all():
+        return None
+    facts = course.record.facts
+    if facts.precision == "fp16" or any(fact.dtype == "float16" for fact in facts.layers):
+        return None  # they may have underflowed
+    trainable = [fact for fact in facts.layers if fact.requires_grad]
+    zeros = [fact for fact in trainable if fact.std == 0 and not fact.mean and "Norm" not in fact.kind]
+    if len(zeros) >= 2 and not layers.normalised(course.record):
+        evidence = {"twin_rows": 1.0, "mean": 0.0, "std": 0.0, "layers": len(zeros)}
+        return Found("bad_init", "critical", 0, evidence, zeros[0].name)
+    evidence = {"layers_without_gradient": norms.shape[1]}
+    return Found("frozen_params", "critical", int(course.steps[0]), evidence, course.record.series.layers[0])
 
 
 def _silent(course: Course) -> bool:
@@ -295,7 +319,7 @@ def lr_zero(course: Course) -> Found | None:
     if early is not None and facts.total_steps and facts.warmup_steps < 0.1 * facts.total_steps:
         largest = facts.learning_rate or max(schedule.values())
         later = schedule.get(1.0, 0.0)
-        if early <= 1e-4 * largest and later <= early and schedule.get(0.01, early) >= early:
+        if early <= 1e-3 * largest and later <= early and schedule.get(0.01, early) >= early:
             return Found("lr_zero", "warning", 0, {"schedule": dict(facts.schedule)})
     rates = course.record.series.learning_rates
     recent = rates[-max(10, round(0.02 * course.total)) :]
@@ -311,6 +335,6 @@ def lr_zero(course: Course) -> Found | None:
 
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
-    nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, cut_off, lr_zero, class_imbalance,
-    data_starvation,
+    nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, nothing_flows, cut_off, lr_zero,
+    class_imbalance, data_starvation,
 )  # fmt: skip

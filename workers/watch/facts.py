@@ -22,6 +22,7 @@ from workers.watch.loss_call import BOUNDED, LossCall, constant_loss
 from workers.watch.record import Facts, LossFacts
 from workers.watch.tensor_facts import tensor_facts
 
+MANY = 16  # samples, whose deviation says something
 MARKS = {"0": 0.0, "0.01": 0.01, "0.1": 0.1, "1": 1.0}  # of the run
 
 
@@ -50,16 +51,19 @@ class FirstPass:
         if call is None or call.found is None:
             return
         found = call.found
-        counts = class_counts(train, found.classes) or found.class_counts
+        targets = all_targets(train, found)
+        counts = class_counts(train, found.classes) or found.class_counts or binary_counts(found, targets)
         whole = call.is_all(loss_sum, count)
+        constant = constant_loss(found, counts, call.smoothing, call.variance, targets) if whole else None
+        looked_at = found.target.rows if found.target is not None else None
+        rows = sum(counts) if found.classes else looked_at if targets is None else len(targets)
         self._loss = dataclasses.replace(
             found,
             class_counts=counts,
             # The loss with the wrong sign has the same bound: it is below it from the first step on.
             bound=0.0 if (whole or call.is_all(-loss_sum, count)) and found.function in BOUNDED else None,
-            constant=_scaled(constant_loss(found, counts, call.smoothing, call.variance), call.unit(loss_sum, count))
-            if whole
-            else None,
+            constant=_scaled(constant, call.unit(loss_sum, count)),
+            constant_rows=rows if constant is not None else None,
         )
 
     def seen(self) -> Facts:
@@ -117,3 +121,32 @@ def class_counts(train: Dataset, classes: int | None) -> tuple[int, ...]:
         return ()
     counts = labels[labels >= 0].bincount(minlength=classes)
     return tuple(counts.tolist()) if len(counts) == classes else ()
+
+
+def all_targets(train: Dataset, loss: LossFacts) -> Tensor | None:
+    """(N, ...) those of the training split, where numbers lie in memory as ``labels`` and are what the loss was given: a batch's are among them, and
+    are spread like them."""
+    labels, seen = getattr(train, "labels", None), loss.target
+    if (
+        not isinstance(labels, Tensor)
+        or not labels.is_floating_point()
+        or len(labels) < 2
+        or not labels.isfinite().all()
+    ):
+        return None
+    if seen is None or seen.least is None or seen.largest is None or seen.std is None or seen.rows > len(labels):
+        return None
+    slack = 1e-4 * float(labels.abs().max())
+    among = float(labels.min()) - slack <= seen.least and seen.largest <= float(labels.max()) + slack
+    alike = seen.rows < MANY or 0.5 < seen.std / max(float(labels.std()), 1e-12) < 2
+    return labels.double() if among and alike else None
+
+
+def binary_counts(loss: LossFacts, targets: Tensor | None) -> tuple[int, ...]:
+    """Of a single answer that is 0 or 1."""
+    if targets is None or not (loss.function or "").startswith("binary") or targets[0].numel() > 1:
+        return ()
+    if not ((targets == 0) | (targets == 1)).all():
+        return ()
+    positive = int(targets.sum())
+    return len(targets) - positive, positive

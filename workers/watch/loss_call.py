@@ -115,11 +115,16 @@ def _values(kwargs: Mapping[str, Any], value: Tensor, target: Tensor) -> int:
 
 
 def constant_loss(
-    loss: LossFacts, counts: tuple[int, ...], smoothing: float, variance: float | None = None
+    loss: LossFacts,
+    counts: tuple[int, ...],
+    smoothing: float,
+    variance: float | None = None,
+    targets: Tensor | None = None,
 ) -> float | None:
     """H: the loss of the best answer that is the same for all samples. Of class numbers the entropy of their shares, corrected for the few labels
     that it is estimated from (Miller 1955), or ln C where there are too few to say; of squared errors the variance of the targets, each about its
-    own mean where that is known (``variance``). None where nothing is known."""
+    own mean where that is known (``variance``). ``targets``: those of all training samples, (N, ...), where they are known. None where nothing is
+    known."""
     if loss.function in CLASS_LOSSES and loss.classes:
         total = sum(counts)
         seen = sum(count > 0 for count in counts)
@@ -133,7 +138,10 @@ def constant_loss(
     if target is None or target.std is None or target.mean is None:
         return None
     if loss.function in SQUARED_LOSSES:
+        if targets is not None:
+            return float(targets.var(0, correction=0).mean())
         return target.std**2 if variance is None or not math.isfinite(variance) else variance
-    if loss.function in ("binary_cross_entropy", "binary_cross_entropy_with_logits") and 0 < target.mean < 1:
-        return -target.mean * math.log(target.mean) - (1 - target.mean) * math.log(1 - target.mean)
+    if loss.function in ("binary_cross_entropy", "binary_cross_entropy_with_logits") and not loss.weighted:
+        share = target.mean if targets is None else float(targets.mean())
+        return -share * math.log(share) - (1 - share) * math.log(1 - share) if 0 < share < 1 else None
     return None

@@ -79,6 +79,7 @@ class LossFacts:
     )
     # H: the loss of the best constant answer: entropy of the labels, variance of the targets
     constant: float | None = None
+    constant_rows: int | None = None  # samples that H was estimated from; None: it is no estimate, or nobody knows
 
 
 @dataclass(frozen=True)

@@ -216,11 +216,15 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     if not math.isfinite(recent) or course.falls or course.lost is not None:
         return None
     floor = course.bound if course.bound is not None else course.start - course.scale
-    at_constant = course.constant is not None and recent - floor > STUCK_LEVEL * (course.constant - floor)
+    # What is no better than H may be. Of an H from few samples it is uncertain what is worse than it and what is better.
+    at_constant = course.surely_constant is not None and recent - floor > STUCK_LEVEL * (course.surely_constant - floor)
+    below = course.constant is not None and recent - floor < STUCK_LEVEL * (
+        course.constant * max(0.0, 1 - 2 * course.constant_error) - floor
+    )
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
     # What has gone well below the best constant answer has learnt something, however little that is of its first loss.
-    learnt = course.constant is not None and not at_constant
+    learnt = course.constant is not None and (below if course.constant_error else not at_constant)
     if learnt or not (flat or at_constant or settled):
         return None
     return Symptom(
@@ -302,9 +306,12 @@ def walks_away(course: Course) -> Symptom | None:
     floor = course.bound if course.bound is not None else 0.0
     now = losses[-3:]
     minimum = float(losses[best])
-    reference = (course.constant - floor) if course.constant is not None else course.scale
+    reference = (course.surely_constant - floor) if course.surely_constant is not None else course.scale
     high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
-    by_heart = bool((now - floor > BY_HEART * reference).all()) and course.recent - floor < 0.1 * reference
+    # Of a few samples a step most are right and a few very wrong: their mean is not by heart.
+    recent = float(np.mean(course.losses[-max(MIN_STEPS, len(course.losses) // 20) :])) - floor
+    known = max(course.recent - floor, 0.5 * recent) < 0.1 * reference
+    by_heart = bool((now - floor > BY_HEART * reference).all()) and known
     if best > len(losses) - 4 or not (high or by_heart):
         return None
     jitter = 1.4826 * float(np.median(np.abs(np.diff(losses)))) if len(losses) > 6 else 0.0
@@ -349,7 +356,7 @@ def contradicts(course: Course) -> Symptom | None:
     if course.adversarial or course.begins_trained or not np.isfinite(losses).all():
         return None
     floor = course.bound if course.bound is not None else 0.0
-    reference = course.constant - floor
+    reference = (course.surely_constant or course.constant) - floor
     window = max(MIN_STEPS, len(course.losses) // 4)
     level = course.level(window)
     fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))

@@ -271,15 +271,6 @@ CASES = (
         READER.but(optimizer=using(Lion, 3e-3, weight_decay=100.0)),
     ),
     FAMILY.sick(
-        "unscaled_scores",
-        "precision_overflow",
-        "scores of attention under fp16 that no root of the width divides, embeddings of deviation 400",
-        GOOD,
-        ATTENDING.but(partial(made.Attending, 3e-5, size=400.0)),
-        ATTENDING.but(partial(made.Attending, 3e-5, size=400.0), autocast=torch.float16),
-        ("nonfinite_gradient",),
-    ),
-    FAMILY.sick(
         "broken_shard",
         "loss_spike",
         "after three quarters of the run forty batches of one character with one label",
