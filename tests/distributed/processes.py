@@ -13,7 +13,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import FileStore
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 150.0
 
 
 class Processes:

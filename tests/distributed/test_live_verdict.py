@@ -118,8 +118,9 @@ train_sick.forms_its_own_group = True  # type: ignore[attr-defined]  # told to P
 def test_the_cause_is_named_while_it_trains(
     processes: Processes, tmp_path: Path, workers: int, strategy: str, sickness: str, code: str | None
 ) -> None:
+    steps = 300 if strategy == "fsdp" else 600  # shards of tiny layers take their time
     spec = job(
-        training={"epochs": 60, "batch_size": 24},
+        training={"epochs": None, "steps": steps, "batch_size": 24},
         workers={"count": workers, "strategy": strategy},
         optimizer={"name": "sgd", "learning_rate": 0.1},
         gradients={"overhead_budget": 1.0},
@@ -136,7 +137,7 @@ def test_the_cause_is_named_while_it_trains(
     else:
         assert first.judged[0][0] == code
         assert first.events[0][::2] == ("finding.raised", code)
-        assert first.events[0][1] < 300, "found in the first half of 600 steps"
+        assert first.events[0][1] < steps // 2, "found in the first half"
 
 
 def test_a_run_that_goes_on_tells_nothing_twice(tmp_path: Path) -> None:

@@ -230,7 +230,9 @@ def test_any_bit_of_a_weight_is_seen(processes: Processes, tmp_path: Path, bit: 
 def test_within_the_budget_of_a_job(processes: Processes, tmp_path: Path) -> None:
     """As jobs are by default, not at every step."""
     first = verdict(processes, tmp_path, Harm(weight=30), budget=0.02)[0]
-    assert (first.rank, first.first_bad_step) == (1, ONSET)
+    assert first.rank == 1
+    # Which steps are measured hangs on what they cost here.
+    assert ONSET <= first.first_bad_step <= ONSET + 50
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -393,7 +395,7 @@ train_noisy.forms_its_own_group = True  # type: ignore[attr-defined]  # told to 
 def test_noise_scale(processes: Processes, tmp_path: Path, strategy: str) -> None:
     """At fixed weights the series comes within a tenth of what per-sample gradients give."""
     spec = job(
-        training={"epochs": None, "steps": 1200, "batch_size": 32},
+        training={"epochs": None, "steps": 600 if strategy == "fsdp" else 1200, "batch_size": 32},
         workers={"count": 2, "strategy": strategy},
         optimizer={"name": "sgd", "learning_rate": 1e-30},
         gradients={"overhead_budget": 1.0},
