@@ -163,6 +163,10 @@ class Client:
         """The verdict, open findings, what was raised and cleared before, facts, and what the watching costs."""
         return self._request("GET", f"{_job(job_id)}/health", params={} if facts else {"facts": "false"})
 
+    def diagnosis(self, job_id: str) -> Document:
+        """The run judged anew from what was recorded of it, and what would have been told while it ran."""
+        return self._request("GET", f"{_job(job_id)}/diagnosis")
+
     def probes(
         self,
         job_id: str,

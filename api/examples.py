@@ -320,6 +320,15 @@ HEALTH: dict[str, Any] = {
     "watching": {"share": 0.0121, "budget": 0.02, "probes": 31, "last_probe_step": 236},
 }
 
+DIAGNOSIS: dict[str, Any] = {
+    "object": "job.diagnosis",
+    "job_id": JOB_ID,
+    "verdict": "critical",
+    "sentence": _FINDING["explanation"],
+    "findings": [_FINDING],
+    "timeline": [{"step": 54, "event": "raised", "finding": _FINDING}],
+}
+
 PROBES: dict[str, Any] = {
     "object": "probe_table",
     "job_id": JOB_ID,

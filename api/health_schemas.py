@@ -81,6 +81,25 @@ class JobHealth(Wire):
     watching: Watching
 
 
+class DiagnosisEntry(Wire):
+    """What would have been told after a step, had the run been watched by the rules of today."""
+
+    step: int
+    event: Literal["raised", "cleared"]
+    finding: Finding
+
+
+class Diagnosis(Wire):
+    """A run judged anew from all that was recorded of it."""
+
+    object: Literal["job.diagnosis"] = "job.diagnosis"
+    job_id: str
+    verdict: Verdict
+    sentence: str
+    findings: list[Finding] = Field(description="the first cause first")
+    timeline: list[DiagnosisEntry]
+
+
 class ProbeTable(Wire):
     """What was measured of every layer when a step was probed. Null: it does not apply, or is not a number."""
 

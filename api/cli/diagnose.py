@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,16 +13,16 @@ import typer
 
 from api.cli.console import USAGE, HomeOption, JsonOption, fail, print_json, say, service
 from api.cli.findings import STYLES, show_findings
+from api.client import Document
 from api.evidence import first_sentence
 from api.home import Home
 from workers.jobfolder import JobFolder
 from workers.tracked_runs import restore
 from workers.watch.diagnosis import diagnose as judge
 from workers.watch.record import Record
-from workers.watch.stored import EVALUATED, NAMES, from_documents, from_folder
-from workers.watch.watching import Entry, timeline
+from workers.watch.stored import EVALUATED, NAMES, from_folder
+from workers.watch.watching import timeline
 
-POINTS = 10_000  # the API's most
 MLFLOW = "mlflow:"
 
 
@@ -34,31 +35,30 @@ def diagnose(
     ] = None,
 ) -> None:
     """Judge a run from what was recorded of it: verdict, findings with evidence, and when each would have been told. Exit 1 when critical."""
-    record = _tracked(run.removeprefix(MLFLOW), tracking_uri, home) if run.startswith(MLFLOW) else _recorded(run, home)
-    judgement, told = judge(record), timeline(record)
+    found = _judged(run, tracking_uri, home)
     if as_json:
-        print_json(judgement.as_dict() | {"timeline": [asdict(entry) for entry in told]})
+        print_json(found)
     else:
-        say(f"{judgement.verdict}: {first_sentence(judgement.sentence)}", STYLES.get(judgement.verdict, ""))
-        show_findings(map(asdict, judgement.findings))
-        _show_timeline(told)
-    if judgement.verdict == "critical":
+        say(f"{found['verdict']}: {first_sentence(found['sentence'])}", STYLES.get(found["verdict"], ""))
+        show_findings(found["findings"])
+        _show_timeline(found["timeline"])
+    if found["verdict"] == "critical":
         raise typer.Exit(1)
 
 
-def _recorded(run: str, home: Path | None) -> Record:
-    """Raises typer.Exit when there is no such run."""
-    if Path(run).is_dir():
+def _judged(run: str, tracking_uri: str | None, home: Path | None) -> Document:
+    """As GET /v1/jobs/{id}/diagnosis answers. Raises typer.Exit when there is no such run."""
+    if run.startswith(MLFLOW):
+        record = _tracked(run.removeprefix(MLFLOW), tracking_uri, home)
+    elif Path(run).is_dir():
         try:
-            return from_folder(JobFolder.at(run))
+            record = from_folder(JobFolder.at(run))
         except ValueError as error:
             raise fail(error) from error
-    with service(home) as client:
-        job = client.get_job(run)
-        known = {series["key"] for series in client.metrics(run, max_points=4)["data"]}
-        wanted = [key for key in sorted(known) if key in NAMES or key.startswith("eval/")]
-        page = client.metrics(run, keys=",".join(wanted), max_points=POINTS) if wanted else {"data": []}
-        return from_documents(job, page, client.gradients(run, max_points=POINTS))
+    else:
+        with service(home) as client:
+            return client.diagnosis(run)
+    return judge(record).as_dict() | {"timeline": [asdict(entry) for entry in timeline(record)]}
 
 
 def _tracked(run_id: str, tracking_uri: str | None, home: Path | None) -> Record:
@@ -81,9 +81,10 @@ def _own_mlflow(home: Path | None) -> str | None:
     return running.mlflow_url if running is not None else None
 
 
-def _show_timeline(told: list[Entry]) -> None:
+def _show_timeline(told: Sequence[Document]) -> None:
     if told:
         say("")
         say("While it ran it would have been told:", "dim")
     for entry in told:
-        say(f"  step {entry.step:>8}  {entry.event:8} {entry.finding.code} ({entry.finding.severity})")
+        finding = entry["finding"]
+        say(f"  step {entry['step']:>8}  {entry['event']:8} {finding['code']} ({finding['severity']})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,13 +26,18 @@ from service.values import Job
 from workers.jobfolder import FACTS, JobFolder
 from workers.problems import shorten
 from workers.spec_base import PRINTABLE
+from workers.watch.diagnosis import diagnose
 from workers.watch.probe_reader import ProbeReader, evenly
 from workers.watch.probe_rows import ACTIVATION_STATISTICS, BINS, LOWEST, STATISTICS
+from workers.watch.record import Facts, Record, Series, no_steps, none
+from workers.watch.stored import from_folder
+from workers.watch.watching import timeline
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["health"])
 
 ALL = (*STATISTICS, *ACTIVATION_STATISTICS)
 MOST_NUMBERS = 1_000_000  # of one answer
+MOST_STEPS = 4096  # whose norms are looked at for a diagnosis
 Names = Annotated[str, Field(max_length=10_000, pattern=PRINTABLE)]
 Layer = Annotated[str, Field(min_length=1, max_length=1000, pattern=PRINTABLE)]
 
@@ -85,6 +91,36 @@ def read_health(caller: Viewer, services: Provided, job_id: JobId, query: Annota
         watching=_watching(job, folder),
     )
     return json_response(health)
+
+
+@router.get(
+    "/diagnosis",
+    summary="Judge a run anew from what was recorded of it",
+    responses={**success(health_schemas.Diagnosis, examples.DIAGNOSIS), **of_job()},
+)
+def read_diagnosis(caller: Viewer, services: Provided, job_id: JobId) -> Response:
+    """By the rules of today, from facts, series, probes and what each rank had by itself; with what would have been told while the
+    run was going on. Of a long run some thousand steps are looked at. The verdict that was given while it ran stays as it is."""
+    job = jobs.get_job(services.store, caller, job_id)
+    folder = services.folder(job.id)
+    try:
+        record = from_folder(folder, most_norms=MOST_STEPS)
+    except ValueError:  # nothing has been recorded yet
+        record = Record(Facts(), Series.of((), no_steps(), none(0), none(0, 0)))
+    judgement = diagnose(record)
+    found = health_schemas.Diagnosis(
+        job_id=job.id,
+        verdict=judgement.verdict,
+        sentence=judgement.sentence,
+        findings=[health_schemas.Finding.of(asdict(finding)) for finding in judgement.findings],
+        timeline=[
+            health_schemas.DiagnosisEntry(
+                step=entry.step, event=entry.event, finding=health_schemas.Finding.of(asdict(entry.finding))
+            )
+            for entry in timeline(record)
+        ],
+    )
+    return json_response(found)
 
 
 @router.get(

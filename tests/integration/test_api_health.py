@@ -12,10 +12,13 @@ import pytest
 from service.states import append_event, locked_job
 from service.values import Role
 from tests.integration.api_service import Service, error_of, running_service
-from workers.jobfolder import FACTS
+from workers.gradient_files import GradientWriter
+from workers.jobfolder import FACTS, append_lines
 from workers.reports import Level
 from workers.watch.probe_files import ProbeWriter
 from workers.watch.probe_rows import BINS, STATISTICS, Names, pack
+from workers.watch.rank_files import RankWriter
+from workers.watch.rank_rows import pack as pack_ranks
 
 pytestmark = pytest.mark.integration
 
@@ -177,3 +180,30 @@ def test_numbers_for_prometheus(service: Service, job: str) -> None:
     service.run_until(job, "cancelled")
     assert numbers()[critical] == 0  # a job that has ended alarms nobody any more
     assert numbers()[raised] == after[raised]
+
+
+def test_a_run_is_judged_anew(service: Service, job: str) -> None:
+    """From all that its folder has: here a rank whose own gradient is off, which neither losses nor norms show."""
+    nothing = service.get(f"/v1/jobs/{job}/diagnosis").json()
+    assert (nothing["verdict"], nothing["findings"], nothing["timeline"]) == ("unknown", [], [])
+    folder, random = service.folder(job), np.random.default_rng(0)
+    losses = 2.0 * np.exp(-np.arange(1, 301) / 60) + 0.1
+    rows = [{"step": i + 1, "timestamp": 0.0, "values": {"train/loss": loss}} for i, loss in enumerate(losses.tolist())]
+    append_lines(folder.metrics_path(1), rows)
+    noise = np.exp(0.05 * random.standard_normal((300, 2)))
+    GradientWriter(folder.gradients_path, 1).append(("a", "b"), list(zip(range(1, 301), noise.tolist(), strict=True)))
+    own = np.exp(0.05 * random.standard_normal((300, 2)))
+    own[149, 1] = 1e6
+    table = [
+        np.stack([each, [8.0, 8.0], [loss, loss], [0.0, 0.0]], axis=1) for each, loss in zip(own, losses, strict=True)
+    ]
+    RankWriter(folder.ranks_path, 1).append([pack_ranks(i + 1, part) for i, part in enumerate(table)], -1)
+    found = service.get(f"/v1/jobs/{job}/diagnosis").json()
+    assert (found["verdict"], found["findings"][0]["rank"], found["findings"][0]["first_bad_step"]) == (
+        "critical",
+        1,
+        150,
+    )
+    assert [entry["event"] for entry in found["timeline"]][:1] == ["raised"]
+    assert 150 <= found["timeline"][0]["step"] < 165
+    assert service.get("/v1/jobs/job-0123456789abcdef/diagnosis").status_code == 404

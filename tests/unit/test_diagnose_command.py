@@ -12,9 +12,8 @@ from api.cli.main import app
 from tests.rules_cases import HEALTHY, SICK
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import JobFolder, append_lines, encode
-from workers.watch.diagnosis import diagnose
 from workers.watch.record import Record
-from workers.watch.stored import from_documents, from_folder
+from workers.watch.stored import from_folder
 
 pytestmark = pytest.mark.unit
 
@@ -68,20 +67,3 @@ def test_a_folder_without_a_job_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["diagnose", str(tmp_path)])
     assert result.exit_code == 1
     assert "holds no job" in result.output
-
-
-def test_answers_of_the_api_give_the_same_verdict() -> None:
-    series = SICK["nan by the loss"][1](0).series
-    points = [
-        {"step": step, "value": encode(loss)}
-        for step, loss in zip(series.steps.tolist(), series.losses.tolist(), strict=True)
-    ]
-    norms = [[encode(value) for value in row] for row in series.norms.tolist()]
-    found = diagnose(
-        from_documents(
-            {"spec": {}, "progress": {"steps": 300}},
-            {"data": [{"key": "train/loss", "points": points}]},
-            {"layers": list(series.layers), "steps": series.steps.tolist(), "norms": norms},
-        )
-    ).findings
-    assert (found[0].code, found[0].first_bad_step) == ("nonfinite_gradient", 100)

@@ -1,14 +1,14 @@
-"""Records of runs that were written to disk: what a job folder, or the answers of the API, hold of a run. What was not written is unknown."""
+"""Records of runs that were written to disk: what a job folder holds of a run. What was not written is unknown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from workers.jobfolder import FACTS, JobFolder, decode
+from workers.jobfolder import FACTS, JobFolder
 from workers.watch.facts_json import from_json
 from workers.watch.probe_files import read_probes
 from workers.watch.rank_files import read_ranks
@@ -27,12 +27,15 @@ NAMES = (
 Table = tuple[Steps, Floats]  # (S,) each
 
 
-def from_folder(folder: JobFolder) -> Record:
-    """Raises ValueError when nothing of a job is there."""
+def from_folder(folder: JobFolder, *, most_norms: int | None = None) -> Record:
+    """``most_norms``: steps whose norms of layers are read; of more, those with the largest norms.
+
+    Raises ValueError when nothing of a job is there.
+    """
     series = {name: (each.steps, each.values) for name, each in folder.series().items()}
     if not series and folder.read_document("job.json") is None:
         raise ValueError(f"{folder.path} holds no job: neither job.json nor metrics/attempt-*.jsonl is there.")
-    matrix = folder.gradient_matrix()
+    matrix = folder.gradient_matrix(max_points=most_norms)
     record = _record(
         series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json")
     )
@@ -55,33 +58,12 @@ def _seen(document: Mapping[str, Any], said: Facts) -> Facts:
     )
 
 
-def from_documents(job: Mapping[str, Any], metrics: Mapping[str, Any], gradients: Mapping[str, Any]) -> Record:
-    """Of the answers to GET /v1/jobs/{id}, .../metrics and .../gradients."""
-    series = {
-        each["key"]: (
-            np.array([point["step"] for point in each["points"]], dtype=np.int64),
-            _numbers([point["value"] for point in each["points"]]),
-        )
-        for each in metrics["data"]
-    }
-    rows = gradients["norms"]
-    norms = np.array([_numbers(row) for row in rows], dtype=np.float64).reshape(len(rows), len(gradients["layers"]))
-    steps = np.array(gradients["steps"], dtype=np.int64)
-    steps_of_run = (job.get("progress") or {}).get("steps") or None
-    return _record(series, tuple(gradients["layers"]), steps, norms, job.get("spec"), steps_of_run)
-
-
-def _numbers(values: Sequence[float | str | None]) -> Floats:
-    return np.array([np.nan if value is None else decode(value) for value in values], dtype=np.float64)
-
-
 def _record(
     series: Mapping[str, Table],
     layers: tuple[str, ...],
     at: Steps,
     norms: Floats,
     spec: Any,
-    steps_of_run: int | None = None,
 ) -> Record:
     steps, losses = series.get("train/loss", (np.zeros(0, dtype=np.int64), none(0)))
     known = {name: _on(steps, series.get(name)) for name in NAMES}
@@ -96,7 +78,7 @@ def _record(
     with np.errstate(invalid="ignore", divide="ignore"):
         factors = np.where(whole > 0, known["gradient/norm_clipped"] / whole, 1.0)
     return Record(
-        facts_of(spec, steps_of_run),
+        facts_of(spec),
         Series(
             layers, steps[rows], losses[rows], per_layer[rows], known["train/learning_rate"][rows], factors[rows],
             known["train/step_seconds"][rows], known["train/data_wait_seconds"][rows],
@@ -121,13 +103,13 @@ def _evaluations(series: Mapping[str, Table]) -> Evaluations:
     return Evaluations(steps, {name: _on(steps, table) for name, table in found.items()})
 
 
-def facts_of(spec: Mapping[str, Any] | None, steps_of_run: int | None = None) -> Facts:
+def facts_of(spec: Mapping[str, Any] | None) -> Facts:
     """What the job's specification alone says."""
     if spec is None:
-        return Facts(total_steps=steps_of_run)
+        return Facts()
     optimizer, schedule = spec.get("optimizer") or {}, spec.get("schedule") or {}
     return Facts(
-        total_steps=steps_of_run or (spec.get("training") or {}).get("steps"),
+        total_steps=(spec.get("training") or {}).get("steps"),
         warmup_steps=schedule.get("warmup_steps") or 0,
         optimizer=optimizer.get("name"),
         learning_rate=optimizer.get("learning_rate"),

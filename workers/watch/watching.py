@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from workers.watch.diagnosis import diagnose
 from workers.watch.findings import ORDER, Finding, Judgement, Key
@@ -101,7 +101,7 @@ class Entry:
     """Of a time line: what was raised or cleared after a step."""
 
     step: int
-    event: str  # raised, cleared
+    event: Literal["raised", "cleared"]
     finding: Finding
 
 
