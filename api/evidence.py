@@ -48,6 +48,8 @@ MEASURES = {
     "largest_update_ratio": Measure("Largest update in one step", "of the weights", "about 0.001, at most 0.05"),
     "update_ratio": Measure("Update in one step", "of the weights", "0.00002 to 0.02"),
     "learning_rate": Measure("Learning rate", healthy="above 0 until the end"),
+    "moved_at_most": Measure("All steps together, at most", "of the weights", "far more than 0.05"),
+    "dropout": Measure("Units left out in a step", "%", "at most 50 %"),
     "dead_share": Measure("Units that give 0 for every sample", "%", "below 85 %"),
     "saturated_share": Measure("Outputs where the activation is flat", "%", "below 50 %"),
     "zero_share": Measure("Gradient elements that are exactly 0", "%", "below 20 %"),

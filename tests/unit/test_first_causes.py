@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workers.watch import explanations, symptoms
+from workers.watch.course import Course
 from workers.watch.diagnosis import diagnose
+from workers.watch.findings import Found
 from workers.watch.record import Evaluations, Facts, LayerFacts, LossFacts, Probes, Record, Series, TensorFacts, none
 
 pytestmark = pytest.mark.unit
@@ -240,3 +243,35 @@ def test_an_h_from_a_handful_of_targets_accuses_nobody() -> None:
     assert alarms(few) == []
     sure = replace(few, facts=replace(few.facts, loss=replace(loss, constant=0.45, constant_rows=4000)))
     assert alarms(sure) != [], "a loss at H for most of the run"
+
+
+def test_a_warm_up_that_outlasts_the_run_is_known_before_it() -> None:
+    climbing = {"0": 1e-8, "0.01": 1e-7, "0.1": 1e-6, "1": 1e-5}
+    assert first_tenth(record(flat(), {"learning_rate": 1e-2, "schedule": climbing}))[0] == "lr_too_low"
+    (found,) = diagnose(record(flat(), {"learning_rate": 1e-2, "schedule": climbing}).until(30)).findings
+    assert "never comes near the 0.01" in found.explanation
+    warm = {"0": 1e-5, "0.01": 1e-4, "0.1": 1e-2, "1": 0.0}
+    assert alarms(record(learning(), {"learning_rate": 1e-2, "schedule": warm})) == []
+
+
+def test_nearly_everything_left_out_is_regularised_too_much() -> None:
+    assert first_tenth(record(flat(), {"dropout": 0.99}))[0] == "over_regularised"
+    assert alarms(record(learning(), {"dropout": 0.9})) == [], "it learns all the same"
+
+
+def test_batches_that_differ_do_not_ring() -> None:
+    """Squared errors of a noisy series: the validation loss, over many samples, stays where it is good."""
+    losses = 0.35 * np.exp(0.9 * np.random.default_rng(3).standard_normal(STEPS))
+    losses[:3] = 1.0
+    facts = {"loss": LossFacts("mse_loss", bound=0.0, constant=1.0)}
+    steady, leaping = [0.9, 0.6, 0.5, 0.48, 0.5, 0.49, 0.5, 0.48, 0.49], [0.9, 0.6, 0.5, 0.9, 0.5, 0.95, 0.5, 0.98, 0.9]
+    assert symptoms.rings(Course(evaluated(record(losses, facts), steady))) is None
+    assert symptoms.rings(Course(evaluated(record(losses, facts), leaping))) is not None
+
+
+def test_what_is_said_was_measured() -> None:
+    """A rate that killed units has no loss in its evidence, and what validation lost has no update."""
+    killed = {"largest_update_ratio": 0.9, "dead_share": 0.99, "dead_layer": "3"}
+    for code, evidence in (("lr_too_high", killed), ("lr_too_high", {"best": 0.9, "recent": 0.5, "update_ratio": 0.1})):
+        assert "unknown" not in explanations.finding(Found(code, "critical", 12, evidence)).explanation
+    assert "unknown" in explanations.finding(Found("lr_too_high", "critical", 12, {})).explanation

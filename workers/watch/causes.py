@@ -42,6 +42,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.rate_too_low,
         flat.rate_too_high,
         unsteady.along_a_line,
+        flat.hardly_tried,
         flat.labels,
         flat.plateau,
     ),

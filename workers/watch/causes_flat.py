@@ -21,6 +21,7 @@ LARGE_UPDATE = 0.05
 DESTRUCTIVE = 0.5
 ABOVE_CONSTANT = 1.1
 HARDLY = 0.01  # of the weights
+DROPPED = 0.85  # of a layer's units: what is left carries little
 DECAY = 0.01  # learning rate times weight decay
 COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weight decay is not as in AdamW
 INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
@@ -58,6 +59,8 @@ def rate_died(course: Course, symptom: Symptom) -> Found | None:
 
 def over_regularised(course: Course, symptom: Symptom) -> Found | None:
     facts = course.record.facts
+    if facts.dropout >= DROPPED:
+        return Found("over_regularised", "critical", 0, {"dropout": facts.dropout})
     decay = facts.weight_decay or 0.0
     if not decay:
         return None
@@ -291,7 +294,7 @@ def far_from_normal(course: Course, symptom: Symptom) -> Found | None:
 def weights_vanish(course: Course, symptom: Symptom) -> Found | None:
     """Decay that was seen to have halved the weights already."""
     found = over_regularised(course, symptom)
-    return found if found is not None and "weights_left" in found.evidence else None
+    return found if found is not None and found.evidence.keys() & {"weights_left", "dropout"} else None
 
 
 def labels(course: Course, symptom: Symptom) -> Found | None:
@@ -310,6 +313,18 @@ def labels(course: Course, symptom: Symptom) -> Found | None:
     if _moved(course) < TRIED:
         return None
     return Found("label_error", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})
+
+
+def hardly_tried(course: Course, symptom: Symptom) -> Found | None:
+    """The loss varies from batch to batch, and all steps so far have hardly moved the weights: whether anything could be learnt, nobody has tried."""
+    moved = _moved(course)
+    if (
+        not course.past(_patience(course), 3 * MIN_STEPS)
+        or not moved < TRIED
+        or course.noise < UNSTIRRED * course.scale
+    ):
+        return None
+    return Found("lr_too_low", "warning", int(course.steps[0]), {**symptom.evidence, "moved_at_most": moved})
 
 
 def _patience(course: Course) -> float:

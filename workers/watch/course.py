@@ -193,6 +193,11 @@ class Course:
         """Median of the last rows."""
         return float(np.median(self.losses[-rows:])) if len(self.losses) else math.nan
 
+    def mean(self, rows: int, most: float) -> float:
+        """Over the last rows; none counts for more than ``most`` above the bound, so that a few huge ones do not decide."""
+        floor = self.bound if self.bound is not None else 0.0
+        return float(np.mean(np.minimum(self.losses[-rows:], floor + most))) if len(self.losses) else math.nan
+
     @cached_property
     def recent(self) -> float:
         """Median of the last twentieth of the steps, at least of ``MIN_STEPS``."""

@@ -5,26 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from workers.watch.findings import Finding, Found
-
-
-@dataclass(frozen=True)
-class Words:
-    """Templates; ``{where}`` is the layer, ``{rank}`` the rank, other names are of the evidence. ``consent``: a value of ``health.allow``, or
-    None where only a person can act."""
-
-    seen: str
-    means: str
-    act: str
-    consent: str | None
-    worked: str
+from workers.watch.words import Words, special
 
 
 def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
-    words = WORDS[found.code]
+    words = special(found.code, found.evidence) or WORDS[found.code]
     values = _Values(found)
     seen, means, worked = (each.format_map(values) for each in (words.seen, words.means, words.worked))
     sentences = [seen, means, _would(words, values), worked]

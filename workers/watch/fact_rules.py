@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -334,7 +335,18 @@ def lr_zero(course: Course) -> Found | None:
     return None
 
 
+def endless_warmup(course: Course) -> Found | None:
+    """A rate that climbs through all of the run, and ends far below what it should come to: counted in samples in place of steps, say."""
+    facts = course.record.facts
+    rates = [rate for _, rate in sorted((float(share), rate) for share, rate in facts.schedule.items())]
+    if not facts.learning_rate or len(rates) < 3 or any(later <= before for before, later in pairwise(rates)):
+        return None
+    if not 0 < rates[-1] < 0.1 * facts.learning_rate:
+        return None
+    return Found("lr_too_low", "warning", 0, {"schedule": dict(facts.schedule), "learning_rate": facts.learning_rate})
+
+
 RULES: tuple[Callable[[Course], Found | None], ...] = (
     nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, nothing_flows, cut_off, lr_zero,
-    class_imbalance, data_starvation,
+    endless_warmup, class_imbalance, data_starvation,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from workers import optim
 from workers.batches import Plan
@@ -54,7 +55,7 @@ class FirstPass:
         targets = all_targets(train, found)
         counts = class_counts(train, found.classes) or found.class_counts or binary_counts(found, targets)
         whole = call.is_all(loss_sum, count)
-        constant = constant_loss(found, counts, call.smoothing, call.variance, targets) if whole else None
+        constant = constant_loss(found, call.weighed(counts), call.smoothing, call.variance, targets) if whole else None
         looked_at = found.target.rows if found.target is not None else None
         rows = sum(counts) if found.classes else looked_at if targets is None else len(targets)
         self._loss = dataclasses.replace(
@@ -74,6 +75,7 @@ class FirstPass:
             inputs=tensor_facts(floats[0]) if floats else None,
             normalized_input=begins_with_norm(self._model),
             loss=self._loss,
+            dropout=max((float(each.p) for each in self._model.modules() if isinstance(each, _DropoutNd)), default=0.0),
         )
 
     def facts(

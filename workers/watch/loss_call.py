@@ -42,6 +42,7 @@ class LossCall(TorchFunctionMode):
         self.value: Tensor | None = None  # what the loss gave
         self.labels: Tensor | None = None  # class numbers that counted, (N,)
         self.smoothing = 0.0
+        self.weight: Tensor | None = None  # of the classes, (C,)
         self.variance: float | None = None  # of targets that are no class numbers, about each one's own mean, (B, ...)
         self.per_target = math.nan  # the mean of what was given, over targets, whatever it was reduced to
 
@@ -80,6 +81,7 @@ class LossCall(TorchFunctionMode):
         if target.is_floating_point() and target.ndim > 1 and len(target) > 1:
             self.variance = float(target.double().var(0, correction=0).mean())
         weight = kwargs.get("weight", args[2] if len(args) > 2 and name != "mse_loss" else None)
+        self.weight = weight.detach() if isinstance(weight, Tensor) and name in CLASS_LOSSES else None
         self.value = result.detach()
         self.per_target = float(self.value.double().sum()) / _values(kwargs, self.value, target)
         self.found = LossFacts(
@@ -91,6 +93,14 @@ class LossCall(TorchFunctionMode):
             class_counts=tuple(self.labels.bincount(minlength=classes).tolist()) if self.labels is not None and classes else (),
             weighted=isinstance(weight, Tensor) or isinstance(kwargs.get("pos_weight"), Tensor),
         )  # fmt: skip
+
+    def weighed(self, counts: tuple[int, ...]) -> tuple[float, ...]:
+        """What classes that were counted stand for under the weights of the loss, which divides by the sum of these."""
+        if self.weight is None or len(self.weight) != len(counts):
+            return counts
+        parts = torch.tensor(counts, dtype=torch.float64) * self.weight.double().cpu()
+        total = float(parts.sum())
+        return tuple((parts * (sum(counts) / total)).tolist()) if total > 0 else counts
 
     def is_all(self, loss_sum: Tensor, count: Tensor) -> bool:
         """Whether the loss that was seen is the whole loss of the pass, and not one of several parts."""
@@ -116,7 +126,7 @@ def _values(kwargs: Mapping[str, Any], value: Tensor, target: Tensor) -> int:
 
 def constant_loss(
     loss: LossFacts,
-    counts: tuple[int, ...],
+    counts: tuple[float, ...],
     smoothing: float,
     variance: float | None = None,
     targets: Tensor | None = None,

@@ -100,6 +100,7 @@ class Facts:
     schedule: Mapping[str, float] = field(default_factory=dict)  # learning rate at "0", "0.01", "0.1", "1" of the run
     precision: str = "fp32"  # of the forward pass: fp32, bf16, fp16
     begins_trained: bool = False  # from a checkpoint
+    dropout: float = 0.0  # the largest share of units that a layer leaves out
     optimizers: int = 1  # two and more may train against each other: their losses rise and fall as they should
 
 

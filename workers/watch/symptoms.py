@@ -266,9 +266,19 @@ def rings(course: Course) -> Symptom | None:
         return None
     spread = float(np.percentile(last, 90) - np.percentile(last, 10)) / max(level, 1e-12)
     flat = np.median(before) - np.median(last) < 0.05 * course.scale
-    if not flat or spread < 0.9:
+    if not flat or spread < 0.9 or _steady_elsewhere(course):
         return None
     return Symptom("rings", int(course.steps[-2 * quarter]), {"loss": level + floor, "spread": spread})
+
+
+def _steady_elsewhere(course: Course) -> bool:
+    """The validation loss, a mean over many samples, stays near its best, and that is well below its first: batches differ, nothing rings."""
+    losses = course.record.evaluations.metrics.get("loss")
+    if losses is None or len(losses) < 6 or not np.isfinite(losses).all():
+        return False
+    floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
+    best, first = float(losses.min()) - floor, max(course.untrained, float(losses[0])) - floor
+    return bool(best < 0.8 * first and (losses[-4:] - floor).max() < 1.25 * best)
 
 
 def slow(course: Course) -> Symptom | None:
@@ -309,8 +319,8 @@ def walks_away(course: Course) -> Symptom | None:
     reference = (course.surely_constant - floor) if course.surely_constant is not None else course.scale
     high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
     # Of a few samples a step most are right and a few very wrong: their mean is not by heart.
-    recent = float(np.mean(course.losses[-max(MIN_STEPS, len(course.losses) // 20) :])) - floor
-    known = max(course.recent - floor, 0.5 * recent) < 0.1 * reference
+    mean = course.mean(max(4 * MIN_STEPS, len(course.losses) // 4), 10 * reference) - floor
+    known = max(course.recent - floor, 0.5 * mean) < 0.1 * reference
     by_heart = bool((now - floor > BY_HEART * reference).all()) and known
     if best > len(losses) - 4 or not (high or by_heart):
         return None
@@ -358,7 +368,7 @@ def contradicts(course: Course) -> Symptom | None:
     floor = course.bound if course.bound is not None else 0.0
     reference = (course.surely_constant or course.constant) - floor
     window = max(MIN_STEPS, len(course.losses) // 4)
-    level = course.level(window)
+    level = max(course.level(window), course.mean(window, 10 * reference))
     fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
     best = float(losses.min()) - floor
     if not fitted or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):

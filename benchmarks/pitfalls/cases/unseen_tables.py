@@ -365,7 +365,7 @@ CASES = (
         "weighted",
         "7 benign tumours among 170, and weights that make up for it",
         Goal("worst_recall", at_least=0.85),
-        RARE.but(loss=made.weighted(30.0)),
+        RARE.but(loss=made.weighted(30.0), steps=60),
     ),
     FAMILY.healthy(
         "adapters",

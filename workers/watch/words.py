@@ -1,0 +1,80 @@
+"""How a finding is put: four parts, and other words for those that have the same code for another reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Words:
+    """Templates; ``{where}`` is the layer, ``{rank}`` the rank, other names are of the evidence. ``consent``: a value of ``health.allow``, or
+    None where only a person can act."""
+
+    seen: str
+    means: str
+    act: str
+    consent: str | None
+    worked: str
+
+
+def special(code: str, evidence: Mapping[str, Any]) -> Words | None:
+    """By what only this kind of it has measured."""
+    return next((words for (of, name), words in SPECIAL.items() if of == code and name in evidence), None)
+
+
+SPECIAL: Mapping[tuple[str, str], Words] = {
+    ("over_regularised", "dropout"): Words(
+        "The loss stays at {loss} ({first_loss} at the start), and a layer leaves out {dropout} of its units in every step (healthy: up to 0.5).",
+        "Nearly every path from the loss to the weights is cut anew in each step, so that what one step teaches the next does not find.",
+        "Lower the drop-out rate to 0.5 or less",
+        "live",
+        "It worked when the loss falls below that of a constant answer.",
+    ),
+    ("lr_too_low", "schedule"): Words(
+        "The rate climbs through all of the run (share of the run: rate): {schedule}; it never comes near the {learning_rate} that it is to reach.",
+        "Gradients point the right way from the first step on, and every step is a small part of what was meant.",
+        "Shorten the warm-up: it is counted in optimizer steps, not in samples or batches of another size",
+        "live",
+        "It worked when the rate has reached its value within the first tenth of the run.",
+    ),
+    ("lr_too_low", "moved_at_most"): Words(
+        "The loss is {loss} after {first_loss} at the start, and all steps together move the weights by {moved_at_most} of themselves at most "
+        "(healthy: far more than 0.05).",
+        "The gradients may point the right way, but the steps are so short that nobody has tried where they lead.",
+        "Raise optimizer.learning_rate ten-fold up to the first rise of the loss",
+        "live",
+        "It worked when the loss falls several times as fast without leaping.",
+    ),
+    ("lr_too_high", "dead_share"): Words(
+        "First {step} an update changed weights by {largest_update_ratio} of themselves (healthy: about 0.001, at most 0.02 to 0.05); since then "
+        "{dead_share} of the units of {dead_layer} give 0 for every sample.",
+        "A step this long pushed the inputs of these units below zero for all samples; there the slope is 0, so that no gradient brings them back.",
+        "Lower optimizer.learning_rate to a tenth, with a warm-up, and draw the dead units' weights anew",
+        "live",
+        "It worked when fewer than 85 % of the units are dead and the loss falls.",
+    ),
+    ("lr_too_high", "recent"): Words(
+        "The accuracy on validation samples was {best} and is {recent} now, first off {step} (healthy: it stays near its best).",
+        "The gradient is a direction that holds for a small step only; steps this long jump out of what had been found.",
+        "Go back to the last healthy weights and lower optimizer.learning_rate to a third or a tenth",
+        "live",
+        "It worked when the accuracy comes back and stays.",
+    ),
+    ("oscillating_loss", "recent"): Words(
+        "The accuracy on validation samples was {best} and is {recent} now (healthy: it stays near its best).",
+        "Steps lead to and fro across the valley, and what one batch teaches the next takes back.",
+        "Lower optimizer.learning_rate to a third, or accumulate gradients over more samples",
+        "live",
+        "It worked when the accuracy comes back and stays.",
+    ),
+    ("label_error", "validation_loss"): Words(
+        "The training loss is {training_loss} while the validation loss is {validation_loss} ({best_validation_loss} at best; {constant_loss} is "
+        "that of the best constant answer): what is learnt of the training samples does not hold for others at all.",
+        "Gradients teach the training samples one by one, because nothing in the inputs tells the targets in general.",
+        "Look at ten samples of both splits with their targets: their order, an off-by-one, a shuffle of one without the other",
+        None,
+        "It worked when the validation loss falls below that of a constant answer.",
+    ),
+}  # fmt: skip
