@@ -11,7 +11,7 @@ from workers.watch.watching import Watch
 
 LOOKS = 50  # in a run
 FIRST_HELD_BACK_SEED = 100
-HELD_BACK = ("held_back", "unseen_")  # how families begin that rules must not be tuned on
+HELD_BACK = ("held_back", "unseen_pictures")  # families that rules must not be tuned on
 
 
 def judged(case: Case, seed: int, record: Record, *, healed: bool = False) -> Judged:
