@@ -70,6 +70,7 @@ def finished(service: Service) -> str:
         ["workers", "JOB"],
         ["artifacts", "JOB"],
         ["health", "JOB"],
+        ["diagnose", "JOB"],
         ["cluster"],
         ["cancel", "JOB"],
         ["kill", "JOB"],
@@ -324,7 +325,20 @@ def test_a_terminal_does_not_obey_what_a_job_prints(service: Service) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["show", "health", "events", "logs", "metrics", "attempts", "workers", "pause", "resume", "cancel", "kill"],
+    [
+        "show",
+        "health",
+        "diagnose",
+        "events",
+        "logs",
+        "metrics",
+        "attempts",
+        "workers",
+        "pause",
+        "resume",
+        "cancel",
+        "kill",
+    ],
 )
 def test_an_unknown_job_is_exit_code_1(service: Service, command: str) -> None:
     result = chainrule(command, "job-000000000000000000000000")
