@@ -142,7 +142,7 @@ class Ledger:
         self.tell(body["level"], body["type"], body["message"], body["data"], body["timestamp"], (worker, sequence))
 
     def _is_news(self, type: str, data: Mapping[str, Any]) -> bool:
-        """Steps that are done again from a checkpoint find again what is known."""
+        """Workers that take over from an earlier step find again what is known."""
         finding = data["finding"]
         key, severity = (finding["code"], finding["rank"]), finding["severity"]
         if type == "finding.cleared":

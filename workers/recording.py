@@ -278,6 +278,7 @@ class Recorder:
             self._spending.restore(document["probes"])
         if "ranks" in document:
             self._ranks.restore(document["ranks"])
+        self._memory, self._watch, self._told = RunMemory(self._layers), Watch(), None
         if "memory" in document:
             self._memory.restore(document["memory"])
             self._watch.restore(document["watch"])
@@ -288,6 +289,10 @@ class Recorder:
         self._forget_told()
         if self._teller:
             self._report(self._untold)
+
+    def tell_verdict_anew(self) -> None:
+        """With the next look, also if it is the same: to somebody who does not know it yet."""
+        self._told = None
 
     def probes(self) -> Probes:
         """Those of the run so far, thinned, up to the last flush."""

@@ -19,7 +19,6 @@ from workers.reports import Outcome, ReasonCode
 from workers.run_state import RunState
 from workers.tasks.base import Batch, Dataset
 from workers.watch.facts import FirstPass
-from workers.watch.facts_json import to_json
 from workers.watch.findings import Judgement
 from workers.watch.record import Facts
 from workers.weights import finite
@@ -70,8 +69,7 @@ class RunDuties(RunState):
             self.no_facts(error)
             return
         self.recorder.facts = facts
-        loss = facts.loss.function or "no loss function that is known by name"
-        self.tell("facts", f"Before the first step: {len(facts.layers)} layers; {loss}.", to_json(facts))
+        self.announce_facts(facts)
 
     def no_facts(self, error: Exception) -> None:
         self.recorder.facts = Facts()

@@ -35,6 +35,7 @@ from workers.watch.facts_json import from_json, to_json
 from workers.watch.findings import Key
 from workers.watch.probes import Prober
 from workers.watch.ranks import RankWatch
+from workers.watch.record import Facts
 from workers.watch.spending import Spending
 
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
@@ -162,6 +163,10 @@ class RunState:
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
         self.share_facts()
+        if membership.position is not None and self.recorder.facts is not None:
+            self.announce_facts(
+                self.recorder.facts
+            )  # who told it may have been lost before it was heard; it is kept once
 
     def share_facts(self) -> None:
         """Any rank may be the one that tells, later: all know what one of them knows. Called by all ranks at once."""
@@ -259,6 +264,7 @@ class RunState:
             return
         document = checkpoints.load(checkpoint, parallel.plain(self.model), self.optimizer, self.context.device)
         self.take_document(document)
+        self.recorder.tell_verdict_anew()  # this attempt has none yet
         self.step = checkpoint.step
         data, said = {"step": self.step}, ""
         if self.context.healthy_before:
@@ -366,6 +372,11 @@ class RunState:
                 "Zero rows of gradients still show dead units.",
                 {},
             )
+
+    def announce_facts(self, facts: Facts) -> None:
+        if facts.layers:
+            loss = facts.loss.function or "no loss function that is known by name"
+            self.tell("facts", f"Before the first step: {len(facts.layers)} layers; {loss}.", to_json(facts))
 
     def tell(self, type: str, message: str, data: Mapping[str, Any], level: Level = "info") -> None:
         if self.rank == 0:

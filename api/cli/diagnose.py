@@ -19,8 +19,9 @@ from api.home import Home
 from workers.jobfolder import JobFolder
 from workers.tracked_runs import restore
 from workers.watch.diagnosis import diagnose as judge
+from workers.watch.memory import EVALUATED
 from workers.watch.record import Record
-from workers.watch.stored import EVALUATED, NAMES, from_folder
+from workers.watch.stored import NAMES, from_folder
 from workers.watch.watching import timeline
 
 MLFLOW = "mlflow:"

@@ -62,6 +62,7 @@ class Told:
     judged: list[tuple[str, int, str | None]]
     kept: list[tuple[str, int, str | None]]
     events: list[tuple[str, int, str]]  # type, step at which it was told, code
+    verdicts: int  # that were told; the last one always is
 
 
 def findings(found: Any) -> list[tuple[str, int, str | None]]:
@@ -98,6 +99,7 @@ def train_sick(
             for event in ledger.events
             if event.type.startswith("finding.")
         ],
+        [event.type for event in ledger.events].count("health.verdict"),
     )
 
 
@@ -149,3 +151,4 @@ def test_a_run_that_goes_on_tells_nothing_twice(tmp_path: Path) -> None:
     assert [event[::2] for event in first.events] == [("finding.raised", "output_activation")]
     assert again.events == []
     assert again.judged == first.judged
+    assert again.verdicts == 2, "an attempt that goes on says soon how the run is"

@@ -208,10 +208,13 @@ def test_a_verdict_is_told_when_it_changes_and_by_one_worker() -> None:
     heir.recorder.judge()
     assert heir.memory.found("health.verdict") == [], "it is known already"
     assert heir.memory.found("finding.raised") == []
+    heir.recorder.tell_verdict_anew()
+    heir.recorder.judge()
+    assert len(heir.memory.found("health.verdict")) == 1
     (raised,) = source.memory.found("finding.raised")
     assert (raised["finding"]["code"], raised["finding"]["first_bad_step"]) == ("nonfinite_gradient", 1)
     heir.recorder.judge(final=True)
-    assert len(heir.memory.found("health.verdict")) == 1
+    assert len(heir.memory.found("health.verdict")) == 2
 
 
 def test_a_look_is_taken_often_enough_and_never_too_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,6 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
     "stuck": (
         flat.rate_zero,
         flat.underflow,
-        flat.nothing_flows,
         flat.unmoved,
         flat.rate_died,
         flat.unnormalised,
@@ -85,7 +84,6 @@ def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
     for rule in (
         flat.rate_zero,
         flat.underflow,
-        flat.nothing_flows,
         flat.far_from_normal,
         flat.weights_vanish,
         flat.ran_away_first,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.watch import layers
-from workers.watch.course import MIN_STEPS, Course
+from workers.watch.course import MIN_STEPS, SQUARED, Course
 from workers.watch.findings import Found
 from workers.watch.symptoms import Symptom, above
 
@@ -119,14 +119,6 @@ def _leapt(course: Course) -> NDArray[np.bool_]:
     margin = 4 * course.noise / math.sqrt(course.block)
     found: NDArray[np.bool_] = course.levels > above(course, course.untrained, 2.0) + margin
     return found
-
-
-def nothing_flows(course: Course, symptom: Symptom) -> Found | None:
-    """No gradient anywhere from the first step on: the loss hangs on no parameter."""
-    norms = course.norms
-    if not norms.size or not (norms == 0).all() or len(norms) < 5:
-        return None
-    return Found("frozen_params", "critical", int(course.steps[0]), {"layers_without_gradient": norms.shape[1]})
 
 
 def unmoved(course: Course, symptom: Symptom) -> Found | None:
@@ -342,7 +334,7 @@ def _moved(course: Course) -> float:
 
 
 def _regression(course: Course) -> bool:
-    return course.record.facts.loss.function in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+    return course.record.facts.loss.function in SQUARED
 
 
 def plateau(course: Course, symptom: Symptom) -> Found | None:

@@ -114,9 +114,13 @@ class Course:
         return math.sqrt(max(0.0, second - entropy**2) / rows) / constant
 
     @cached_property
-    def surely_constant(self) -> float | None:
-        """What H may be at most: two standard errors above the estimate."""
+    def constant_at_most(self) -> float | None:
+        """Two standard errors above the estimate of H."""
         return None if self.constant is None else self.constant * (1 + 2 * self.constant_error)
+
+    @cached_property
+    def constant_at_least(self) -> float | None:
+        return None if self.constant is None else self.constant * max(0.0, 1 - 2 * self.constant_error)
 
     @cached_property
     def bound(self) -> float | None:

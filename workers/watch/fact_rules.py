@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from workers.watch import layers
-from workers.watch.course import MIN_STEPS, Course
+from workers.watch.course import MIN_STEPS, SQUARED, Course
 from workers.watch.findings import Found
 from workers.watch.record import LossFacts, TensorFacts
 
@@ -40,7 +40,6 @@ LOSES = (
     "softsign",
     "softplus",
 )  # what logits have to say
-SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
 def findings(course: Course) -> list[Found]:
@@ -336,7 +335,8 @@ def lr_zero(course: Course) -> Found | None:
 
 
 def endless_warmup(course: Course) -> Found | None:
-    """A rate that climbs through all of the run, and ends far below what it should come to: counted in samples in place of steps, say."""
+    """A rate that climbs through all of the run, and ends far below what it should come to: counted in samples in place of steps, say. In loops of
+    one's own: our schedules end their warm-up with the run."""
     facts = course.record.facts
     rates = [rate for _, rate in sorted((float(share), rate) for share, rate in facts.schedule.items())]
     if not facts.learning_rate or len(rates) < 3 or any(later <= before for before, later in pairwise(rates)):

@@ -10,11 +10,11 @@ import numpy as np
 
 from workers.jobfolder import FACTS, JobFolder
 from workers.watch.facts_json import from_json
+from workers.watch.memory import EVALUATED
 from workers.watch.probe_files import read_probes
 from workers.watch.rank_files import read_ranks
 from workers.watch.record import Checksums, Evaluations, Facts, Floats, Probes, Ranks, Record, Series, Steps, none
 
-EVALUATED = "eval/"
 NAMES = (
     "train/loss",
     "train/learning_rate",

@@ -216,15 +216,13 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     if not math.isfinite(recent) or course.falls or course.lost is not None:
         return None
     floor = course.bound if course.bound is not None else course.start - course.scale
-    # What is no better than H may be. Of an H from few samples it is uncertain what is worse than it and what is better.
-    at_constant = course.surely_constant is not None and recent - floor > STUCK_LEVEL * (course.surely_constant - floor)
-    below = course.constant is not None and recent - floor < STUCK_LEVEL * (
-        course.constant * max(0.0, 1 - 2 * course.constant_error) - floor
-    )
+    # What is no better than H may be, or better than it for sure: of an H from few samples there is much between the two.
+    most, least = course.constant_at_most, course.constant_at_least
+    at_constant = most is not None and recent - floor > STUCK_LEVEL * (most - floor)
+    # What has gone well below the best constant answer has learnt something, however little that is of its first loss.
+    learnt = least is not None and recent - floor <= STUCK_LEVEL * (least - floor)
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
-    # What has gone well below the best constant answer has learnt something, however little that is of its first loss.
-    learnt = course.constant is not None and (below if course.constant_error else not at_constant)
     if learnt or not (flat or at_constant or settled):
         return None
     return Symptom(
@@ -316,7 +314,7 @@ def walks_away(course: Course) -> Symptom | None:
     floor = course.bound if course.bound is not None else 0.0
     now = losses[-3:]
     minimum = float(losses[best])
-    reference = (course.surely_constant - floor) if course.surely_constant is not None else course.scale
+    reference = (course.constant_at_most - floor) if course.constant_at_most is not None else course.scale
     high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
     # Of a few samples a step most are right and a few very wrong: their mean is not by heart.
     mean = course.mean(max(4 * MIN_STEPS, len(course.losses) // 4), 10 * reference) - floor
@@ -361,12 +359,12 @@ def contradicts(course: Course) -> Symptom | None:
     """The training samples are fitted, and validation has never been better than a constant answer or than at its first check. Traps: early on;
     models that only begin to learn what holds in general (their validation improves)."""
     losses = course.record.evaluations.metrics.get("loss")
-    if losses is None or len(losses) < 6 or course.constant is None or not course.past(0.4, 2 * MIN_STEPS):
+    if losses is None or len(losses) < 6 or course.constant_at_most is None or not course.past(0.4, 2 * MIN_STEPS):
         return None
     if course.adversarial or course.begins_trained or not np.isfinite(losses).all():
         return None
     floor = course.bound if course.bound is not None else 0.0
-    reference = (course.surely_constant or course.constant) - floor
+    reference = course.constant_at_most - floor
     window = max(MIN_STEPS, len(course.losses) // 4)
     level = max(course.level(window), course.mean(window, 10 * reference))
     fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
