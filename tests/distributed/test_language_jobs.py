@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.distributed.processes import Processes
-from tests.distributed.toys import Memory
+from tests.distributed.toys import Memory, context_in
 from workers.export import _load_pyfunc
 from workers.membership import Alone, MeetingPoint
 from workers.reports import Outcome, ReasonCode
 from workers.sources.problems import BadDataError
 from workers.spec import parse_spec
-from workers.train import RunContext, train
+from workers.train import train
 
 pytestmark = pytest.mark.distributed
 
@@ -56,13 +56,7 @@ def run_job(
     rank: int, world_size: int, document: dict[str, Any], folder: Path, meeting: MeetingPoint = None
 ) -> tuple[Outcome, Memory]:
     memory = Memory()
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=memory,
-        link=Alone(rank, world_size, lambda: None, meeting),
-        checkpoints=str(folder / "checkpoints"),
-        model_folder=folder / "model",
-    )
+    context = context_in(folder, memory, Alone(rank, world_size, store=meeting))
     return train(parse_spec(document), context), memory
 
 

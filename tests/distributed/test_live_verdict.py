@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.distributed.processes import Processes
-from tests.distributed.toys import CLASSES, FEATURES, Toy, ToyTask, job
+from tests.distributed.toys import CLASSES, FEATURES, Toy, ToyTask, context_in, job
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
 from workers.membership import Alone, MeetingPoint
 from workers.outbox import Outbox
 from workers.spec import JobSpec
 from workers.tasks.base import Batch
-from workers.train import Run, RunContext
+from workers.train import Run
 from workers.watch.diagnosis import diagnose
 from workers.watch.facts_json import to_json
 from workers.watch.stored import from_folder
@@ -73,13 +73,7 @@ def train_sick(
     rank: int, world_size: int, toy: SickToy, spec: JobSpec, folder: Path, *, meeting: MeetingPoint = None
 ) -> Told:
     outbox = Outbox()
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=outbox,
-        link=Alone(rank, world_size, lambda: None, meeting),
-        checkpoints=str(folder / "checkpoints"),
-        model_folder=folder / "model",
-    )
+    context = context_in(folder, outbox, Alone(rank, world_size, store=meeting))
     training = Run(SickTask(toy), spec, context)
     try:
         training.train()

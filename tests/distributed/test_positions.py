@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.distributed.toys import Memory, Toy, ToyTask, job, train_toy
+from tests.distributed.toys import Memory, Toy, ToyTask, context_in, job, train_toy
 from workers.membership import Alone, Membership, Position
 from workers.reports import Outcome
-from workers.train import RunContext, run
+from workers.train import run
 
 pytestmark = pytest.mark.distributed
 
@@ -41,7 +40,7 @@ class Script(Alone):
 
 def trained(folder: Path, link: Script) -> tuple[Outcome, Memory]:
     memory = Memory()
-    context = RunContext(torch.device("cpu"), memory, link, str(folder / "checkpoints"), folder / "model")
+    context = context_in(folder, memory, link)
     return run(ToyTask(TOY), job(), context), memory
 
 

@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.distributed.test_standalone import JOB, PYTHON, start
-from tests.distributed.toys import Memory, Toy, ToyTask, job, train_toy
+from tests.distributed.toys import Memory, Toy, ToyTask, context_in, job, train_toy
 from workers.membership import Alone
 from workers.preflight.run import STEPS, Probe, on_one_worker
 from workers.reports import Outcome
 from workers.spec import JobSpec
-from workers.train import RunContext
 
 pytestmark = pytest.mark.distributed
 
 
 def tried(spec: JobSpec, folder: Path, toy: Toy | None = None) -> Outcome:
-    context = RunContext(torch.device("cpu"), Memory(), Alone(0, 1), str(folder / "checkpoints"), folder / "model")
+    context = context_in(folder, Memory(), Alone(0, 1))
     run = Probe(ToyTask(toy or Toy()), on_one_worker(spec), context)
     try:
         return run.train()

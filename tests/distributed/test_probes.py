@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.distributed.processes import Processes
-from tests.distributed.toys import CLASSES, FEATURES, Memory, Result, Toy, ToyTask, job, train_toy
+from tests.distributed.toys import CLASSES, FEATURES, Memory, Result, Toy, ToyTask, context_in, job, train_toy
 from workers import batches, optim, sharding
 from workers.membership import Alone, MeetingPoint
 from workers.spec import JobSpec
-from workers.train import RunContext, run
+from workers.train import run
 from workers.watch.record import Probes
 
 pytestmark = pytest.mark.distributed
@@ -63,13 +63,7 @@ class NetTask(ToyTask):
 def train_net(rank: int, world_size: int, spec: JobSpec, folder: Path, *, meeting: MeetingPoint = None) -> Result:
     sharding.SMALLEST_UNIT = 1
     memory = Memory()
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=memory,
-        link=Alone(rank, world_size, lambda: None, meeting),
-        checkpoints=str(folder / "checkpoints"),
-        model_folder=folder / "model",
-    )
+    context = context_in(folder, memory, Alone(rank, world_size, store=meeting))
     return Result(run(NetTask(Toy()), spec, context), memory, [])
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.distributed.processes import Processes
-from tests.distributed.toys import Memory
+from tests.distributed.toys import Memory, context_in
 from tests.proteins import MODEL, data_set
 from workers.membership import Alone, MeetingPoint
 from workers.reports import Outcome
 from workers.spec import JobSpec, parse_spec
-from workers.train import RunContext, train
+from workers.train import train
 
 pytestmark = pytest.mark.distributed
 
@@ -24,13 +23,7 @@ def train_proteins(
     rank: int, world_size: int, spec: JobSpec, folder: Path, meeting: MeetingPoint = None
 ) -> tuple[Memory, Outcome]:
     memory = Memory()
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=memory,
-        link=Alone(rank, world_size, store=meeting),
-        checkpoints=str(folder / "checkpoints"),
-        model_folder=folder / "model",
-    )
+    context = context_in(folder, memory, Alone(rank, world_size, store=meeting))
     return memory, train(spec, context)
 
 

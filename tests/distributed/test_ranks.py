@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed.processes import Processes
-from tests.distributed.toys import CLASSES, FEATURES, Memory, Points, Result, Toy, ToyTask, job, train_toy
+from tests.distributed.toys import CLASSES, FEATURES, Memory, Points, Result, Toy, ToyTask, context_in, job, train_toy
 from workers import batches, optim, parallel, sharding
 from workers.gradients import clip_factor
 from workers.jobfolder import JobFolder
@@ -24,7 +24,7 @@ from workers.membership import Alone, MeetingPoint
 from workers.own_gradients import OwnGradient
 from workers.spec import JobSpec
 from workers.tasks.base import Batch, Dataset, Datasets
-from workers.train import Run, RunContext
+from workers.train import Run
 from workers.watch.diagnosis import diagnose
 from workers.watch.findings import Finding
 from workers.watch.rank_files import RankWriter, read_ranks
@@ -132,13 +132,7 @@ def train_harmed(
 ) -> tuple[Result, Record]:
     sharding.SMALLEST_UNIT = 1
     memory = Memory()
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=memory,
-        link=Alone(rank, world_size, lambda: None, meeting),
-        checkpoints=str(folder / "checkpoints"),
-        model_folder=folder / "model",
-    )
+    context = context_in(folder, memory, Alone(rank, world_size, store=meeting))
     task = HarmedTask(rank, world_size, harm, spec.training.batch_size)
     training = Run(task, spec, context)
     try:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.distributed.toys import Memory
+from tests.distributed.toys import Memory, context_in
 from workers.membership import Alone
 from workers.reports import ReasonCode
 from workers.sources.inspect import inspect_data
 from workers.spec import parse_spec
-from workers.train import RunContext, train
+from workers.train import train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.shared_data]
 
@@ -56,13 +55,7 @@ def test_a_network_learns(shared_data: Path, tmp_path: Path, name: str) -> None:
         }
     )
     assert inspect_data(spec) == []
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=Memory(),
-        link=Alone(0, 1),
-        checkpoints=str(tmp_path / "checkpoints"),
-        model_folder=tmp_path / "model",
-    )
+    context = context_in(tmp_path, Memory(), Alone(0, 1))
     outcome = train(spec, context)
     assert outcome.code is ReasonCode.COMPLETED
     assert outcome.detail["metrics"]["eval/accuracy"] > accuracy
@@ -88,12 +81,6 @@ def test_a_language_model_learns(shared_data: Path, tmp_path: Path) -> None:
         }
     )
     assert inspect_data(spec) == []
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=Memory(),
-        link=Alone(0, 1),
-        checkpoints=str(tmp_path / "checkpoints"),
-        model_folder=tmp_path / "model",
-    )
+    context = context_in(tmp_path, Memory(), Alone(0, 1))
     outcome = train(spec, context)
     assert outcome.detail["metrics"]["eval/loss"] < 2.9

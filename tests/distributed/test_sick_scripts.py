@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.distributed.toys import Memory
+from tests.distributed.toys import Memory, context_in
 from workers.membership import Alone
 from workers.reports import Outcome, ReasonCode
 from workers.scripts.run import run_script
 from workers.spec import parse_spec
-from workers.train import RunContext
 from workers.user_code import UserCode
 
 pytestmark = pytest.mark.distributed
@@ -36,12 +34,10 @@ def run(folder: Path, entry: str, mood: str, **changes: Any) -> tuple[Outcome, M
         {"name": mood.replace("_", "-"), "task": task | {"steps": STEPS} | changes, "workers": {"count": 1}}
     )
     memory = Memory()
-    context = RunContext(
-        torch.device("cpu"),
+    context = context_in(
+        folder,
         memory,
         Alone(0, 1),
-        str(folder / "checkpoints"),
-        folder / "model",
         code=UserCode(SCRIPTS, (SCRIPTS,)),
     )
     outcome = run_script(spec, context)

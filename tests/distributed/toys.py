@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workers.membership import Alone, MeetingPoint
-from workers.reports import Outcome, Progress, StopMode
+from workers.membership import Alone, Link, MeetingPoint
+from workers.reports import Outcome, Progress, Reporter, StopMode
 from workers.spec import JobSpec, parse_spec
 from workers.tasks.base import BadDataError, Batch, Datasets, ModelFacts
 from workers.train import RunContext, run
@@ -183,6 +183,11 @@ class Result:
     read: list[list[int]]  # training batches of this rank, in order
 
 
+def context_in(folder: Path, reporter: Reporter, link: Link, **more: Any) -> RunContext:
+    """On the CPU, with everything that is kept in ``folder``."""
+    return RunContext(torch.device("cpu"), reporter, link, str(folder / "checkpoints"), folder / "model", **more)
+
+
 def train_toy(
     rank: int,
     world_size: int,
@@ -203,14 +208,7 @@ def train_toy(
         asked += 1
         return StopMode.CANCEL if rank == stopper and asked == stop_after else None
 
-    context = RunContext(
-        device=torch.device("cpu"),
-        reporter=memory,
-        link=Alone(rank, world_size, stop_requested, meeting),
-        checkpoints=str(folder / "checkpoints"),
-        model_folder=folder / "model",
-        **context_of,
-    )
+    context = context_in(folder, memory, Alone(rank, world_size, stop_requested, meeting), **context_of)
     task = ToyTask(toy)
     return Result(run(task, spec, context), memory, task.train.read)
 
