@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from api.errors import ApiError
 from service.values import Status
 from workers.spec_base import PRINTABLE
 
@@ -32,6 +33,7 @@ def _plain_boolean(value: Any) -> Any:
 # The last annotation, behind the bounds: before them it would hide them from the OpenAPI document.
 PLAIN_INTEGER = BeforeValidator(_plain_integer)
 PLAIN_BOOLEAN = BeforeValidator(_plain_boolean)
+Step = Annotated[int, Field(ge=0, le=2**53), PLAIN_INTEGER]
 Cursor = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:,=-]+$")]
 Order = Literal["asc", "desc"]
 
@@ -53,6 +55,18 @@ class JobsQuery(Query):
         Annotated[str, Field(min_length=1, max_length=100, pattern=PRINTABLE)] | None,
         Field(description="only jobs of this name"),
     ] = None
+
+
+class StepsQuery(Query):
+    """Some of a job's steps."""
+
+    first_step: Annotated[Step | None, Field(description="leave out steps before this one")] = None
+    last_step: Annotated[Step | None, Field(description="leave out steps after this one")] = None
+
+    def check(self) -> None:
+        """Raises ApiError."""
+        if self.first_step is not None and self.last_step is not None and self.first_step > self.last_step:
+            raise ApiError(400, "invalid_parameter", "first_step is after last_step.", param="first_step")
 
 
 class CreateQuery(Query):

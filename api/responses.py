@@ -20,6 +20,11 @@ def encode(content: Any) -> bytes:
     return orjson.dumps(wire(content))
 
 
+def arrays_response(content: Mapping[str, Any]) -> Response:
+    """For arrays of numbers: orjson writes float32 with its own few digits. What is not finite it writes as null: words must be there already."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
 def wire(value: Any) -> Any:
     """``value`` in types that JSON has. orjson by itself would turn NaN and infinity into null without a word."""
     match value:

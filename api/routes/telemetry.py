@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import orjson
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from pydantic import Field
@@ -17,9 +16,9 @@ from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.downsampling import downsample
 from api.errors import ApiError
-from api.pagination import PLAIN_INTEGER, page
+from api.pagination import PLAIN_INTEGER, StepsQuery, page
 from api.pagination import Query as QueryModel
-from api.responses import nonfinite
+from api.responses import arrays_response, nonfinite
 from service import jobs
 from workers.gradient_files import GradientMatrix
 from workers.metric_series import Series
@@ -27,7 +26,6 @@ from workers.metric_series import Series
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["telemetry"])
 
 MAX_KEYS = 100
-Step = Annotated[int, Field(ge=0, le=2**53), PLAIN_INTEGER]
 
 
 class MetricsQuery(QueryModel):
@@ -37,9 +35,7 @@ class MetricsQuery(QueryModel):
     max_points: Annotated[int, Field(ge=4, le=10_000, description="most points of a series"), PLAIN_INTEGER] = 1000
 
 
-class GradientsQuery(QueryModel):
-    first_step: Annotated[Step | None, Field(description="leave out steps before this one")] = None
-    last_step: Annotated[Step | None, Field(description="leave out steps after this one")] = None
+class GradientsQuery(StepsQuery):
     max_points: Annotated[int, Field(ge=2, le=10_000, description="most steps"), PLAIN_INTEGER] = 1000
 
 
@@ -57,7 +53,7 @@ def read_metrics(
     job = jobs.get_job(services.store, caller, job_id)
     series = services.series.read(services.folder(job.id), keys)
     names = keys if keys is not None else sorted(series)
-    return _json(page([_series(name, series.get(name), query.max_points) for name in names]))
+    return arrays_response(page([_series(name, series.get(name), query.max_points) for name in names]))
 
 
 @router.get(
@@ -70,11 +66,10 @@ def read_gradients(
 ) -> Response:
     """The L2 norm of each layer's gradient, before clipping: one row a step, one column a layer, in network order. More
     steps than ``max_points`` are thinned evenly; of each stretch the step with the largest norm stays."""
-    if query.first_step is not None and query.last_step is not None and query.first_step > query.last_step:
-        raise ApiError(400, "invalid_parameter", "first_step is after last_step.", param="first_step")
+    query.check()
     job = jobs.get_job(services.store, caller, job_id)
     matrix = services.folder(job.id).gradient_matrix(query.first_step, query.last_step, query.max_points)
-    return _json(_matrix(job.id, matrix))
+    return arrays_response(_matrix(job.id, matrix))
 
 
 def _keys(text: str | None) -> list[str] | None:
@@ -115,8 +110,3 @@ def _matrix(job_id: str, matrix: GradientMatrix) -> dict[str, Any]:
 def _numbers(values: NDArray[Any]) -> list[Any]:
     """Elements of a float array; each non-finite one as its word."""
     return [value if np.isfinite(value) else nonfinite(float(value)) for value in values]
-
-
-def _json(content: dict[str, Any]) -> Response:
-    """For arrays: orjson writes float32 with its own few digits. Non-finite numbers are words already."""
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

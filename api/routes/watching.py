@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
-import orjson
 from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from pydantic import Field
@@ -17,10 +16,9 @@ from api.auth import Viewer
 from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.errors import ApiError
-from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER
+from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER, StepsQuery
 from api.pagination import Query as QueryModel
-from api.responses import json_response, nonfinite
-from api.routes.telemetry import Step
+from api.responses import arrays_response, json_response, nonfinite
 from service import findings, jobs
 from service.values import Job
 from workers.jobfolder import FACTS, JobFolder
@@ -48,9 +46,7 @@ class HealthQuery(QueryModel):
     ] = True
 
 
-class Between(QueryModel):
-    first_step: Annotated[Step | None, Field(description="leave out steps before this one")] = None
-    last_step: Annotated[Step | None, Field(description="leave out steps after this one")] = None
+class Between(StepsQuery):
     max_points: Annotated[int, Field(ge=2, le=10_000, description="most steps"), PLAIN_INTEGER] = 100
 
 
@@ -132,7 +128,7 @@ def read_probes(caller: Viewer, services: Provided, job_id: JobId, query: Annota
     """Steps are looked at closely as often as the job's budget pays for it. One matrix a statistic: a row a step, a column a layer
     or, for ``silent`` and ``saturated``, an activation module. More steps than ``max_points``, or than make a million numbers,
     are thinned evenly; the first and the last stay."""
-    _check(query)
+    query.check()
     job = jobs.get_job(services.store, caller, job_id)
     reader = ProbeReader(services.folder(job.id).probes_path)
     wanted = _statistics(query.statistics)
@@ -148,7 +144,7 @@ def read_probes(caller: Viewer, services: Provided, job_id: JobId, query: Annota
         )
         for name in wanted
     }
-    return _json(
+    return arrays_response(
         {
             "object": "probe_table",
             "job_id": job.id,
@@ -171,7 +167,7 @@ def read_histograms(
 ) -> Response:
     """Of each probed step: the share of the layer's gradient elements, before clipping and those that are exactly 0 left out,
     by powers of two of their absolute value."""
-    _check(query)
+    query.check()
     job = jobs.get_job(services.store, caller, job_id)
     reader = ProbeReader(services.folder(job.id).probes_path)
     steps, shares = np.zeros(0, dtype=np.int64), np.zeros((0, BINS), dtype=np.float32)
@@ -180,7 +176,7 @@ def read_histograms(
             raise _unknown("layer", query.layer, reader.names.layers)
         positions = evenly(reader.between(query.first_step, query.last_step), query.max_points)
         steps, shares = reader.histograms(positions, reader.names.layers.index(query.layer))
-    return _json(
+    return arrays_response(
         {
             "object": "gradient_histograms",
             "job_id": job.id,
@@ -194,18 +190,12 @@ def read_histograms(
 
 def _watching(job: Job, folder: JobFolder) -> health_schemas.Watching:
     last = folder.last_probe_step()
-    share = job.latest.get("watch/cost_share")
     return health_schemas.Watching(
-        share=share,
+        share=job.latest.get("watch/cost_share"),
         budget=(job.spec.get("gradients") or {}).get("overhead_budget"),
         probes=len(ProbeReader(folder.probes_path)),
         last_probe_step=None if last < 0 else last,
     )
-
-
-def _check(query: Between) -> None:
-    if query.first_step is not None and query.last_step is not None and query.first_step > query.last_step:
-        raise ApiError(400, "invalid_parameter", "first_step is after last_step.", param="first_step")
 
 
 def _statistics(text: str | None) -> list[str]:
@@ -244,7 +234,3 @@ def _rows(matrix: NDArray[np.float32]) -> list[Any]:
         [nonfinite(float(value)) if np.isinf(value) else value for value in row] if np.isinf(row).any() else row
         for row in np.ascontiguousarray(matrix)
     ]
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
