@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from api.schemas import Number, Wire
-from service.findings import CLEARED
 from service.values import JobEvent
 from workers.watch.findings import Severity, Verdict
+from workers.watch.told import CLEARED, DATA
 
 
 class Finding(Wire):
@@ -50,7 +50,7 @@ class FindingChange(Wire):
     @classmethod
     def of(cls, event: JobEvent) -> Self:
         document = event.data.get("finding", event.data)
-        step = 0 if event.type == "data.finding" else event.data.get("step")
+        step = 0 if event.type == DATA else event.data.get("step")
         return cls(
             event="cleared" if event.type == CLEARED else "raised", at=event.created_at, step=step,
             sequence=event.sequence, finding=Finding.of(document),

@@ -9,16 +9,16 @@ from sqlalchemy import JSON, func, select, type_coerce
 from service.database import Store
 from service.jobs import own_job
 from service.rows import event_value
-from service.tables import FINDINGS_RAISED, OF_FINDINGS, EventRow, JobRow
+from service.tables import OF_FINDINGS, EventRow, JobRow
 from service.values import Caller, JobEvent
+from workers.watch.told import CLEARED, DATA, RAISED
 
-CLEARED = "finding.cleared"
 MOST_TOLD = 500  # changes of one job that are shown, the newest
 
 
 def history(store: Store, caller: Caller, job_id: str) -> list[JobEvent]:
     """The events that raised or cleared a finding, oldest first; of more than ``MOST_TOLD`` the newest."""
-    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type.in_((*FINDINGS_RAISED, CLEARED)))
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type.in_((RAISED, CLEARED, DATA)))
     with store.read() as session:
         own_job(session, caller, job_id)
         newest = session.execute(query.order_by(EventRow.sequence.desc()).limit(MOST_TOLD)).scalars()

@@ -158,10 +158,8 @@ class AttemptRow(Base):
     tracked: Mapped[bool]  # MLflow has everything
 
 
-FINDINGS_RAISED = ("finding.raised", "data.finding")  # types of events
-OF_FINDINGS = text(
-    "type IN ('finding.raised', 'data.finding')"
-)  # as the index has it: SQLite uses it for no other words
+# Those that were raised; as the index has it, because SQLite uses it for no other words.
+OF_FINDINGS = text("type IN ('finding.raised', 'data.finding')")
 
 
 class EventRow(Base):

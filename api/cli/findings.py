@@ -10,9 +10,10 @@ import typer
 from api import evidence
 from api.cli.console import FollowOption, HomeOption, JobArgument, JsonOption, clock, print_json, say, service
 from api.client import Document
+from workers.watch.told import CLEARED, DATA, RAISED
 
 STYLES = {"healthy": "green", "warning": "yellow", "critical": "red"}
-TOLD = frozenset({"finding.raised", "finding.cleared", "data.finding"})  # events
+TOLD = frozenset({RAISED, CLEARED, DATA})  # events
 
 
 def health(
@@ -67,7 +68,7 @@ def say_change(event: Document, **where: Any) -> None:
     data = event["data"]
     finding, step = data.get("finding", data), data.get("step")
     at = f"step {step}: " if step else ""
-    if event["type"] == "finding.cleared":
+    if event["type"] == CLEARED:
         say(f"{at}{finding['code']} has passed", "green", **where)
         return
     style = STYLES.get(finding["severity"], "dim")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from api.evidence import title
+from workers.watch.told import key_of
 
 Document = dict[str, Any]
 COLOURS = ("#4f7cff", "#f2994a", "#27ae60", "#bb6bd9")
@@ -257,9 +258,9 @@ def markers(health: Mapping[str, Any]) -> Document:
     """Where findings began, as vertical lines of a chart over steps: open ones in the colour of their severity, past ones in grey. What was known
     before the first step has no place there."""
     at: dict[int, list[tuple[str, str]]] = {}
-    open_ = {(each["code"], each.get("rank")) for each in health["findings"]}
+    open_ = set(map(key_of, health["findings"]))
     past = [each["finding"] for each in health["history"] if each["event"] == "raised"]
-    past = [each for each in past if (each["code"], each.get("rank")) not in open_]
+    past = [each for each in past if key_of(each) not in open_]
     for finding, colour in [
         *((each, MARKERS[each["severity"]]) for each in health["findings"]), *((each, MARKERS["past"]) for each in past)
     ]:  # fmt: skip
