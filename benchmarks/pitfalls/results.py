@@ -24,5 +24,5 @@ def parts(runs: Sequence[Judged]) -> dict[str, dict[str, Any]]:
 
 def store(runs: Sequence[Judged]) -> None:
     """With every run that was missed, misjudged or a false alarm, by name."""
-    wrong = [asdict(run) for run in runs if (run.code is not None if run.expected is None else not run.right)]
+    wrong = [asdict(run) for run in runs if not run.well]
     FIGURES.write_text(json.dumps({**parts(runs), "wrong": wrong}, indent=1) + "\n", encoding="utf-8")

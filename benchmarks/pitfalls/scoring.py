@@ -28,6 +28,11 @@ class Judged:
         return self.code is not None and self.code in (self.expected, *self.accepted)
 
     @property
+    def well(self) -> bool:
+        """Sick runs were called by a right code, healthy ones were left alone."""
+        return self.code is None if self.expected is None else self.right
+
+    @property
     def delay(self) -> float | None:
         """As a share of the run."""
         return None if self.found_at is None else self.found_at / self.steps

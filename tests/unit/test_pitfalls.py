@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pitfalls import verify
+from benchmarks.pitfalls import kept, verify
 from benchmarks.pitfalls.case import Case, Goal
 from benchmarks.pitfalls.cases import ALL
 from benchmarks.pitfalls.loop import run
@@ -72,3 +72,13 @@ def test_what_was_verified_is_kept_and_unseen_families_have_a_file_of_their_own(
     verify.store([], ["unseen_tables/c", "vision/a"])
     assert list(verify.stored()) == ["vision/a", "unseen_tables/c"]
     assert "vision" not in verify.UNSEEN.read_text()
+
+
+def test_a_kept_record_is_of_the_sources_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What builds the models and data of the unseen families lies beside their cases."""
+    seen, unseen = (next(case for case in ALL if case.family.startswith("unseen_") is which) for which in (False, True))
+    before = [kept.path_of(case, 0, tmp_path) for case in (seen, unseen)]
+    monkeypatch.setattr(kept, "UNSEEN", kept.UNSEEN + b"changed")
+    after = [kept.path_of(case, 0, tmp_path) for case in (seen, unseen)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
+    assert {"workers/watch/layer_facts.py", "workers/watch/spending.py"} <= set(kept.SOURCES)

@@ -1,1 +1,1 @@
-"""What the held-back families ``unseen_*`` are made of: models, losses, optimizers and data that no rule was tuned on."""
+"""What the families ``unseen_*`` are made of: models, losses, optimizers and data that no rule had been tuned on when they were written."""

@@ -1,4 +1,4 @@
-"""Models, data and losses of the held-back pictures."""
+"""Models, data and losses of ``unseen_pictures``."""
 
 from __future__ import annotations
 

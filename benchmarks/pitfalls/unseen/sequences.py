@@ -1,4 +1,4 @@
-"""Models, data and losses of the held-back sequences. B samples, T positions, C classes, W width."""
+"""Models, data and losses of ``unseen_sequences``. B samples, T positions, C classes, W width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers, data and parts of models that several of the held-back families use."""
+"""Optimizers, data and parts of models that several of the families ``unseen_*`` use."""
 
 from __future__ import annotations
 

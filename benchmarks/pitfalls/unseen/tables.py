@@ -1,4 +1,4 @@
-"""Models, data and losses of the held-back tables. B samples, F features, W width."""
+"""Models, data and losses of ``unseen_tables``. B samples, F features, W width."""
 
 from __future__ import annotations
 
