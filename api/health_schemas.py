@@ -11,7 +11,7 @@ from pydantic import Field
 from api.schemas import Number, Wire
 from service.values import JobEvent
 from workers.watch.findings import Severity, Verdict
-from workers.watch.told import CLEARED, DATA
+from workers.watch.told import BEFOREHAND, CLEARED
 
 
 class Finding(Wire):
@@ -50,7 +50,7 @@ class FindingChange(Wire):
     @classmethod
     def of(cls, event: JobEvent) -> Self:
         document = event.data.get("finding", event.data)
-        step = 0 if event.type == DATA else event.data.get("step")
+        step = 0 if event.type in BEFOREHAND else event.data.get("step")
         return cls(
             event="cleared" if event.type == CLEARED else "raised", at=event.created_at, step=step,
             sequence=event.sequence, finding=Finding.of(document),

@@ -11,14 +11,14 @@ from service.jobs import own_job
 from service.rows import event_value
 from service.tables import OF_FINDINGS, EventRow, JobRow
 from service.values import Caller, JobEvent
-from workers.watch.told import CLEARED, DATA, RAISED
+from workers.watch.told import CHANGES
 
 MOST_TOLD = 500  # changes of one job that are shown, the newest
 
 
 def history(store: Store, caller: Caller, job_id: str) -> list[JobEvent]:
     """The events that raised or cleared a finding, oldest first; of more than ``MOST_TOLD`` the newest."""
-    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type.in_((RAISED, CLEARED, DATA)))
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type.in_(CHANGES))
     with store.read() as session:
         own_job(session, caller, job_id)
         newest = session.execute(query.order_by(EventRow.sequence.desc()).limit(MOST_TOLD)).scalars()
@@ -28,7 +28,7 @@ def history(store: Store, caller: Caller, job_id: str) -> list[JobEvent]:
 def raised(store: Store) -> Mapping[tuple[str, str], int]:
     """(code, severity) -> how often such a finding was raised, in all jobs of all projects."""
     told = type_coerce(EventRow.data, JSON)
-    # What is found in data is told as the finding alone.
+    # What is found beforehand is told as the finding alone.
     code, severity = (
         func.coalesce(told["finding", field].as_string(), told[field].as_string()) for field in ("code", "severity")
     )

@@ -159,7 +159,7 @@ class AttemptRow(Base):
 
 
 # Those that were raised; as the index has it, because SQLite uses it for no other words.
-OF_FINDINGS = text("type IN ('finding.raised', 'data.finding')")
+OF_FINDINGS = text("type IN ('finding.raised', 'data.finding', 'preflight.finding')")
 
 
 class EventRow(Base):

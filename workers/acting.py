@@ -11,7 +11,7 @@ from typing import Any
 from workers.jobfolder import JobFolder
 from workers.reports import Outcome, ReasonCode
 from workers.spec import OnCritical
-from workers.watch.findings import Key
+from workers.watch.findings import Key, key_of
 
 ACCEPTED = "accepted.json"  # in the job's folder: the findings for which the job was paused
 
@@ -35,6 +35,11 @@ class Acting:
         critical = [finding for finding in findings if finding["severity"] == "critical"]
         self.found = tuple(finding for finding in critical if key_of(finding) not in self._accepted)
 
+    def stops(self, findings: Sequence[Mapping[str, Any]], when: str) -> Outcome | None:
+        """``hear``, and the end that follows from it, if one does."""
+        self.hear(findings)
+        return self.outcome(when) if self.found else None
+
     def outcome(self, when: str) -> Outcome:
         """``when``: such as "after step 7 of 100". On a worker that has found nothing by itself it names no finding; nobody reads that one."""
         code = ReasonCode.CRITICAL_PAUSE if self._on_critical == "pause" else ReasonCode.CRITICAL_FINDING
@@ -49,10 +54,6 @@ def sick_from(findings: Sequence[Mapping[str, Any]]) -> int | None:
     return min((each["first_bad_step"] for each in findings if each["severity"] == "critical"), default=None)
 
 
-def key_of(finding: Mapping[str, Any]) -> Key:
-    return finding["code"], finding.get("rank")
-
-
 def accepted(folder: JobFolder) -> frozenset[Key]:
     """The findings for which the job was paused before."""
     known = folder.read_document(ACCEPTED)
@@ -63,7 +64,7 @@ def accept(folder: JobFolder, outcome: Outcome) -> None:
     """To be called at the end of an attempt: what it was paused for will not pause the next."""
     if outcome.code is not ReasonCode.CRITICAL_PAUSE:
         return
-    known = folder.read_document(ACCEPTED) or {"findings": []}
-    here = accepted(folder)
+    known = (folder.read_document(ACCEPTED) or {"findings": []})["findings"]
+    here = set(map(key_of, known))
     fresh = [finding for finding in outcome.detail.get("critical", ()) if key_of(finding) not in here]
-    folder.write_document(ACCEPTED, {"findings": [*known["findings"], *fresh]})
+    folder.write_document(ACCEPTED, {"findings": [*known, *fresh]})

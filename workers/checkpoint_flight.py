@@ -139,13 +139,11 @@ class Flight:
         try:
             for name in set(storage.names_in(folder)) - counted:
                 storage.remove_file(folder / name)
-            if sick_from is not None:
-                self.rejudged = tuple(
-                    rejudge(folder.parent, sick_from)
-                )  # before retention looks for the last healthy one
+            if sick_from is not None:  # before retention looks for the last healthy one
+                self.rejudged = tuple(rejudge(folder.parent, sick_from))
             prune(folder.parent, retention, self.manifest.key)
         except Exception:
-            log.warning("old checkpoints in %s could not be removed", folder.parent, exc_info=True)
+            log.warning("old checkpoints in %s could not be judged again or removed", folder.parent, exc_info=True)
 
     # --- giving up ----------------------------------------------------------------------------------------------------
 

@@ -478,7 +478,7 @@ class JobController:
         if state is None or state["name"] != self._attempt.name:
             return None
         self._phase, self._generation, self._loss = state["phase"], state["generation"], state["loss"]
-        self._stopping.restore(state["stopping"])
+        self._stopping.restore(state.get("stopping"))
         self._shape = GroupShape(state["shape"]["workers"], frozenset(state["shape"]["avoid"]))
         self._recoveries = Recoveries(**state["recoveries"])
         self._recovered = [Recovery(**known) for known in state["recovered"]]

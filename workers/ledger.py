@@ -12,9 +12,10 @@ from workers.gradient_files import GradientWriter
 from workers.health import with_data
 from workers.jobfolder import FACTS, JobFolder, append_lines, encode, read_last_lines
 from workers.reports import Event, Level, Progress, mark_of
-from workers.watch.findings import ORDER, Severity
+from workers.watch.findings import ORDER, Key, Severity, key_of
 from workers.watch.probe_files import ProbeWriter
 from workers.watch.rank_files import RankWriter
+from workers.watch.told import CLEARED, RAISED
 from workers.worker_link import Poll
 
 ONCE_A_STEP = frozenset(
@@ -39,7 +40,7 @@ class Ledger:
             set()
         )  # (worker, sequence) of its events, over a restart of the controller
         self._once: set[tuple[str, int]] = set()
-        self._open: dict[tuple[str, int | None], Severity] = {}  # severity of each finding that is not cleared
+        self._open: dict[Key, Severity] = {}  # severity of each finding that is not cleared
         self.events: list[Event] = []
         self.told_through = -1
         self.progress: Progress | None = None
@@ -134,7 +135,7 @@ class Ledger:
             if self._folder.read_document(FACTS) is not None:
                 return  # of the run's first step: told once, although later workers and attempts know them too
             self._folder.write_document(FACTS, body["data"])
-        if body["type"] in ("finding.raised", "finding.cleared") and not self._is_news(body["type"], body["data"]):
+        if body["type"] in (RAISED, CLEARED) and not self._is_news(body["type"], body["data"]):
             return
         if body["type"] == "health.verdict":
             with self._lock:
@@ -144,8 +145,8 @@ class Ledger:
     def _is_news(self, type: str, data: Mapping[str, Any]) -> bool:
         """Workers that take over from an earlier step find again what is known."""
         finding = data["finding"]
-        key, severity = (finding["code"], finding["rank"]), finding["severity"]
-        if type == "finding.cleared":
+        key, severity = key_of(finding), finding["severity"]
+        if type == CLEARED:
             return self._open.pop(key, None) is not None
         if key in self._open and ORDER.index(severity) <= ORDER.index(self._open[key]):
             return False
@@ -177,7 +178,7 @@ class Ledger:
                 self._once.add((row["type"], row["data"]["step"]))
             if row["type"] == "health.verdict":
                 self._judged = _health(row["data"])
-            if row["type"] in ("finding.raised", "finding.cleared"):
+            if row["type"] in (RAISED, CLEARED):
                 self._is_news(row["type"], row["data"])
 
     def _restore_marks(self) -> None:

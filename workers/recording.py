@@ -28,6 +28,7 @@ from workers.watch.probe_rows import Names, ProbeLog, pack, summary
 from workers.watch.rank_rows import Heard, RankLog
 from workers.watch.record import Checksums, Facts, Probes, Ranks, Record
 from workers.watch.spending import Spending
+from workers.watch.told import CLEARED, RAISED
 from workers.watch.watching import Changes, Watch
 
 ROWS = 64  # the ring's size
@@ -343,9 +344,9 @@ class Recorder:
             changes = Changes(self._memory.steps, (), (), self._cannot_judge(error))
         judgement = changes.judgement
         for finding in changes.raised:
-            self._tell_finding("finding.raised", finding, changes.step)
+            self._tell_finding(RAISED, finding, changes.step)
         for finding in changes.cleared:
-            self._tell_finding("finding.cleared", finding, changes.step)
+            self._tell_finding(CLEARED, finding, changes.step)
         told = [judgement.verdict, [[*finding.key, finding.severity] for finding in judgement.findings]]
         # A run that was resumed at its very end keeps its earlier verdict.
         if self._teller and self._memory.steps and (told != self._told or final):
@@ -368,7 +369,7 @@ class Recorder:
     def _tell_finding(self, what: str, finding: Finding, step: int) -> None:
         if not self._teller:
             return
-        passed = what == "finding.cleared"
+        passed = what == CLEARED
         level: Level = "info" if passed or finding.severity == "note" else "warning"
         where = f" in {finding.layer}" if finding.layer else ""
         where += f" on rank {finding.rank}" if finding.rank is not None else ""

@@ -124,18 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (code := code_of(spec)) is not None:
             context = replace(context, code=provide(code, None, folder.code_path))
-        if rank == 0 and to_be_checked(spec):
-            stopped = _check_data(spec, folder, context.reporter)
-            if stopped is not None:
-                accept(folder, stopped)
-                print(f"{stopped.code}: {stopped.message}")
-                return 1
-        if rank == 0 and world_size == 1 and spec.health.preflight:
+        stopped = _check_data(spec, folder, context.reporter) if rank == 0 and to_be_checked(spec) else None
+        if stopped is None and world_size == 1 and spec.health.preflight:
             stopped = _try(spec, folder, context)
-            if stopped is not None:
-                accept(folder, stopped)
-                print(f"{stopped.code}: {stopped.message}")
-                return 1
+        if stopped is not None:
+            accept(folder, stopped)
+            print(f"{stopped.code}: {stopped.message}")
+            return 1
         outcome = train(spec, context)
     except BadDataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -159,9 +154,7 @@ def _check_data(spec: JobSpec, folder: JobFolder, reporter: Reporter) -> Outcome
         raise BadDataError(*found["problem"])
     folder.write_document(REPORT, found)
     tell(reporter.event, found, time.monotonic() - began)
-    acting = Acting(spec.health.on_critical, accepted(folder))
-    acting.hear(found["findings"])
-    return acting.outcome("before the first step") if acting.found else None
+    return Acting(spec.health.on_critical, accepted(folder)).stops(found["findings"], "before the first step")
 
 
 def _try(spec: JobSpec, folder: JobFolder, context: RunContext) -> Outcome | None:
@@ -172,9 +165,7 @@ def _try(spec: JobSpec, folder: JobFolder, context: RunContext) -> Outcome | Non
     found = preflight.report_of(probe(spec, quiet), time.monotonic() - began)
     folder.write_document(preflight.REPORT, found)
     preflight.tell(context.reporter.event, found)
-    acting = Acting(spec.health.on_critical, accepted(folder))
-    acting.hear(found["findings"])
-    return acting.outcome("before its training began") if acting.found else None
+    return Acting(spec.health.on_critical, context.accepted).stops(found["findings"], "before its training began")
 
 
 def _folder_name(spec: JobSpec) -> str:

@@ -26,7 +26,8 @@ class Stopping:
     def ask(self, mode: StopMode) -> bool:
         """Whether that is stronger than what was asked before."""
         stronger = _ORDER.index(mode) > _ORDER.index(self.mode)
-        self.mode = mode if stronger else self.mode
+        if stronger:
+            self.mode, self._because = mode, None  # what people ask for is what it ends with
         return stronger
 
     def ask_because(self, outcome: Outcome | None) -> None:
@@ -66,7 +67,10 @@ class Stopping:
     def document(self) -> dict[str, Any]:
         return {"mode": self.mode, "because": dataclasses.asdict(self._because) if self._because else None}
 
-    def restore(self, document: Mapping[str, Any]) -> None:
+    def restore(self, document: Mapping[str, Any] | None) -> None:
+        """None: of an earlier version, whose attempt is asked again by who wants it to stop."""
+        if document is None:
+            return
         self.mode = StopMode(document["mode"]) if document["mode"] else None
         because = document["because"]
         self._because = Outcome(ReasonCode(because["code"]), because["message"], because["detail"]) if because else None

@@ -1,7 +1,8 @@
 """A run that is in MLflow alone, put back as a job's folder, so that everything that reads such a folder reads it.
 
-Not all of it: specification, facts, series, norms and probes are there; events, logs and checkpoints are not. Probes, and norms of an attempt
-that has not ended, are thinned when there are many (workers/watch/statistics_file.py). MLflow keeps infinity as the largest double: it comes back.
+Not all of it: specification, facts, series, norms, probes and rows of ranks are there; events, logs and checkpoints are not. Probes, rows of ranks,
+and norms of an attempt that has not ended, are thinned when there are many (workers/watch/statistics_file.py). MLflow keeps infinity as the largest
+double: it comes back.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     report.html       the same for people
     facts.json        what was known before the first step
     job.json          the job specification
-    statistics.npz    norms of every layer and probes, thinned: workers/watch/statistics_file.py
+    statistics.npz    norms of every layer, probes and what each rank had, thinned: workers/watch/statistics_file.py
 
 Each has one name and is replaced. What was sent is remembered in the job's folder, when it was taken: while MLflow is away nothing is.
 """
@@ -32,7 +32,10 @@ FINDINGS, PAGE, STATISTICS = "findings.json", "report.html", "statistics.npz"
 COPIED = ("job.json", FACTS)  # of the job's folder
 FILES = (
     (f"{FOLDER}/{FINDINGS}", "these findings, as a program reads them"),
-    (f"{FOLDER}/{STATISTICS}", "norms of every layer's gradient and what was probed, thinned to a bounded size"),
+    (
+        f"{FOLDER}/{STATISTICS}",
+        "norms of every layer's gradient, what was probed and what each rank had, thinned to a bounded size",
+    ),
     (f"{FOLDER}/{FACTS}", "what was known before the first step"),
     (f"{GRADIENTS}/", "the norms of every step, as Parquet; when an attempt has ended"),
 )

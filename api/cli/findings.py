@@ -10,10 +10,9 @@ import typer
 from api import evidence
 from api.cli.console import FollowOption, HomeOption, JobArgument, JsonOption, clock, print_json, say, service
 from api.client import Document
-from workers.watch.told import CLEARED, DATA, RAISED
+from workers.watch.told import CHANGES, CLEARED
 
 STYLES = {"healthy": "green", "warning": "yellow", "critical": "red"}
-TOLD = frozenset({RAISED, CLEARED, DATA})  # events
 
 
 def health(
@@ -28,7 +27,7 @@ def health(
         if follow_:
             seen = found["history"][-1]["sequence"] if found["history"] else None
             for event in client.follow_events(job_id, None if seen is None else str(seen)):
-                if event["type"] in TOLD:
+                if event["type"] in CHANGES:
                     print_json(event) if as_json else say_change(event)
             found = client.health(job_id, facts=False)
     if found["verdict"] == "critical":

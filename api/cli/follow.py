@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from api.cli.console import INTERRUPTED, clean, duration, err, exit_code, number, out, print_json, say
-from api.cli.findings import TOLD, say_change
+from api.cli.findings import say_change
 from api.client import PATIENCE_SECONDS, Client, Document, NoServiceError
 from api.evidence import first_sentence
+from workers.watch.told import CHANGES
 
 TICK_SECONDS, LINE_SECONDS = 0.25, 2.0
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
@@ -49,7 +50,7 @@ def follow(client: Client, job_id: str, console: Console = out) -> Document:
             away_since = None
             for event in page["data"]:
                 seen = event["id"]
-                if event["type"] in TOLD:
+                if event["type"] in CHANGES:
                     say_change(event, console=console)
                 elif event["type"] not in QUIET:
                     say(event["message"], STYLES.get(event["level"], "dim"), console)

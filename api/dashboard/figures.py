@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from api.evidence import title
-from workers.watch.told import key_of
+from workers.watch.findings import key_of
 
 Document = dict[str, Any]
 COLOURS = ("#4f7cff", "#f2994a", "#27ae60", "#bb6bd9")
@@ -172,11 +172,6 @@ def needs_logarithms(lines: Sequence[Sequence[Sequence[float | None]]]) -> bool:
     """Whether one explosion would make a flat line of all the rest: curves above 0 that reach ``EXPLODED`` times their middle."""
     values = [value for line in lines for _, value in line if value is not None]
     return bool(values) and min(values) > 0 and max(values) > EXPLODED * float(np.median(values))
-
-
-def gradient_flow(matrix: Mapping[str, Any]) -> Document:
-    """The L2 norm of each layer's gradient, in a heat map; what is not finite stays empty."""
-    return heat_map(matrix["layers"], matrix["steps"], matrix["norms"], "gradient norm")
 
 
 def heat_map(

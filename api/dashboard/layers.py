@@ -10,6 +10,7 @@ from api.dashboard import figures
 from api.dashboard.frame import Frame, chart
 from api.dashboard.gateway import Gateway
 from api.evidence import cost
+from workers.watch.probe_rows import ACTIVATION_STATISTICS
 
 HISTOGRAM_STEPS = 200
 
@@ -59,7 +60,6 @@ STATISTICS = {
         "Second moments", "log", "Norm of the optimizer's running mean of the squared gradient."
     ),
 }
-OF_ACTIVATIONS = ("silent", "saturated")
 
 
 class Flow:
@@ -132,7 +132,7 @@ class Statistics:
             return
         self._cost.text = cost(watching["watching"])
         self._says.text = statistic.says
-        columns = table["activations"] if name in OF_ACTIVATIONS else table["layers"]
+        columns = table["activations"] if name in ACTIVATION_STATISTICS else table["layers"]
         self._columns = len(columns) or self._columns
         rows = table["statistics"][name]
         known = any(isinstance(value, int | float) for row in rows for value in row)
@@ -224,7 +224,7 @@ def why_nothing(job: dict[str, Any]) -> str:
 
 def _why_no(statistic: Statistic, table: dict[str, Any], job: dict[str, Any]) -> str:
     if table["steps"]:
-        of = "activation modules" if statistic in (STATISTICS[name] for name in OF_ACTIVATIONS) else "layers"
+        of = "activation modules" if statistic in (STATISTICS[name] for name in ACTIVATION_STATISTICS) else "layers"
         return f"{statistic.label} was measured nowhere: it does not apply to the {of} of this model."
     if (job["spec"].get("gradients") or {}).get("overhead_budget") == 0:
         return "Nothing is measured: gradients.overhead_budget of this job is 0."

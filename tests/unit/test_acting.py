@@ -95,6 +95,22 @@ def test_a_stop_that_was_asked_for_before_stays_what_it_is() -> None:
     assert stopping.ask(StopMode.KILL)
 
 
+def test_who_cancels_a_job_that_is_being_paused_has_it_cancelled() -> None:
+    """Would catch a cancel that becomes a pause for a finding, from which nobody resumes."""
+    acting, stopping = Acting("pause"), Stopping()
+    acting.hear([finding()])
+    stopping.ask_because(acting.outcome("after step 7"))
+    assert stopping.mode is StopMode.PAUSE
+    assert stopping.ask(StopMode.CANCEL)
+    assert stopping.ended("now").code is ReasonCode.CANCELLED
+
+
+def test_a_controller_of_an_earlier_version_remembers_no_reason() -> None:
+    stopping = Stopping()
+    stopping.restore(None)
+    assert stopping.mode is None
+
+
 def test_a_script_that_would_begin_anew_cannot_be_paused() -> None:
     task = {"kind": "script", "code": {"path": "/code"}, "entry": "train.py"}
     for wish, resumable in (("stop", False), ("pause", True)):

@@ -63,10 +63,14 @@ def test_what_is_not_finite_is_a_gap_in_a_curve() -> None:
     assert figures.points(series, logarithmic=True) == [[1, 2.0], [2, None], [3, None]]
 
 
+def flow(matrix: dict[str, Any]) -> dict[str, Any]:
+    return figures.heat_map(matrix["layers"], matrix["steps"], matrix["norms"], "gradient norm")
+
+
 def test_the_gradient_flow_has_the_output_on_top() -> None:
     """ECharts draws the first category at the bottom."""
     matrix = {"layers": ["first", "last"], "steps": [5, 9], "norms": [[0.001, 1.0], ["Infinity", 0.0]]}
-    options = figures.gradient_flow(matrix)
+    options = flow(matrix)
     assert options["yAxis"]["data"] == ["first", "last"]
     assert options["xAxis"]["data"] == ["5", "9"]
     assert logarithms(options) == [-3.0, 0.0, None, -12.0]
@@ -81,7 +85,7 @@ def logarithms(options: dict[str, Any]) -> list[float | None]:
 
 
 def test_a_flow_without_a_finite_norm_is_empty() -> None:
-    options = figures.gradient_flow({"layers": ["a", "b"], "steps": [1], "norms": [["NaN", "-Infinity"]]})
+    options = flow({"layers": ["a", "b"], "steps": [1], "norms": [["NaN", "-Infinity"]]})
     assert logarithms(options) == [None, None]
     assert options["visualMap"]["max"] > options["visualMap"]["min"]
 
@@ -90,13 +94,13 @@ def test_a_flow_of_many_layers_is_sent_in_few_bytes() -> None:
     layers, steps = 300, figures.flow_points(300)
     norms = np.random.default_rng(0).lognormal(size=(steps, layers)).astype(np.float32)
     matrix = {"layers": [f"layer{n}" for n in range(layers)], "steps": list(range(steps)), "norms": norms.tolist()}
-    options = figures.gradient_flow(matrix)
+    options = flow(matrix)
     assert len(json.dumps(options)) < 4 * layers * steps
     np.testing.assert_allclose(np.array(logarithms(options), dtype=float), np.log10(norms).ravel(), atol=0.0051)
 
 
 def test_a_flow_of_one_colour_still_has_a_scale() -> None:
-    options = figures.gradient_flow({"layers": ["only"], "steps": [1], "norms": [[1.0]]})
+    options = flow({"layers": ["only"], "steps": [1], "norms": [[1.0]]})
     assert options["visualMap"]["max"] > options["visualMap"]["min"]
 
 

@@ -74,8 +74,7 @@ class DataControl:
         if not self._look or self.pending:
             return None
         self._look = False
-        self._acting.hear(self._ledger.data_findings)
-        return self._acting.outcome("before the first step") if self._acting.found else None
+        return self._acting.stops(self._ledger.data_findings, "before the first step")
 
     def end(self) -> None:
         if self._child is not None and self._child.poll() is None:

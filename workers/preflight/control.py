@@ -53,8 +53,7 @@ class PreflightControl:
         if self.pending or not self._look:
             return None
         self._look = False
-        self._acting.hear(self._ledger.preflight_findings)
-        return self._acting.outcome("before its workers were taken") if self._acting.found else None
+        return self._acting.stops(self._ledger.preflight_findings, "before its workers were taken")
 
     # --- the worker ---------------------------------------------------------------------------------------------------
 

@@ -46,9 +46,8 @@ class ScriptControl:
 
     def critical(self) -> Outcome | None:
         """What the job is to end with because of what was found in it; its scripts are to be stopped then, all at once."""
-        self._acting.hear(self._ledger.health["findings"])
         step = self._ledger.progress.step if self._ledger.progress else 0
-        return self._acting.outcome(f"after step {step}") if self._acting.found else None
+        return self._acting.stops(self._ledger.health["findings"], f"after step {step}")
 
     def silent(self, view: View, stop: StopMode | None) -> Outcome | None:
         """Scripts hang, or so it looks: the job ends, because what would be started again would hang again."""

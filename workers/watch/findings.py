@@ -13,6 +13,11 @@ Key = tuple[str, int | None]  # code and rank: the same trouble at another time
 ORDER: tuple[Severity, ...] = ("note", "warning", "critical")  # a note leaves the verdict as it is
 
 
+def key_of(finding: Mapping[str, Any]) -> Key:
+    """Of a finding as a document, as ``Finding.key``. Those on data have no rank."""
+    return finding["code"], finding.get("rank")
+
+
 @dataclass(frozen=True)
 class Found:
     """What a rule saw. ``step`` 0: before the first one. It becomes a ``Finding`` when it is put in words."""

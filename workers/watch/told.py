@@ -14,12 +14,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.watch.findings import Key, key_of
+
 RAISED, CLEARED = "finding.raised", "finding.cleared"
-DATA = "data.finding"  # is raised once, before the first step
+BEFOREHAND = (
+    "data.finding",
+    "preflight.finding",
+)  # are raised once, before the first step; the finding is all that they tell
+CHANGES = (RAISED, CLEARED, *BEFOREHAND)
 MOST_PAST = 200  # the latest; the others are counted
 FORMAT = 1
-
-Key = tuple[str, int | None]
 
 
 class Told:
@@ -47,22 +51,17 @@ class Told:
                 event = json.loads(line)
             except ValueError:
                 continue  # torn by a kill
-            if event["type"] not in (RAISED, CLEARED, DATA):
+            if event["type"] not in CHANGES:
                 continue
             data = event["data"]
             when = {"at": event["timestamp"], "attempt": attempt, "step": data.get("step", 0)}
-            finding = data if event["type"] == DATA else data["finding"]
+            finding = data if event["type"] in BEFOREHAND else data["finding"]
             if event["type"] != CLEARED:
                 raised = {**finding, "raised": when, "cleared": None}
                 self._entries.append(raised)
                 self._latest[key_of(finding)] = raised
             elif (entry := self._latest.get(key_of(finding))) is not None:
                 entry["cleared"] = when
-
-
-def key_of(finding: Mapping[str, Any]) -> Key:
-    """The same trouble at another time, as ``Finding.key``."""
-    return finding["code"], finding.get("rank")
 
 
 def findings_document(health: Mapping[str, Any], told: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ depends_on: str | Sequence[str] | None = None
 
 
 def upgrade() -> None:
-    findings = sa.text("type IN ('finding.raised', 'data.finding')")
+    findings = sa.text("type IN ('finding.raised', 'data.finding', 'preflight.finding')")
     op.create_index("events_findings", "events", ["type"], sqlite_where=findings, postgresql_where=findings)
 
 
