@@ -203,6 +203,35 @@ def test_the_noise_of_gradients_is_told_from_time_to_time() -> None:
     assert told[-1] == pytest.approx(64, rel=0.1)
 
 
+def test_where_norms_are_not_measured_a_loss_that_is_not_finite_has_an_owner() -> None:
+    norms = np.full((30, 2), 0.7)
+    norms[10:] = np.nan
+    losses = np.ones((30, 2))
+    losses[25, 1], losses[26:] = np.inf, np.nan
+    found = rank_rules.not_finite_on_one(
+        Ranks(np.arange(1, 31), norms, np.full((30, 2), 8.0), losses),
+    )
+    assert found is not None
+    assert (found.rank, found.step, found.evidence) == (1, 26, {"loss": "inf"})
+    losses[20:25] = 1e3 ** np.arange(1, 6)[:, None]
+    assert rank_rules.not_finite_on_one(Ranks(np.arange(1, 31), norms, np.full((30, 2), 8.0), losses)) is None
+
+
+@pytest.mark.parametrize("onset", [40, 61, 100])
+def test_a_rank_that_is_worse_since_between_two_checksums_is_named_with_its_step(onset: int) -> None:
+    """Parameters are compared rarely, losses at every step."""
+    generator = np.random.default_rng(2)
+    losses = np.exp(generator.normal(0, 0.2, (125, 2)))
+    losses[onset - 1 :, 1] *= 2
+    ranks = Ranks(np.arange(1, 126), np.full((125, 2), np.nan), np.full((125, 2), 8.0), losses)
+    checksums = Checksums(np.array([20, 100]), np.array([[5, 5], [5, 7]], dtype=np.uint64))
+    empty = Series.of((), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros((0, 0)))
+    found = rank_rules.drifted(Record(Facts(), empty, ranks=ranks, checksums=checksums))
+    assert found is not None
+    assert (found.rank, found.evidence["equal_until"]) == (1, 20)
+    assert abs(found.step - onset) <= 2
+
+
 @pytest.mark.parametrize("worse", [1.0, 1.6])
 def test_of_two_unequal_ranks_the_one_whose_loss_rose_is_named(worse: float) -> None:
     """Losses differ by the noise of their samples; without harm nobody is named."""

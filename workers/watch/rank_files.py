@@ -1,12 +1,13 @@
 """What each rank had by itself, on disk.
 
     attempt-0001-part-000000.json     {"ranks": R, "fields": [...]}
-    attempt-0001-part-000000.rows     records of one size, one a step that was measured, little-endian and without gaps
+    attempt-0001-part-000000.rows     records of one size, one a step, little-endian and without gaps
 
 A record, with R ranks, is
 
     step         int64          optimizer steps done, from 1
-    norms        float32 (R,)   norm of the gradient of the mean loss over the rank's own part of the batch, before the all-reduce
+    norms        float32 (R,)   norm of the gradient of the mean loss over the rank's own part of the batch, before the all-reduce;
+                                NaN on all ranks in steps where it was not measured
     samples      float32 (R,)   in that part
     losses       float32 (R,)   mean loss of that part
     checksums    uint64 (R,)    of the parameters after the step; 0 where none was taken

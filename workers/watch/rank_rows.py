@@ -131,7 +131,7 @@ class RankLog:
             self._whole.pop()
         self._records.append(record)
         self._whole.append(whole_norm)
-        self._readings += 1
+        self._readings += not np.isnan(record["norms"]).all()
         if len(self._records) > KEPT_ROWS:
             self._records, self._whole = _thinned(self._records), _thinned(self._whole)
 
@@ -149,7 +149,7 @@ class RankLog:
         return noise_scale(Record(Facts(), series, ranks=ranks))
 
     def noise_when_due(self) -> dict[str, float]:
-        """Values of series after ``NOISE_EVERY`` further readings; none as long as there are too few."""
+        """Values of series after ``NOISE_EVERY`` further readings of norms; none as long as there are too few."""
         if self._readings < NOISE_EVERY:
             return {}
         self._readings = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,31 +48,45 @@ def drifted(record: Record) -> Found | None:
         return None  # mended since
     row = len(unequal) - int(np.argmin(unequal[::-1])) if not unequal.all() else 0
     rank = _odd_one(sums, row)
-    evidence = {"ranks": sums.values.shape[1], "equal_until": int(sums.steps[row - 1]) if row else 0}
-    step = int(sums.steps[row])
+    equal_until, step = int(sums.steps[row - 1]) if row else 0, int(sums.steps[row])
+    evidence: dict[str, Any] = {"ranks": sums.values.shape[1], "equal_until": equal_until}
     off = gradients_off(record.ranks)
     if off is not None and (rank is None or off.rank == rank) and off.step <= step:
         return Found("silent_corruption", "critical", off.step, {**evidence, **off.evidence}, rank=off.rank)
     if rank is None:
-        rank, worse = _worse_since(record.ranks, step)
-        evidence |= {"loss_over_peers": worse} if rank is not None else {}
+        worse = _worse_since(record.ranks, equal_until, step)
+        if worse is not None:
+            return Found("rank_divergence", "critical", worse.step, evidence | worse.evidence, rank=worse.rank)
     return Found("rank_divergence", "critical", step, evidence, rank=rank)
 
 
-def _worse_since(ranks: Ranks, step: int) -> tuple[int | None, float]:
-    """The rank whose own loss has risen against its peers' since ``step``, in which checksums were found unequal: parameters that nobody has trained
-    are hardly ever better. Not before it is beyond doubt, which small damage never is."""
+class _Worse(NamedTuple):
+    rank: int
+    step: int
+    evidence: dict[str, float]
+
+
+def _worse_since(ranks: Ranks, equal_until: int, step: int) -> _Worse | None:
+    """The rank whose own loss has risen against its peers': parameters were equal after the step ``equal_until`` and unequal after ``step``, and
+    such as nobody has trained are hardly ever better. Not before it is beyond doubt, which small damage never is; since the likeliest step between.
+    """
     table = _logs(ranks.losses, ranks)
     if table is None:
-        return None, 1.0
+        return None
     apart, steps = _apart(table)
-    before, since = apart[steps < step][-WORSE_ROWS:], apart[steps >= step][:WORSE_ROWS]
-    if len(before) < HISTORY or len(since) < HISTORY:
-        return None, 1.0
-    risen = since.mean(axis=0) - before.mean(axis=0)
-    noise = np.sqrt(since.var(axis=0, ddof=1) / len(since) + before.var(axis=0, ddof=1) / len(before))
-    rank = int(np.argmax(risen))
-    return (rank, float(np.exp(risen[rank]))) if risen[rank] > WORSE_DEVIATIONS * noise[rank] else (None, 1.0)
+    before, later = apart[steps <= equal_until][-WORSE_ROWS:], steps > equal_until
+    apart, steps = apart[later], steps[later]
+    if len(before) < HISTORY:
+        return None
+    surest = (WORSE_DEVIATIONS, 0, 0, 0.0)  # deviations, rank, row, rise
+    for row in range(min(int((steps < step).sum()) + 1, len(steps) - HISTORY + 1)):
+        since = apart[row : row + WORSE_ROWS]
+        risen = since.mean(axis=0) - before.mean(axis=0)
+        noise = 1e-9 + np.sqrt(since.var(axis=0, ddof=1) / len(since) + before.var(axis=0, ddof=1) / len(before))
+        rank = int(np.argmax(risen))
+        surest = max(surest, (float(risen[rank] / noise[rank]), rank, row, float(risen[rank])))
+    _, rank, row, risen_by = surest
+    return _Worse(rank, int(steps[row]), {"loss_over_peers": math.exp(risen_by)}) if risen_by > 0 else None
 
 
 def _odd_one(sums: Checksums, row: int) -> int | None:
@@ -87,24 +102,27 @@ def _odd_one(sums: Checksums, row: int) -> int | None:
 
 
 def not_finite_on_one(ranks: Ranks) -> Found | None:
-    """Before the all-reduce a NaN has an owner."""
+    """Before the all-reduce a NaN has an owner. Where norms were not measured the losses tell."""
     if ranks.norms.ndim != 2 or ranks.norms.shape[1] < 2 or not len(ranks.norms):
         return None
-    bad = ~np.isfinite(ranks.norms) & np.isfinite(ranks.samples if ranks.samples.size else np.ones_like(ranks.norms))
+    samples = ranks.samples if ranks.samples.size else np.ones_like(ranks.norms)
+    losses = ranks.losses if ranks.losses.size else np.zeros_like(ranks.norms)
+    measured = ~np.isnan(ranks.norms).all(axis=1)
+    values = np.where(measured[:, None], ranks.norms, losses)
+    bad = ~np.isfinite(values) & (samples > 0)
     some = bad.any(axis=1)
     if not some.any():
         return None
     row = int(np.argmax(some))
-    if bad[row].sum() > bad.shape[1] / 2 or np.isnan(ranks.norms).all(axis=0).any():
-        return None  # all of them, or never measured
-    if _exploding(ranks.norms[:row], ranks.norms[row]):
+    if bad[row].sum() > bad.shape[1] / 2:
+        return None  # all of them
+    kind = measured if measured[row] else ~measured
+    if _exploding(values[:row][kind[:row]], values[row]):
         return None  # one of them had to be the first
     rank = int(np.argmax(bad[row]))
     own_loss = ranks.losses[row, rank] if ranks.losses.size else math.nan
-    evidence = {
-        "norm": str(ranks.norms[row, rank]),
-        "loss": float(own_loss) if math.isfinite(own_loss) else str(own_loss),
-    }
+    evidence: dict[str, Any] = {"norm": str(ranks.norms[row, rank])} if measured[row] else {}
+    evidence["loss"] = float(own_loss) if math.isfinite(own_loss) else str(own_loss)
     # A finite loss with a gradient that is not: not the samples.
     return Found("silent_corruption", "critical", int(ranks.steps[row]), evidence, rank=rank)
 
@@ -218,10 +236,11 @@ def noise_scale(record: Record, rows: int = 1000) -> NoiseScale | None:
     ranks, series = record.ranks, record.series
     if ranks.norms.ndim != 2 or ranks.norms.shape[1] < 2 or ranks.samples.shape != ranks.norms.shape:
         return None
-    _, here, there = np.intersect1d(ranks.steps[-rows:], series.steps, assume_unique=True, return_indices=True)
+    measured = np.flatnonzero(np.isfinite(ranks.norms).all(axis=1))[-rows:]
+    _, here, there = np.intersect1d(ranks.steps[measured], series.steps, assume_unique=True, return_indices=True)
     if len(here) < NOISE_ROWS:
         return None
-    norms, samples = ranks.norms[-rows:][here], ranks.samples[-rows:][here]
+    norms, samples = ranks.norms[measured][here], ranks.samples[measured][here]
     whole = np.square(series.norms[there]).sum(axis=1)
     small, large = samples.mean(axis=1), samples.sum(axis=1)
     local = np.square(norms).mean(axis=1)

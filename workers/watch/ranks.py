@@ -1,7 +1,8 @@
 """What each worker measures of its own part of a step, and the checksums of its parameters: how they come together.
 
 A worker's numbers of a step travel with the all-reduce of the step after it (``workers/agreement.py``), so that nobody waits for them and no message
-is added. Which steps are measured rank 0 says in the same way, by what measuring costs there: own norms are of every step where that is cheap.
+is added. Losses are of every step, because they are there anyway. When norms and checksums are measured rank 0 says in the same way, by what that
+costs there: own norms are of every step where they are cheap.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class RankWatch:
     # --- what ---------------------------------------------------------------------------------------------------------
 
     def row(self) -> Tensor:
-        """(R x 4,) float64 on the device: this worker's numbers of the step before, in their place among zeros; empty when that was not measured.
+        """(R x 4,) float64 on the device: this worker's numbers of the step before, in their place among zeros; empty when there are none.
 
         The same size on all workers.
         """
@@ -114,11 +115,14 @@ class RankWatch:
     @torch.no_grad()
     def after_backward(self, totals: Tensor, samples: int, scale: float) -> None:
         """``totals``: loss sum and count of this worker's part; ``scale``: what its loss sum was multiplied with for the backward pass."""
-        if not self._measures:
+        if self._budget == 0:
             return
         loss_sum, count = totals[0], totals[1]
-        # A part without samples, whose stand-in counts nothing, has no gradient either.
-        norm = torch.where(count > 0, self._own.square.sqrt() / (scale * count), torch.zeros_like(count))
+        if self._measures:
+            # A part without samples, whose stand-in counts nothing, has no gradient either.
+            norm = torch.where(count > 0, self._own.square.sqrt() / (scale * count), torch.zeros_like(count))
+        else:
+            norm = torch.full_like(count, math.nan)
         here = torch.full_like(count, float(samples))
         self._pending = self._step, torch.stack([norm, here, loss_sum / count, torch.zeros_like(count)])
 

@@ -187,7 +187,9 @@ class Ranks(Rows):
     """What each rank had by itself before the all-reduce. R ranks."""
 
     steps: Steps = field(default_factory=no_steps)  # (Q,)
-    norms: Floats = field(default_factory=nothing)  # (Q, R) norm of the rank's own gradient
+    norms: Floats = field(
+        default_factory=nothing
+    )  # (Q, R) norm of the rank's own gradient; NaN on all where it was not measured
     samples: Floats = field(default_factory=nothing)  # (Q, R) in the rank's part of the batch
     losses: Floats = field(default_factory=nothing)  # (Q, R) mean loss of the rank's part
 

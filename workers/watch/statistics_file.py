@@ -14,7 +14,7 @@
     probes/histograms        uint16 (P, L, 48), in 65535ths: see workers/watch/probe_files.py
     probes/measured          int64
     ranks/steps              int64 (Q,)
-    ranks/norms              float32 (Q, R), of each rank's own gradient; so are ranks/samples and ranks/losses
+    ranks/norms              float32 (Q, R), of each rank's own gradient, NaN where it was not measured; so are ranks/samples and ranks/losses
     ranks/checksums          uint64 (Q, R), of the parameters; 0 where none was taken
     ranks/measured           int64
 
@@ -143,7 +143,8 @@ def _ranks(folder: Path, most_bytes: int) -> dict[str, Any]:
     records = rank_files.read_records(folder)
     if records is None:
         return {}
-    off = ~np.isfinite(records["norms"]).all(axis=1)
+    finite = np.isfinite(records["norms"])
+    off = (finite.any(axis=1) & ~finite.all(axis=1)) | ~np.isfinite(records["losses"]).all(axis=1)
     kept = records[chosen(len(records), most_bytes // records.dtype.itemsize, off)]
     columns = {f"ranks/{name}": kept[name] for name in FIELDS}
     return {"ranks/steps": kept["step"], "ranks/measured": np.int64(len(records)), **columns}
