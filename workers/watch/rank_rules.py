@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.watch.course import Course
 from workers.watch.findings import Found
@@ -107,10 +108,10 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
         return None
     samples = ranks.samples if ranks.samples.size else np.ones_like(ranks.norms)
     losses = ranks.losses if ranks.losses.size else np.zeros_like(ranks.norms)
-    measured = ~np.isnan(ranks.norms).all(axis=1)
+    measured: NDArray[np.bool_] = ~np.isnan(ranks.norms).all(axis=1)
     values = np.where(measured[:, None], ranks.norms, losses)
-    bad = ~np.isfinite(values) & (samples > 0)
-    some = bad.any(axis=1)
+    bad: NDArray[np.bool_] = ~np.isfinite(values) & (samples > 0)
+    some: NDArray[np.bool_] = bad.any(axis=1)
     if not some.any():
         return None
     row = int(np.argmax(some))
