@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workers.watch.course import Course
 from workers.watch.findings import Found
@@ -108,13 +107,12 @@ def not_finite_on_one(ranks: Ranks) -> Found | None:
         return None
     samples = ranks.samples if ranks.samples.size else np.ones_like(ranks.norms)
     losses = ranks.losses if ranks.losses.size else np.zeros_like(ranks.norms)
-    measured: NDArray[np.bool_] = ~np.isnan(ranks.norms).all(axis=1)
+    measured = np.isnan(ranks.norms).sum(axis=1) < ranks.norms.shape[1]
     values = np.where(measured[:, None], ranks.norms, losses)
-    bad: NDArray[np.bool_] = ~np.isfinite(values) & (samples > 0)
-    some: NDArray[np.bool_] = bad.any(axis=1)
-    if not some.any():
+    bad = ~np.isfinite(values) & (samples > 0)
+    if not bad.any():
         return None
-    row = int(np.argmax(some))
+    row = int(np.argmax(bad.any(axis=1)))
     if bad[row].sum() > bad.shape[1] / 2:
         return None  # all of them
     kind = measured if measured[row] else ~measured
