@@ -50,11 +50,12 @@ def path_of(case: Case, seed: int, folder: Path, *, healed: bool = False) -> Pat
 # As they were when this process began: what it records comes from the code that it has loaded.
 CONTENT = {name: (ROOT / name).read_bytes() for name in SOURCES}
 CASES = {path.stem: path.read_bytes() for path in (ROOT / "benchmarks/pitfalls/cases").glob("*.py")}
-UNSEEN = b"".join(path.read_bytes() for path in sorted((ROOT / "benchmarks/pitfalls/unseen").glob("*.py")))
+UNSEEN = {path.stem: path.read_bytes() for path in (ROOT / "benchmarks/pitfalls/unseen").glob("*.py")}
 
 
 def _digest(family: str) -> str:
     """Of the source that makes a family's records."""
+    made_of = ("shared", family.removeprefix("unseen_")) if family.startswith("unseen_") else ()
     return hashlib.sha256(
-        b"".join([*CONTENT.values(), CASES[family], UNSEEN if family.startswith("unseen_") else b""])
+        b"".join([*CONTENT.values(), CASES[family], *(UNSEEN[name] for name in made_of)])
     ).hexdigest()[:12]
