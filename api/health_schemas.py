@@ -108,7 +108,7 @@ class ProbeTable(Wire):
     layers: list[str] = Field(description="in network order; columns of the statistics of layers")
     activations: list[str] = Field(description="in network order; columns of silent and saturated")
     steps: list[int] = Field(description="that were probed")
-    cost_shares: list[Number | None] = Field(description="what probing cost up to then, over the steps' own time")
+    cost_shares: list[Number | None] = Field(description="what watching cost up to then, over the steps' own time")
     statistics: dict[str, list[list[Number | None]]] = Field(
         description="one matrix a statistic: a row a step, a number a layer or activation"
     )

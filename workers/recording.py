@@ -89,7 +89,7 @@ class Recorder:
     ) -> None:
         """``told_through``: the mark up to which the controller has everything. ``terms``: what the loss counts, if not samples.
 
-        ``rates``: None where the FLOPs of a step are not known. ``spending``: what probes cost; it is told here how long the steps take.
+        ``rates``: None where the FLOPs of a step are not known. ``spending``: what watching costs; it is told here how long steps and recording take.
         """
         self._told_through, self._terms, self._rates = told_through, terms, rates
         self._teller = False
@@ -142,10 +142,10 @@ class Recorder:
         heard: Heard | None = None,
     ) -> None:
         """``step`` counts from 1: optimizer steps done. ``probe``: a row of ``probe_rows``, when the step was probed. ``heard``: of the ranks."""
+        now = time.perf_counter()
         row = self._ring[len(self._pending)]
         row[: len(SCALARS)] = torch.stack([loss_sum.double(), count.double(), norm, factor.double()])
         row[len(SCALARS) :] = norms
-        now = time.perf_counter()
         self._pending.append((step, time.time(), now - self._step_ended_at, host))
         self._spending.step_took(now - self._step_ended_at)
         if probe is not None:
@@ -153,6 +153,7 @@ class Recorder:
         if heard is not None:
             self._ranks.hear(step, heard)
         self._step_ended_at = now
+        self._spending.recording_took(time.perf_counter() - now)
         if len(self._pending) == ROWS or now - self._flushed_at > FLUSH_SECONDS:
             self.flush()
 
@@ -161,6 +162,7 @@ class Recorder:
             return
         rows = self._ring[: len(self._pending)].cpu().numpy().copy()
         heard = self._ranks.take()
+        began = time.perf_counter()  # what the device still had to do would have been waited for in any case
         found = []
         for (step, timestamp, seconds, host), row in zip(self._pending, rows, strict=True):
             norms = row[len(SCALARS) :]
@@ -185,6 +187,7 @@ class Recorder:
         self._report_progress(len(rows))
         self._pending.clear()
         self._flushed_at = time.perf_counter()
+        self._spending.recording_took(self._flushed_at - began)
 
     def _packed_probe(self, step: int) -> str | None:
         if step not in self._pending_probes:
@@ -355,6 +358,7 @@ class Recorder:
         self._told = told
         self._looked_at, self._looked_step = time.monotonic(), self._memory.steps
         self._look_seconds = self._looked_at - began
+        self._spending.recording_took(self._look_seconds)
         return judgement
 
     def _cannot_judge(self, error: Exception) -> Judgement:

@@ -181,8 +181,8 @@ class Gradients(Model):
     every_steps: PositiveInt = Field(1, description="record the norm of every layer's gradient at each so many steps")
     overhead_budget: Annotated[float, Field(ge=0, le=1)] = Field(
         OVERHEAD_BUDGET,
-        description="what probes (weight norms, update ratios, zero shares, activations, ...) may cost, as a share of the steps' own time: as many "
-        "are made as that pays for; 0: none, 1: one at every step",
+        description="what watching may cost, as a share of the steps' own time: as many probes (weight norms, update ratios, zero shares, "
+        "activations, ...) are made as recording leaves room for; 0: none, 1: one at every step",
     )
 
     @field_validator("overhead_budget", mode="before")

@@ -60,6 +60,24 @@ def test_the_budget_is_kept(cost: float) -> None:
         assert {*range(1, 101)} <= set(probed)
 
 
+@pytest.mark.parametrize(("recording", "share"), [(0.005, 0.02), (0.013, 0.023), (0.1, 0.11)])
+def test_what_recording_costs_is_of_the_same_budget(recording: float, share: float) -> None:
+    """Where it alone takes most of it, probes still get half: without them the causes of most trouble cannot be told."""
+    spending, due, probes = Spending(0.02), 0, 0
+    for step in range(1, 20_001):
+        now = surely_probed(step) or step == due
+        if now:
+            spending.probes(step)
+        due = spending.next_after(step)
+        if now:
+            spending.probe_took(7.0)
+            probes += 1
+        spending.recording_took(recording)
+        spending.step_took(1.0 + 7.0 * now)
+    assert spending.share == pytest.approx(share, rel=0.02)
+    assert probes == pytest.approx((share - recording) * 20_000 / 7, rel=0.05)
+
+
 def test_no_budget_and_no_limit() -> None:
     assert Spending(0.0).next_after(7) == 0
     assert Spending(1.0).next_after(7) == 8
@@ -69,9 +87,10 @@ def test_cost_goes_on_in_another_process() -> None:
     spending = Spending(0.02)
     spending.step_took(10.0)
     spending.probe_took(1.0)
+    spending.recording_took(1.5)
     other = Spending(0.02)
     other.restore(json.loads(json.dumps(spending.document())))
-    assert other.share == spending.share == pytest.approx(1 / 9)
+    assert other.share == spending.share == pytest.approx(2.5 / 9)
 
 
 # --- what -------------------------------------------------------------------------------------------------------------

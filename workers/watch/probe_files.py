@@ -6,7 +6,7 @@
 A record, with L layers and A activation modules, is
 
     step            int64               optimizer steps done, from 1
-    cost_share      float64             what probing cost so far, over the steps' own time
+    cost_share      float64             what watching cost so far, over the steps' own time
     statistics      float32 (8, L)      in the order of "statistics"; NaN where one does not apply
     activations     float32 (2, A)      in the order of "activation_statistics"; NaN where one does not apply
     histograms      uint16 (L, 48)      of a layer's gradient elements that are not 0, by powers of two of their absolute value, in 65535ths

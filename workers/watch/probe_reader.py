@@ -25,7 +25,7 @@ class ProbeTable:
     """P probes of L layers and A activation modules."""
 
     steps: NDArray[np.int64]  # (P,)
-    cost_shares: NDArray[np.float64]  # (P,) what probing cost up to then, over the steps' own time; NaN: not known yet
+    cost_shares: NDArray[np.float64]  # (P,) what watching cost up to then, over the steps' own time; NaN: not known yet
     layers: NDArray[np.float32]  # (P, statistics, L), NaN where one does not apply
     activations: NDArray[np.float32]  # (P, activation statistics, A)
 

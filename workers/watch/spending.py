@@ -1,4 +1,4 @@
-"""What probing costs beside the steps that it watches, and when the next probe may be. Standard library only."""
+"""What watching costs beside the steps that it watches, and when the next probe may be. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 SURE_UP_TO = 1000  # steps 1, 2, 3, 5, 10, 20, 50, ... up to here are probed whatever it costs: runs go wrong early
 SPARSEST = 100  # steps between two probes that the budget could pay for
+PROBES_LEAST = (
+    0.5  # of the budget: small steps cost less than what is recorded of them, and are to be probed all the same
+)
 REMEMBERED = 5  # probes; the next is expected to cost as much as the dearest of these
 
 
@@ -22,12 +25,13 @@ def surely_probed(step: int) -> bool:
 
 
 class Spending:
-    """``seconds``: of all steps that were timed, with what was measured in them; ``cost``: of the probes among these seconds."""
+    """``seconds``: of all steps that were timed, with what was probed in them; ``cost``: of the probes among these seconds; ``recording``: between
+    steps, of keeping, reporting and judging what each measures, which is not to be had for less: probes get what it leaves, and at least half."""
 
     def __init__(self, budget: float) -> None:
-        """``budget``: cost over the steps' own time, at most; 0: no probes; 1: one at every step."""
+        """``budget``: of watching, over the steps' own time; 0: no probes; 1: one at every step."""
         self.budget = budget
-        self.cost = self.seconds = 0.0
+        self.cost = self.recording = self.seconds = 0.0
         self._latest: deque[float] = deque(maxlen=REMEMBERED)
         self._own_step: float | None = None  # seconds of a step without what was measured in it, lately
         self._cost_counted = 0.0
@@ -50,11 +54,15 @@ class Spending:
         self._latest.append(seconds / max(1, self._unknown))
         self._unknown = 0
 
+    def recording_took(self, seconds: float) -> None:
+        """Between steps."""
+        self.recording += seconds
+
     @property
     def share(self) -> float | None:
-        """Cost over the steps' own time so far. None: nothing was timed yet."""
+        """Cost of all watching over the steps' own time so far. None: nothing was timed yet."""
         own = self.seconds - self.cost
-        return self.cost / own if own > 0 else None
+        return (self.cost + self.recording) / own if own > 0 else None
 
     def next_after(self, step: int) -> int:
         """The first step after ``step`` at which one more probe leaves the whole run within the budget; 0: none."""
@@ -66,14 +74,17 @@ class Spending:
         if not self._latest or not self._own_step:
             return soonest
         expected = max(self._latest)
-        missing = (self.cost + expected * (1 + self._unknown)) / self.budget - (self.seconds - self.cost)
+        own = self.seconds - self.cost
+        left = max(PROBES_LEAST * self.budget * own, self.budget * own - self.recording)
+        missing = (self.cost + expected * (1 + self._unknown) - left) / self.budget
         return max(soonest, step + math.ceil(missing / self._own_step))
 
     def document(self) -> dict[str, float]:
-        return {"cost": self.cost, "seconds": self.seconds}
+        return {"cost": self.cost, "recording": self.recording, "seconds": self.seconds}
 
     def restore(self, document: dict[str, Any]) -> None:
         self.cost = self._cost_counted = document["cost"]
+        self.recording = document.get("recording", 0.0)  # not in those of earlier versions
         self.seconds = document["seconds"]
 
 

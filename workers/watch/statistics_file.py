@@ -8,7 +8,7 @@
     probes/layers            text (L,)
     probes/activations       text (A,), modules
     probes/steps             int64 (P,)
-    probes/cost_share        float64 (P,), what probing cost so far, over the steps' own time
+    probes/cost_share        float64 (P,), what watching cost so far, over the steps' own time
     probes/weight_norms      float32 (P, L), and so each statistic of ``probe_rows.STATISTICS``; NaN where one does not apply
     probes/silent            float32 (P, A), and so each of ``probe_rows.ACTIVATION_STATISTICS``
     probes/histograms        uint16 (P, L, 48), in 65535ths: see workers/watch/probe_files.py
