@@ -42,6 +42,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.rate_too_high,
         unsteady.along_a_line,
         flat.hardly_tried,
+        flat.through_time,
         flat.labels,
         flat.plateau,
     ),
@@ -56,8 +57,8 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         unsteady.slow_convergence,
     ),
     "far_above": (flat.unnormalised, flat.scale_of_weights, away.exploding, away.huge_first_forward),
-    "contradicts": (unsteady.fitted_only,),
-    "walks_away": (unsteady.fitted_only, unsteady.overfitting),
+    "contradicts": (unsteady.thrown_about, unsteady.fitted_only),
+    "walks_away": (unsteady.thrown_about, unsteady.suddenly_easy, unsteady.fitted_only, unsteady.overfitting),
 }
 
 

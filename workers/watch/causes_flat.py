@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from workers.watch import layers
 from workers.watch.course import MIN_STEPS, SQUARED, Course
 from workers.watch.findings import Found
-from workers.watch.symptoms import Symptom, above
+from workers.watch.symptoms import LATE_PATIENCE, Symptom, above
 
 VANISHING = 1e-3  # first layers' median norm over the last ones'
 DEAD = 0.85  # of a layer's units
 SATURATED = 0.5
 LEAST_UPDATE = 2e-5  # of the weights
-SHORT_STEPS = 3e-4
 LARGE_UPDATE = 0.05
 DESTRUCTIVE = 0.5
 ABOVE_CONSTANT = 1.1
@@ -26,10 +25,10 @@ DECAY = 0.01  # learning rate times weight decay
 COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weight decay is not as in AdamW
 INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
 GROWTH = 100.0  # of norms from the last layers to the first
+POSITIONS = 30  # that a recurrent layer reads: tanh halves a gradient so often that less than a thousandth is left
 LIVELY = 0.05  # norm now over its early median
 UNSTIRRED = 1e-3  # of what there is to learn: a model that answers anything has another loss for each batch
 TRIED = 0.05  # of the weights, by all steps so far: less is no attempt at learning
-LATE_PATIENCE = 0.45  # where only exclusion speaks
 
 
 def rate_zero(course: Course, symptom: Symptom) -> Found | None:
@@ -307,6 +306,18 @@ def labels(course: Course, symptom: Symptom) -> Found | None:
     return Found("label_error", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})
 
 
+def through_time(course: Course, symptom: Symptom) -> Found | None:
+    """The loss of the best constant answer, from a plain recurrent layer over many positions: what a step there multiplies the gradient with is
+    below one, and nobody measures it position by position. Traps: gated layers, whose gates keep it."""
+    facts = course.record.facts
+    kinds = [fact for fact in facts.layers if fact.kind == "RNN"]
+    shape = facts.inputs.shape if facts.inputs is not None else ()
+    if not kinds or len(shape) != 3 or shape[1] < POSITIONS or labels(course, symptom) is None:
+        return None
+    evidence = {**symptom.evidence, "positions": shape[1]}
+    return Found("vanishing_gradient", "warning", int(course.steps[0]), evidence, kinds[0].name)
+
+
 def hardly_tried(course: Course, symptom: Symptom) -> Found | None:
     """The loss varies from batch to batch, and all steps so far have hardly moved the weights: whether anything could be learnt, nobody has tried."""
     moved = _moved(course)
@@ -322,7 +333,7 @@ def hardly_tried(course: Course, symptom: Symptom) -> Found | None:
 def _patience(course: Course) -> float:
     """With short steps it takes longer to see that nothing is learnt."""
     updates = layers.recent_updates(course.record)
-    return 0.75 if updates is not None and float(np.nanmedian(updates)) < SHORT_STEPS else LATE_PATIENCE
+    return 0.75 if updates is not None and float(np.nanmedian(updates)) < layers.SHORT_STEPS else LATE_PATIENCE
 
 
 def _moved(course: Course) -> float:
@@ -339,10 +350,16 @@ def _regression(course: Course) -> bool:
 
 def plateau(course: Course, symptom: Symptom) -> Found | None:
     totals = course.totals
-    if not course.past(_patience(course), 3 * MIN_STEPS) or course.constant is None or not len(totals):
+    if not course.past(_patience(course), 3 * MIN_STEPS) or not len(totals):
+        return None
+    if course.constant is None and course.useless is None:
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
     floor = course.bound or 0.0
-    if _regression(course) and (course.recent - floor) < 0.985 * (course.constant - floor):
+    if (
+        course.constant is not None
+        and _regression(course)
+        and course.recent - floor < 0.985 * (course.constant - floor)
+    ):
         return None
     return Found("plateau", "warning", int(course.steps[0]), {**symptom.evidence, "norm": now, "early_norm": early})

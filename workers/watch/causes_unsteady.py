@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from workers.watch import layers
-from workers.watch.causes_flat import SHORT_STEPS
+from workers.watch.causes_flat import LARGE_UPDATE
 from workers.watch.course import Course
 from workers.watch.fact_rules import LABELS
 from workers.watch.findings import Found
@@ -43,7 +43,7 @@ def oscillating(course: Course, symptom: Symptom) -> Found | None:
 
 def rate_low_for_slow(course: Course, symptom: Symptom) -> Found | None:
     updates = layers.recent_updates(course.record)
-    if updates is None or not np.isfinite(updates).any() or not np.nanmedian(updates) < SHORT_STEPS:
+    if updates is None or not np.isfinite(updates).any() or not np.nanmedian(updates) < layers.SHORT_STEPS:
         return None
     return Found(
         "lr_too_low", "warning", symptom.step, {**symptom.evidence, "update_ratio": float(np.nanmedian(updates))}
@@ -62,6 +62,34 @@ def along_a_line(course: Course, symptom: Symptom) -> Found | None:
 
 def slow_convergence(course: Course, symptom: Symptom) -> Found | None:
     return Found("slow_convergence", "warning", symptom.step, symptom.evidence)
+
+
+def thrown_about(course: Course, symptom: Symptom) -> Found | None:
+    """What seems to be fitted is what the last steps were about: each moves the weights by far more than training does."""
+    updates = layers.recent_updates(course.record)
+    if updates is None or not np.isfinite(updates).any() or not np.nanmax(updates) > LARGE_UPDATE:
+        return None
+    largest, layer, step = layers.largest_update(course.record)
+    if not largest > LARGE_UPDATE:
+        return None
+    return Found("lr_too_high", "critical", step, {**symptom.evidence, "largest_update_ratio": largest}, layer)
+
+
+def suddenly_easy(course: Course, symptom: Symptom) -> Found | None:
+    """Samples are learnt by heart step by step; a loss that is gone from one block to the next was taken of other samples."""
+    levels = course.levels
+    floor = course.bound if course.bound is not None else 0.0
+    if len(levels) < 8 or not np.isfinite(levels).all():
+        return None
+    before = np.array([np.median(levels[max(0, i - 3) : i]) for i in range(1, len(levels) - 1)]) - floor
+    after = np.maximum(levels[1:-1], levels[2:]) - floor
+    gone = (after < 0.1 * before) & (before > 0.2 * course.scale)
+    if not gone.any():
+        return None
+    row = 1 + int(np.argmax(gone))
+    step = int(course.level_steps[row])
+    evidence = {**symptom.evidence, "easy_since": f"At step {step}", "loss_before": float(before[row - 1]) + floor}
+    return Found("label_error", "warning", step, evidence)
 
 
 def fitted_only(course: Course, symptom: Symptom) -> Found | None:

@@ -19,6 +19,7 @@ BLOCKS = 200  # of the run, at most
 WARMUP = 0.25  # of the run, at most, of what looks like one
 SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
+NO_BETTER = 0.02  # in a metric that a constant answer has too
 BOUNDED = (
     "cross_entropy",
     "nll_loss",
@@ -258,6 +259,20 @@ class Course:
         fell = float(np.median(late[:2]) - np.median(late[-2:]))
         return fell > max(0.015 * self.scale, 3 * jitter)
 
+    # --- what was measured on validation samples -----------------------------------------------------------------------
+
+    @cached_property
+    def useless(self) -> tuple[str, float] | None:
+        """Metric and its best value over the second half of the checks, where that is no better than what a constant answer has; or None."""
+        metrics, counts = self.record.evaluations.metrics, [n for n in self.record.facts.loss.class_counts if n >= 0]
+        r2 = _best_late(metrics.get("r2"))
+        if r2 is not None and r2 < NO_BETTER:
+            return "r2", r2
+        accuracy = _best_late(metrics.get("accuracy"))
+        if accuracy is not None and len(counts) > 1 and accuracy < max(counts) / sum(counts) + NO_BETTER:
+            return "accuracy", accuracy
+        return None
+
     # --- gradients ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -270,6 +285,12 @@ class Course:
         with np.errstate(over="ignore", invalid="ignore"):
             found: Floats = np.sqrt(np.square(self.norms).sum(axis=1))
         return found
+
+
+def _best_late(values: Floats | None) -> float | None:
+    if values is None or len(values) < 6 or not np.isfinite(values).all():
+        return None
+    return float(values[len(values) // 2 :].max())
 
 
 def _mad(values: Floats) -> float:

@@ -23,7 +23,7 @@ LABELS = 100  # fewer say nothing about classes
 UNCLEARED = 0.3  # of the first step's norm
 WAITING = 0.25  # of the step
 WAITING_SECONDS = 0.002  # less is the noise of a clock
-PROBABILITIES = ("softmax", "sigmoid")
+OF_LOGARITHMS = ("nll_loss", "kl_div")  # what they are given is never above 0
 LIMITS = {
     "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0), "softsign": (-1.0, 1.0),
     "relu": (0.0, math.inf), "relu6": (0.0, 6.0), "softplus": (0.0, math.inf), "exp": (0.0, math.inf), "square": (0.0, math.inf),
@@ -99,10 +99,9 @@ def wrong_loss(course: Course) -> Found | None:
 
 def _mismatch(loss: LossFacts) -> str | None:
     output, target = loss.output, loss.target
-    if loss.function == "nll_loss" and output is not None and output.largest is not None and output.largest > 1e-3:
-        if _operation(loss) == "softmax":
-            return "nll_loss takes logarithms of probabilities, and was given probabilities"
-        return "nll_loss takes logarithms of probabilities, and was given something else"
+    if loss.function in OF_LOGARITHMS and output is not None and output.largest is not None and output.largest > 1e-3:
+        given = "probabilities" if _operation(loss) == "softmax" else "something else"
+        return f"{loss.function} takes logarithms of probabilities, and was given {given}"
     if loss.function == "cross_entropy" and loss.classes == 1:
         return "cross_entropy over a single class is always zero"
     if loss.function in SQUARED and output is not None and target is not None and _spread(output.shape, target.shape):
@@ -111,6 +110,8 @@ def _mismatch(loss: LossFacts) -> str | None:
         least, largest = target.least, target.largest
         if least is not None and largest is not None and (least < -1e-6 or largest > 1 + 1e-6):
             return "targets of binary cross-entropy lie between 0 and 1"
+    if loss.function == "poisson_nll_loss" and target is not None and target.least is not None and target.least < 0:
+        return "targets of poisson_nll_loss are counts, and these are negative"
     return None
 
 

@@ -13,6 +13,7 @@ RECENT = 3  # probes
 NORMALISATIONS = ("norm",)
 NO_MATRIX = ("Embedding", "Norm", "Parameter")  # kinds without rows that are units
 RELUS = ("relu", "gelu", "silu")
+SHORT_STEPS = 3e-4  # of the weights, in the median layer: a thousandth is usual
 ZERO_IN_FLOAT32 = 1e-37
 
 
@@ -134,6 +135,12 @@ def ratio_to_start(norms: Floats) -> Floats | None:
         return None
     kept = np.isfinite(norms).all(axis=0) & (norms[0] > 0)
     return norms[-1, kept] / norms[0, kept] if kept.any() else None
+
+
+def grown_weights(record: Record) -> float | None:
+    """The last norms of weights over the first, in the median layer; None: unknown."""
+    ratios = ratio_to_start(of_weights(record))
+    return None if ratios is None else float(np.median(ratios))
 
 
 def dead_units(record: Record, *, every_probe: bool = False) -> Share | None:

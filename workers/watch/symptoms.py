@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.watch import layers
 from workers.watch.course import MIN_STEPS, Course
 
 Kind = Literal[
@@ -36,9 +37,12 @@ BY_HEART = 0.75  # of H
 STUCK_PATIENCE = 0.3  # of the run
 STUCK_GAIN = 0.10  # of what there is to learn
 STUCK_LEVEL = 0.93  # of H
+LATE_PATIENCE = 0.45  # where only exclusion speaks
 EARLY_PATIENCE = 0.08  # where the cause is beyond doubt (causes.py: certain_early)
+THROWN = 10.0  # of the weights' first norm, in the median layer: steps that do not add up to that in runs that are well
 SCALER_SKIPS = 10  # in a row; GradScaler tries so often by design
 SCALER_SETTLES = 20  # first steps
+SHARES = ("accuracy", "recall", "precision", "f1", "auroc", "iou")  # names end so: shares of right answers
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Symptom:
 def symptoms(course: Course) -> list[Symptom]:
     """The worst first. What is not a number hides everything else."""
     rules: tuple[Callable[[Course], Symptom | None], ...] = (
-        below_bound, spike, runaway, stuck, rings, slow, walks_away, contradicts, far_above,
+        below_bound, spike, runaway, stuck, rings, contradicts, slow, walks_away, far_above,
     )  # fmt: skip
     if (bad := not_a_number(course)) is not None:
         return [bad]
@@ -223,11 +227,11 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     learnt = least is not None and recent - floor <= STUCK_LEVEL * (least - floor)
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
-    if learnt or not (flat or at_constant or settled):
+    useless = course.useless if course.constant is None and course.past(LATE_PATIENCE) else None
+    if learnt or not (flat or at_constant or settled or useless):
         return None
-    return Symptom(
-        "stuck", int(course.steps[0]), {"loss": recent, "first_loss": course.start, "constant_loss": course.constant}
-    )
+    evidence = {"loss": recent, "first_loss": course.start, "constant_loss": course.constant}
+    return Symptom("stuck", int(course.steps[0]), evidence | (dict([useless]) if useless else {}))
 
 
 def _settled(course: Course) -> bool:
@@ -264,7 +268,8 @@ def rings(course: Course) -> Symptom | None:
         return None
     spread = float(np.percentile(last, 90) - np.percentile(last, 10)) / max(level, 1e-12)
     flat = np.median(before) - np.median(last) < 0.05 * course.scale
-    if not flat or spread < 0.9 or _steady_elsewhere(course):
+    thrown = (layers.grown_weights(course.record) or 0.0) > THROWN
+    if not flat or spread < (0.45 if thrown else 0.9) or _steady_elsewhere(course):
         return None
     return Symptom("rings", int(course.steps[-2 * quarter]), {"loss": level + floor, "spread": spread})
 
@@ -281,25 +286,28 @@ def _steady_elsewhere(course: Course) -> bool:
 
 def slow(course: Course) -> Symptom | None:
     """It falls along a straight line, and would be far from its goal at the end. Traps: fine-tuning, warm-up, convergence (its line bends), a
-    noise floor (it bends too)."""
+    noise floor (it bends too), the way out of a plateau (it bends the other way)."""
     if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.adversarial:
         return None
     after = course.losses[course.steps > course.warmup]
     if course.constant is None and not course.record.probes.update_ratios.size:
         return None  # neither its goal nor its steps are known
-    third = len(after) // 3
+    updates, third = layers.recent_updates(course.record), len(after) // 3
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
     first, middle, last = (float(np.median(part)) for part in (after[:third], after[third : 2 * third], after[-third:]))
     earlier, later = first - middle, middle - last
-    if earlier + later < 6 * course.noise / math.sqrt(third) or later < 0.75 * earlier:
+    if earlier + later < 6 * course.noise / math.sqrt(third) or not 0.75 * earlier <= later <= 3 * max(earlier, 0.0):
         return None
     end = last - later * (course.total - course.now) / third if course.record.facts.total_steps else last
     reference = course.untrained
     floor = course.bound if course.bound is not None else course.start - course.scale
-    if end - floor < 0.75 * (reference - floor):
+    short = updates is not None and float(np.nanmedian(updates)) < layers.SHORT_STEPS
+    useless = course.useless if short and course.past(LATE_PATIENCE) else None
+    if end - floor < (0.6 if useless else 0.75) * (reference - floor):
         return None
-    return Symptom("slow", int(course.steps[0]), {"loss": last, "first_loss": course.start, "expected_at_the_end": end})
+    evidence = {"loss": last, "first_loss": course.start, "expected_at_the_end": end}
+    return Symptom("slow", int(course.steps[0]), evidence | (dict([useless]) if useless else {}))
 
 
 def walks_away(course: Course) -> Symptom | None:
@@ -369,7 +377,10 @@ def contradicts(course: Course) -> Symptom | None:
     level = max(course.level(window), course.mean(window, 10 * reference))
     fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
     best = float(losses.min()) - floor
-    if not fitted or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):
+    # Or they are on their way there, while validation has only become worse.
+    fits = course.start - level > 0.2 * course.scale and losses.argmin() <= 1
+    fits = fits and float(losses[-3:].min()) - floor > best + 0.05 * reference
+    if not (fitted or fits) or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):
         return None
     return Symptom(
         "contradicts",
@@ -383,8 +394,17 @@ def contradicts(course: Course) -> Symptom | None:
 
 
 def _only_surer(course: Course, best: int, rise: float) -> bool:
-    """As many answers are right as where the validation loss was best, and most of what it had gained is there: it is surer of its mistakes."""
-    accuracy = course.record.evaluations.metrics.get("accuracy")
+    """As many answers are right as where the validation loss was best, and most of what it had gained is there, or more are right by far: it is
+    surer of its mistakes."""
+    metrics = course.record.evaluations.metrics
+    shares = [
+        values for name, values in metrics.items() if name.endswith(SHARES) and len(values) == len(metrics["loss"])
+    ]
+    floor = course.bound if course.bound is not None else 0.0
+    by_heart = course.recent - floor < 0.25 * course.scale
+    if not by_heart and any(np.median(values[-3:]) > values[best] + 0.03 for values in shares):
+        return True
+    accuracy = metrics.get("accuracy")
     if accuracy is None or course.constant is None or not math.isfinite(float(accuracy[best])):
         return False
     gained = course.constant - float(course.record.evaluations.metrics["loss"][best])

@@ -32,6 +32,24 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "live",
         "It worked when the loss falls below that of a constant answer.",
     ),
+    ("vanishing_gradient", "positions"): Words(
+        "The loss stays at {loss}, that of the best constant answer ({constant_loss}), with a plain recurrent layer, {where}, that reads {positions} "
+        "positions.",
+        "Through time the chain rule multiplies by the layer's weights and its activation's slope once a position; with a slope below one hardly "
+        "anything is left of what the early positions should teach.",
+        "Use a gated layer (LSTM, GRU) or attention, or let it begin with an orthogonal matrix and read fewer positions",
+        "architecture",
+        "It worked when the loss falls below that of a constant answer.",
+    ),
+    ("label_error", "easy_since"): Words(
+        "{easy_since} the training loss fell to {training_loss} from {loss_before} within a few steps, while the validation loss rose to "
+        "{validation_loss} ({best_validation_loss} at best).",
+        "Gradients became nearly zero at once: the batches since then are trivial (all of one class, one sample again and again, or with their "
+        "answer in them), and teach nothing of the others.",
+        "Look at ten samples of the batches since then with their targets: a broken shard, a sampler that repeats, a sorted file",
+        None,
+        "It worked when the training loss is back at its level before and the validation loss falls.",
+    ),
     ("lr_too_low", "schedule"): Words(
         "The rate climbs through all of the run (share of the run: rate): {schedule}; it never comes near the {learning_rate} that it is to reach.",
         "Gradients point the right way from the first step on, and every step is a small part of what was meant.",
