@@ -275,3 +275,94 @@ def test_what_is_said_was_measured() -> None:
     for code, evidence in (("lr_too_high", killed), ("lr_too_high", {"best": 0.9, "recent": 0.5, "update_ratio": 0.1})):
         assert "unknown" not in explanations.finding(Found(code, "critical", 12, evidence)).explanation
     assert "unknown" in explanations.finding(Found("lr_too_high", "critical", 12, {})).explanation
+
+
+# --- validation says what the training loss does not ------------------------------------------------------------------
+
+
+def test_validation_that_has_only_become_worse_contradicts_a_fit_that_is_on_its_way() -> None:
+    """The training loss falls, but is above that of a constant answer yet."""
+    losses = (5.0 - 2.0 * np.arange(STEPS) / STEPS) * noise(STEPS)
+    facts = {"steps_per_epoch": 40, "batch_size": 32}
+    rising = [5.0, 5.05, 5.1, 5.2, 5.2, 5.3, 5.35, 5.4, 5.5, 5.6]
+    assert alarms(evaluated(record(losses, facts), rising)) == ["label_error"]
+    assert alarms(evaluated(record(losses, facts), [5.0, 4.8, 4.6, 4.4, 4.2, 4.0, 3.8, 3.6, 3.4, 3.2])) == []
+
+
+def test_batches_that_become_trivial_are_no_overfitting() -> None:
+    losses = 0.8 * noise(STEPS)
+    losses[:100] = (0.8 + 1.5 * np.exp(-np.arange(100) / 20)) * noise(100)
+    losses[200:] = 0.002
+    later = [1.6, 1.2, 1.0, 0.9, 0.8, 0.8, 2.0, 3.0, 3.5, 3.7]
+    (found,) = diagnose(evaluated(record(losses), later)).findings
+    assert (found.code, abs(found.first_bad_step - 201) <= 10) == ("label_error", True)
+    assert "the batches since then are trivial" in found.explanation
+    assert alarms(evaluated(record(learning(last=0.001)), later)) == ["overfitting"], "step by step"
+
+
+def test_an_explained_variance_of_nothing_is_a_plateau_where_no_constant_answer_is_known() -> None:
+    """A loss of several parts falls as long as the part that is easy does."""
+    losses = (30 + 27 * np.exp(-np.arange(STEPS) / 15)) * noise(STEPS, 0.01)
+    facts = {"loss": LossFacts("mse_loss", output=TensorFacts("float32", (32, 8)))}
+    known = record(losses, facts)
+    steps = np.linspace(30, STEPS, 10).astype(np.int64)
+    for r2, told in ((0.001, ["plateau"]), (0.3, [])):
+        metrics = {"loss": np.full(10, 30.0), "r2": np.linspace(-0.5, r2, 10)}
+        assert alarms(replace(known, evaluations=Evaluations(steps, metrics))) == told
+
+
+def test_weights_that_were_thrown_far_away_ring_sooner() -> None:
+    losses = 1.2 * noise(STEPS, 0.2)
+    losses[:20] = LN_10
+    unsteady = [2.2, 1.2, 1.1, 0.9, 1.3, 1.1, 1.4, 1.0, 1.3, 1.4]
+    growing = table(*[5.0 * np.linspace(1, 40, len(PROBED))] * 4)
+    moved = table(*[0.03] * 4)
+    assert alarms(evaluated(record(losses, weight_norms=growing, update_ratios=moved), unsteady)) == ["lr_too_high"]
+    assert alarms(evaluated(record(losses, update_ratios=moved), unsteady)) == []
+
+
+def test_the_way_out_of_a_plateau_is_not_slow() -> None:
+    """Nothing, and then ever more: a line through it says nothing of the end."""
+    steps = np.arange(STEPS)
+    escaping = (LN_10 - 0.25 * (steps / 200) ** 4) * noise(STEPS, 0.002)
+    assert symptoms.slow(Course(record(escaping).until(150))) is None
+    line = (LN_10 - 0.25 * steps / STEPS) * noise(STEPS, 0.002)
+    assert symptoms.slow(Course(record(line).until(150))) is not None
+
+
+def test_short_steps_and_an_accuracy_of_no_use_are_slow() -> None:
+    line = (1.1 - 0.35 * np.arange(STEPS) / STEPS) * noise(STEPS, 0.005)
+    facts = {"loss": LossFacts("cross_entropy", classes=3, class_counts=(20, 60, 20), bound=0.0, constant=0.95)}
+    guessing, answering = [0.6] * 10, [0.6, 0.6, 0.62, 0.63, 0.65, 0.67, 0.7, 0.72, 0.75, 0.75]
+    validation = list(np.linspace(1.1, 0.8, 10))
+    short = {"update_ratios": table(*[1e-4] * 4)}
+    assert alarms(evaluated(record(line, facts, **short), validation, guessing)) == ["lr_too_low"]
+    assert alarms(evaluated(record(line, facts, **short), validation, answering)) == []
+    assert alarms(evaluated(record(line, facts), validation, guessing)) == [], "steps are as long as usual"
+
+
+def test_what_takes_logarithms_is_not_given_probabilities() -> None:
+    def given(function: str, least: float, largest: float) -> list[str]:
+        output = TensorFacts("float32", (32, 10), least=least, largest=largest)
+        return alarms(record(learning(), {"loss": LossFacts(function, output=output)}))
+
+    assert given("kl_div", 0.05, 0.4) == ["wrong_loss"]
+    assert given("nll_loss", -3.0, 4.0) == ["wrong_loss"]
+    assert given("kl_div", -9.0, -0.1) == []
+
+
+def test_counts_are_not_negative() -> None:
+    for least, told in ((-0.3, ["wrong_loss"]), (0.0, [])):
+        seen = LossFacts("poisson_nll_loss", target=TensorFacts("float32", (32,), least=least, largest=9.0))
+        assert alarms(record(learning(), {"loss": seen})) == told
+
+
+def test_a_plain_recurrent_layer_over_many_positions_loses_what_it_read() -> None:
+    layers = (LayerFacts("memory", "RNN", (64, 64), 64, 0.0, 0.1), LayerFacts("head", "Linear", (10, 64), 64, 0.0, 0.1))
+    long = {"layers": layers, "inputs": TensorFacts("float32", (32, 60, 8))}
+    lively = {"update_ratios": table(*[2e-3] * 4)}
+    (found,) = diagnose(record(flat(), long, **lively)).findings
+    assert (found.code, found.layer) == ("vanishing_gradient", "memory")
+    assert "60 positions" in found.explanation
+    gated = (replace(layers[0], kind="LSTM"), layers[1])
+    assert alarms(record(flat(), long | {"layers": gated}, **lively)) == ["label_error"]

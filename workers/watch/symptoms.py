@@ -378,8 +378,8 @@ def contradicts(course: Course) -> Symptom | None:
     fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
     best = float(losses.min()) - floor
     # Or they are on their way there, while validation has only become worse.
-    fits = course.start - level > 0.2 * course.scale and losses.argmin() <= 1
-    fits = fits and float(losses[-3:].min()) - floor > best + 0.05 * reference
+    worse = losses.argmin() <= 1 and float(losses[-3:].min()) - floor > best + 0.05 * reference
+    fits = worse and course.start - level > 0.2 * course.scale
     if not (fitted or fits) or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):
         return None
     return Symptom(
