@@ -116,12 +116,15 @@ class JobPage:
         if job is None:
             return
         self.show_job(job)
-        if job["health"] != self.judged:
-            await self.fill_health(job)
         tab = self.tabs.value
+        fill = self.contents()[tab][1]
+        judged_anew = job["health"] != self.judged
+        if judged_anew:
+            await self.fill_health(job)
         if self.ended == tab:
             return
-        await self.contents()[tab][1](job)
+        if not (judged_anew and fill == self.fill_health):  # which has just been filled
+            await fill(job)
         # The last lines and points may come just after the end.
         told = job["health"].get("verdict") is not None or not job["progress"]
         self.ended = tab if job["finished_at"] and told and tab not in ("Events", "Logs") else None

@@ -127,10 +127,9 @@ class Statistics:
         statistic = STATISTICS[name]
         points = figures.flow_points(self._columns)
         table = await self._frame.ask(lambda: self._api.get(f"{self._path}/probes", statistics=name, max_points=points))
-        watching = await self._frame.ask(lambda: self._api.get(f"{self._path}/health", facts="false"))
-        if table is None or watching is None or name != self._chosen.value:
+        if table is None or name != self._chosen.value:
             return
-        self._cost.text = cost(watching["watching"])
+        self._cost.text = cost(table["watching"])
         self._says.text = statistic.says
         columns = table["activations"] if name in ACTIVATION_STATISTICS else table["layers"]
         self._columns = len(columns) or self._columns

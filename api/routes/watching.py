@@ -18,7 +18,7 @@ from api.documented import of_job, success
 from api.errors import ApiError
 from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER, StepsQuery
 from api.pagination import Query as QueryModel
-from api.responses import arrays_response, json_response, nonfinite
+from api.responses import arrays_response, json_response, nonfinite, wire
 from service import findings, jobs
 from service.values import Job
 from workers.jobfolder import FACTS, JobFolder
@@ -84,7 +84,7 @@ def read_health(caller: Viewer, services: Provided, job_id: JobId, query: Annota
         findings=[health_schemas.Finding.of(each) for each in job.health.get("findings", ())],
         history=[health_schemas.FindingChange.of(event) for event in told],
         facts=folder.read_document(FACTS) if query.facts else None,
-        watching=_watching(job, folder),
+        watching=_watching(job, folder, ProbeReader(folder.probes_path)),
     )
     return json_response(health)
 
@@ -130,7 +130,8 @@ def read_probes(caller: Viewer, services: Provided, job_id: JobId, query: Annota
     are thinned evenly; the first and the last stay."""
     query.check()
     job = jobs.get_job(services.store, caller, job_id)
-    reader = ProbeReader(services.folder(job.id).probes_path)
+    folder = services.folder(job.id)
+    reader = ProbeReader(folder.probes_path)
     wanted = _statistics(query.statistics)
     layers, activations = _columns(reader, query.layers)
     columns = sum(len(layers) if name in STATISTICS else len(activations) for name in wanted)
@@ -153,6 +154,7 @@ def read_probes(caller: Viewer, services: Provided, job_id: JobId, query: Annota
             "steps": table.steps.tolist(),
             "cost_shares": table.cost_shares,
             "statistics": matrices,
+            "watching": wire(_watching(job, folder, reader)),
         }
     )
 
@@ -188,12 +190,12 @@ def read_histograms(
     )
 
 
-def _watching(job: Job, folder: JobFolder) -> health_schemas.Watching:
+def _watching(job: Job, folder: JobFolder, reader: ProbeReader) -> health_schemas.Watching:
     last = folder.last_probe_step()
     return health_schemas.Watching(
         share=job.latest.get("watch/cost_share"),
         budget=(job.spec.get("gradients") or {}).get("overhead_budget"),
-        probes=len(ProbeReader(folder.probes_path)),
+        probes=len(reader),
         last_probe_step=None if last < 0 else last,
     )
 

@@ -234,17 +234,26 @@ def test_a_sick_job_is_told_in_words_marks_and_colours(browser: Any, product: Pr
     page.get_by_role("button", name="Show the whole run").click()
     expect(page.get_by_text("Around step")).to_be_hidden()
 
+    verdicts = answered(product, "health")
     page.get_by_role("tab", name="Statistics").click()
     wait_for("both charts", lambda: [each["type"] for each in chart_options(page)] == ["heatmap", "bar"], 20)
     assert chart_options(page)[0]["layers"] == ["linear1", "linear2", "linear3", "output"]
+    expect(page.get_by_text(re.compile(r"^Watching has cost [\d.]+ % of the steps' time so far"))).to_be_visible()
     page.get_by_role("combobox", name="statistic").click()
     page.get_by_role("option", name="Silent units").click()
     wait_for("activations", lambda: chart_options(page)[0]["layers"] == ["relu1", "relu2", "relu3"], 20)
     page.get_by_role("combobox", name="statistic").click()
     page.get_by_role("option", name="Second moments").click()
     expect(page.get_by_text("Second moments was measured nowhere")).to_be_visible(timeout=20_000)
+    assert answered(product, "health") == verdicts  # what the watching costs comes with the statistics
     assert "chainrule health" in product.chainrule("show", job_id)
     assert watched.complaints == []
+
+
+def answered(product: Product, route: str) -> float:
+    """How often the API was asked for that of any job."""
+    pattern = re.compile(rf'^chainrule_http_requests_total{{.*route="/v1/jobs/{{job_id}}/{route}".*}} (\S+)$', re.M)
+    return sum(map(float, pattern.findall(product.http.get("/metrics").text)))
 
 
 def test_an_empty_page_says_why(browser: Any, product: Product) -> None:

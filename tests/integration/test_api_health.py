@@ -115,6 +115,8 @@ def test_probes_are_chosen_by_statistic_layer_and_step(service: Service, job: st
     assert everything["statistics"]["second_moments"][0] == [None, None]
     assert (everything["statistics"]["silent"][0], everything["statistics"]["saturated"][0]) == ([0.25], [None])
     assert everything["cost_shares"][0] == 0.011
+    assert everything["watching"] == service.get(f"/v1/jobs/{job}/health").json()["watching"]
+    assert (everything["watching"]["probes"], everything["watching"]["last_probe_step"]) == (200, 200)
     few = service.get(
         f"/v1/jobs/{job}/probes?statistics=zero_shares,silent&layers=head&first_step=90&last_step=120&max_points=4"
     ).json()
