@@ -35,7 +35,6 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["health"])
 
 ALL = (*STATISTICS, *ACTIVATION_STATISTICS)
 MOST_NUMBERS = 1_000_000  # of one answer
-MOST_STEPS = 4096  # whose norms are looked at for a diagnosis
 Names = Annotated[str, Field(max_length=10_000, pattern=PRINTABLE)]
 Layer = Annotated[str, Field(min_length=1, max_length=1000, pattern=PRINTABLE)]
 
@@ -96,11 +95,12 @@ def read_health(caller: Viewer, services: Provided, job_id: JobId, query: Annota
 )
 def read_diagnosis(caller: Viewer, services: Provided, job_id: JobId) -> Response:
     """By the rules of today, from facts, series, probes and what each rank had by itself; with what would have been told while the
-    run was going on. Of a long run some thousand steps are looked at. The verdict that was given while it ran stays as it is."""
+    run was going on. All recorded steps are looked at; of a run with more than 16.8 million norms (steps times layers) as
+    many as have that many norms: of each stretch the step with the largest. The verdict that was given while it ran stays as it is."""
     job = jobs.get_job(services.store, caller, job_id)
     folder = services.folder(job.id)
     try:
-        record = from_folder(folder, most_norms=MOST_STEPS)
+        record = from_folder(folder)
     except ValueError:  # nothing has been recorded yet
         record = Record(Facts(), Series.of((), no_steps(), none(0), none(0, 0)))
     judgement = diagnose(record)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from api.cli.main import app
 from service.states import append_event, locked_job
 from service.values import Role
 from tests.integration.api_service import Service, error_of, running_service
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import FACTS, append_lines
 from workers.reports import Level
+from workers.watch import stored
 from workers.watch.probe_files import ProbeWriter
 from workers.watch.probe_rows import BINS, STATISTICS, Names, pack
 from workers.watch.rank_files import RankWriter
@@ -209,3 +213,37 @@ def test_a_run_is_judged_anew(service: Service, job: str) -> None:
     assert [entry["event"] for entry in found["timeline"]][:1] == ["raised"]
     assert 150 <= found["timeline"][0]["step"] < 165
     assert service.get("/v1/jobs/job-0123456789abcdef/diagnosis").status_code == 404
+
+
+def test_a_run_is_judged_alike_by_the_service_and_from_its_folder(
+    service: Service, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is: losses that are no numbers lie on steps whose norms are small beside their neighbours', so that of few steps with
+    the largest norms none shows them. Would catch a service that judges by other rows than the command."""
+    steps = np.arange(1, 9001)
+    losses = 2.0 * np.exp(-steps / 2000) + 0.1
+    losses[4000:4060:2] = np.nan
+    folder = service.folder(job)
+    rows = [
+        {"step": i, "timestamp": 0.0, "values": {"train/loss": loss}}
+        for i, loss in zip(steps.tolist(), losses.tolist(), strict=True)
+    ]
+    append_lines(folder.metrics_path(1), rows)
+    norms = np.where(np.isnan(losses) | (steps % 2 == 1), 1.0, 2.0)
+    norms = norms[:, None] * np.ones(2)
+    GradientWriter(folder.gradients_path, 1).append(("a", "b"), list(zip(steps.tolist(), norms.tolist(), strict=True)))
+
+    def both() -> list[Any]:
+        found = (
+            service.get(f"/v1/jobs/{job}/diagnosis").json(),
+            json.loads(CliRunner().invoke(app, ["diagnose", str(folder.path), "--json"]).stdout),
+        )
+        return [{name: each[name] for name in ("verdict", "sentence", "findings", "timeline")} for each in found]
+
+    served, read = both()
+    assert served == read
+    assert ("raised", "nonfinite_gradient") in [(each["event"], each["finding"]["code"]) for each in served["timeline"]]
+    monkeypatch.setattr(stored, "MOST_NORMS", 2 * 3000)
+    served, read = both()
+    assert served == read
+    assert served["timeline"] == []
