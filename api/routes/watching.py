@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from api.auth import Viewer
 from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.errors import ApiError
+from api.judging import judged
 from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER, StepsQuery
 from api.pagination import Query as QueryModel
 from api.responses import arrays_response, json_response, nonfinite, wire
@@ -24,12 +24,10 @@ from service.values import Job
 from workers.jobfolder import FACTS, JobFolder
 from workers.problems import shorten
 from workers.spec_base import PRINTABLE
-from workers.watch.diagnosis import diagnose
 from workers.watch.probe_reader import ProbeReader, evenly
 from workers.watch.probe_rows import ACTIVATION_STATISTICS, BINS, LOWEST, STATISTICS
 from workers.watch.record import Facts, Record, Series, no_steps, none
 from workers.watch.stored import from_folder
-from workers.watch.watching import timeline
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["health"])
 
@@ -98,25 +96,11 @@ def read_diagnosis(caller: Viewer, services: Provided, job_id: JobId) -> Respons
     run was going on. All recorded steps are looked at; of a run with more than 16.8 million norms (steps times layers) as
     many as have that many norms: of each stretch the step with the largest. The verdict that was given while it ran stays as it is."""
     job = jobs.get_job(services.store, caller, job_id)
-    folder = services.folder(job.id)
     try:
-        record = from_folder(folder)
+        record = from_folder(services.folder(job.id))
     except ValueError:  # nothing has been recorded yet
         record = Record(Facts(), Series.of((), no_steps(), none(0), none(0, 0)))
-    judgement = diagnose(record)
-    found = health_schemas.Diagnosis(
-        job_id=job.id,
-        verdict=judgement.verdict,
-        sentence=judgement.sentence,
-        findings=[health_schemas.Finding.of(asdict(finding)) for finding in judgement.findings],
-        timeline=[
-            health_schemas.DiagnosisEntry(
-                step=entry.step, event=entry.event, finding=health_schemas.Finding.of(asdict(entry.finding))
-            )
-            for entry in timeline(record)
-        ],
-    )
-    return json_response(found)
+    return json_response(health_schemas.Diagnosis.model_validate({"job_id": job.id, **judged(record)}))
 
 
 @router.get(
