@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from api.cli.main import app
-from service.states import append_event, locked_job
 from service.values import Role
 from tests.integration.api_service import Service, error_of, running_service
+from tests.integration.commands import chainrule
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import FACTS, append_lines
-from workers.reports import Level
 from workers.watch import stored
 from workers.watch.probe_files import ProbeWriter
 from workers.watch.probe_rows import BINS, STATISTICS, Names, pack
@@ -48,20 +44,6 @@ def job(service: Service) -> Iterator[str]:
     service.run_until(job_id, "cancelled")
 
 
-def tell(service: Service, job: str, type: str, data: Mapping[str, Any], level: Level = "warning") -> None:
-    with service.store.write() as session:
-        row = locked_job(session, job)
-        assert row is not None
-        append_event(session, row, datetime.now(UTC), level, type, "told", data)
-
-
-def judge(service: Service, job: str, **health: Any) -> None:
-    with service.store.write() as session:
-        row = locked_job(session, job)
-        assert row is not None
-        row.health = health
-
-
 def write_probes(service: Service, job: str, steps: range, attempt: int = 1) -> None:
     rows = []
     for step in steps:
@@ -86,12 +68,12 @@ def test_a_job_of_which_nothing_is_known(service: Service, job: str) -> None:
 
 def test_verdict_findings_history_and_facts(service: Service, job: str) -> None:
     on_data = {key: value for key, value in HIGH.items() if key not in ("rank", "consequences")}
-    tell(service, job, "data.finding", {**on_data, "code": "bad_rows", "first_bad_step": 0, "layer": None})
-    tell(service, job, "evaluation", {"step": 10})
-    tell(service, job, "finding.raised", {"step": 30, "finding": SPIKE})
-    tell(service, job, "finding.cleared", {"step": 60, "finding": SPIKE}, "info")
-    tell(service, job, "finding.raised", {"step": 70, "finding": HIGH})
-    judge(service, job, verdict="critical", sentence="The loss is 11.4.", findings=[HIGH])
+    service.tell(job, "data.finding", {**on_data, "code": "bad_rows", "first_bad_step": 0, "layer": None})
+    service.tell(job, "evaluation", {"step": 10})
+    service.tell(job, "finding.raised", {"step": 30, "finding": SPIKE})
+    service.tell(job, "finding.cleared", {"step": 60, "finding": SPIKE}, "info")
+    service.tell(job, "finding.raised", {"step": 70, "finding": HIGH})
+    service.judge(job, verdict="critical", sentence="The loss is 11.4.", findings=[HIGH])
     service.folder(job).write_document(FACTS, {"optimizer": "adamw", "layers": []})
     write_probes(service, job, range(1, 4))
     health = service.get(f"/v1/jobs/{job}/health", headers=service.key_of(Role.VIEWER)).json()
@@ -173,11 +155,11 @@ def test_numbers_for_prometheus(service: Service, job: str) -> None:
         'chainrule_jobs_by_verdict{verdict="critical"}',
     )
     before = numbers()
-    tell(service, job, "data.finding", {**SPIKE, "code": "bad_rows"})
-    tell(service, job, "finding.raised", {"step": 70, "finding": HIGH})
-    tell(service, job, "finding.cleared", {"step": 90, "finding": HIGH}, "info")
+    service.tell(job, "data.finding", {**SPIKE, "code": "bad_rows"})
+    service.tell(job, "finding.raised", {"step": 70, "finding": HIGH})
+    service.tell(job, "finding.cleared", {"step": 90, "finding": HIGH}, "info")
     assert numbers()['chainrule_jobs_by_verdict{verdict="unknown"}'] == 1
-    judge(service, job, verdict="critical", sentence="", findings=[HIGH])
+    service.judge(job, verdict="critical", sentence="", findings=[HIGH])
     after = numbers()
     assert after[raised] == before.get(raised, 0) + 1
     assert after['chainrule_findings_raised_total{code="bad_rows",severity="warning"}'] == 1
@@ -236,7 +218,7 @@ def test_a_run_is_judged_alike_by_the_service_and_from_its_folder(
     def both() -> list[Any]:
         found = (
             service.get(f"/v1/jobs/{job}/diagnosis").json(),
-            json.loads(CliRunner().invoke(app, ["diagnose", str(folder.path), "--json"]).stdout),
+            json.loads(chainrule("diagnose", str(folder.path), "--json").stdout),
         )
         return [{name: each[name] for name in ("verdict", "sentence", "findings", "timeline")} for each in found]
 
