@@ -74,7 +74,7 @@ class JobPage:
                 for verb, icon, tip, _ in ACTIONS
             }
             self.mlflow = ui.link("MLflow", "", new_tab=True)
-        self.line = ui.label().classes("text-grey")
+        self.line = ui.label().classes("quiet")
         self.reason = ui.label().classes("text-body1")
         self.bar = ui.linear_progress(0, show_value=False).props("rounded instant-feedback")
         self.verdict = Verdict(lambda: self.tabs.set_value("Health"))
@@ -85,7 +85,7 @@ class JobPage:
         self.tabs = tabs
         with ui.tab_panels(tabs, value="Curves", animated=False).classes("w-full bg-transparent"):
             for name, (build, _) in contents.items():
-                with ui.tab_panel(name).classes("q-pa-none q-pt-sm"):
+                with ui.tab_panel(name):
                     build()
         tabs.on_value_change(self.refresh)
 
@@ -254,7 +254,7 @@ class JobPage:
         self.checkpoints.clear()
         with self.checkpoints:
             if not found["data"] and not model["data"]:
-                ui.label("There is no checkpoint yet.").classes("text-grey")
+                ui.label("There is no checkpoint yet.").classes("quiet")
             if model["data"]:
                 self.files("The finished model", f"{self.job_id}/model/files", model["data"])
             for each in reversed(found["data"]):
@@ -271,7 +271,7 @@ class JobPage:
             for file in files:
                 with ui.row().classes("items-center"):
                     ui.link(file["path"], f"/files/{under}/{quote(file['path'])}").props("download")
-                    ui.label(figures.size(file["bytes"])).classes("text-grey")
+                    ui.label(figures.size(file["bytes"])).classes("quiet")
 
     def build_workers(self) -> None:
         ui.label("Workers of all attempts").classes("text-subtitle1")
