@@ -337,6 +337,7 @@ PROBES: dict[str, Any] = {
     "steps": [1, 2],
     "cost_shares": [None, 0.0121],
     "statistics": {"update_ratios": [[0.0021, 0.0047], [0.0019, None]], "silent": [[0.03], [0.0]]},
+    "watching": {"share": 0.0121, "budget": 0.02, "probes": 31, "last_probe_step": 236},
 }
 
 HISTOGRAMS: dict[str, Any] = {

@@ -112,6 +112,7 @@ class ProbeTable(Wire):
     statistics: dict[str, list[list[Number | None]]] = Field(
         description="one matrix a statistic: a row a step, a number a layer or activation"
     )
+    watching: Watching
 
 
 class Histograms(Wire):

@@ -20,14 +20,15 @@ from workers import group_decisions as decisions
 from workers.acting import Acting, accept, accepted
 from workers.crew import Crew, Member
 from workers.data_checks.control import DataControl
-from workers.group_decisions import Recoveries, View
+from workers.group_decisions import View
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
+from workers.losses import Losses
 from workers.membership import GENERATIONS, Membership
 from workers.pace import Pace
 from workers.placing import Attempt, end_workers, free_room
 from workers.preflight.control import PreflightControl
-from workers.reports import GroupShape, Observation, Outcome, ReasonCode, Recovery, StopMode
+from workers.reports import GroupShape, Observation, Outcome, ReasonCode, StopMode
 from workers.scripts.control import FAULTS_OF_A_SIGNAL, ScriptControl
 from workers.spec import JobSpec
 from workers.stacks import stack_of
@@ -38,8 +39,6 @@ NEWS_SECONDS = (
     0.5  # between two looks at a group at work, of which each takes a millisecond; a change is heard of at once
 )
 FORM_SECONDS = 0.05  # while a group is being formed
-KEPT = 100  # recoveries and past workers that are remembered
-FRUITLESS = 3  # losses in a row without a step between them, at least, before the attempt is given up
 REPLACEMENT_SECONDS = 300.0  # for which survivors wait, with all that they have reserved
 STATE = "controller.json"
 
@@ -58,11 +57,8 @@ class JobController:
         self._stopping = Stopping()
         self._generation = 0
         self._forming_since: float | None = time.monotonic()
-        self._recoveries = Recoveries()
-        self._recovered: list[Recovery] = []
-        self._loss: dict[str, Any] | None = None  # of a recovery under way: at, causes by rank, step, source
+        self._losses = Losses()
         self._adopted = False  # the group was formed by a controller before this one
-        self._blamed = False  # the causes of the loss are deaths, not broken connections
         self._broken_up = 0  # generation that was broken up although nobody was lost
         self._pace = Pace()
         self._ledger = Ledger(self._folder, attempt.attempt)
@@ -98,7 +94,7 @@ class JobController:
                 workers=self._crew.statuses(),
                 events=self._ledger.events[after:],
                 links=links,
-                recoveries=list(self._recovered),
+                recoveries=list(self._losses.recovered),
             )
 
     def stop(self, mode: StopMode) -> None:
@@ -167,9 +163,14 @@ class JobController:
         for member in self._crew.newly_lost():
             self._tell_lost(member)
             if self._forming_since is not None:  # while the next group is formed: one more that has to be replaced
+                self._losses.count(self._steps_done)
                 self._blame(member)
-        self._pace.saw(self._ledger.progress.step if self._ledger.progress else 0)
+        self._pace.saw(self._steps_done)
         self._note_recovery()
+
+    @property
+    def _steps_done(self) -> int:
+        return self._ledger.progress.step if self._ledger.progress else 0
 
     def _view(self) -> View:
         return View(
@@ -225,18 +226,9 @@ class JobController:
         if not lost and not broken:
             return None  # they left it by agreement
         self._crew.break_group(self._generation)
-        step = self._ledger.progress.step if self._ledger.progress else 0
-        at = self._loss["at"] if self._loss else time.time()
-        self._loss = {
-            "at": at,
-            "causes": {str(rank): why for rank, why in broken.items()},
-            "step": step,
-            "source": "start",
-        }
-        self._blamed = False
-        self._recoveries = self._recoveries.another(step)
+        self._losses.begin(self._steps_done, broken)
         for member in lost:
-            self._blame(member, count=False)
+            self._blame(member)
         if self._stopping.mode is None:
             self._set_phase("recovering")
         return None
@@ -246,19 +238,11 @@ class JobController:
         waiting = (m for m in self._crew.group() if m.state == "waiting" and m.joined < self._generation)
         return self._adopted and self._forming_since is None and any(waiting)
 
-    def _blame(self, member: Member, *, count: bool = True) -> None:
-        """Who died is the cause, not the peers whose connections broke."""
-        if count:
-            self._recoveries = self._recoveries.another(self._ledger.progress.step if self._ledger.progress else 0)
-        if self._loss is None:
-            return
-        causes = self._loss["causes"] if self._blamed else {}
-        rank = member.planned_rank if member.rank is None else member.rank
-        self._loss["causes"], self._blamed = {**causes, str(rank): member.why or "lost"}, True
+    def _blame(self, member: Member) -> None:
+        self._losses.blame(member.planned_rank if member.rank is None else member.rank, member.why or "lost")
 
     def _given_up(self) -> Outcome | None:
-        causes = self._loss["causes"] if self._loss else {}
-        exhausted = self._recoveries.exhausted(max(FRUITLESS, self._spec.retry.max_attempts), causes)
+        exhausted = self._losses.exhausted(self._spec.retry.max_attempts)
         if exhausted is not None:
             return exhausted
         view = self._view()
@@ -303,7 +287,7 @@ class JobController:
         if self._forming_since is not None and done:  # they have finished, but rank 0 could not: somebody else must
             for member in done:
                 member.end("it was done")
-            self._loss = self._loss or {"at": time.time(), "causes": {}, "step": 0, "source": "start"}
+            self._losses.begin_without_cause()
             view = self._view()
         for number in decisions.surplus(view):
             self._crew.dismiss(number, "not needed any more")
@@ -326,8 +310,7 @@ class JobController:
         if len(formation.members) > 1 and store is None:
             return  # it has just died; the next look says so
         self._generation += 1
-        if self._loss is not None:
-            self._loss["source"] = "memory" if formation.position else "start" if self._script else "checkpoint"
+        self._losses.goes_on_from("memory" if formation.position else "start" if self._script else "checkpoint")
         self._crew.seat(formation.members)
         self._adopted = False
         self._forming_since = None
@@ -348,7 +331,7 @@ class JobController:
                 )
             )
         self._crew.dismiss_unseated()
-        if self._loss is None and self._stopping.mode is None:
+        if not self._losses.is_open and self._stopping.mode is None:
             self._set_phase("running")
         self._tell_formed(first)
         if self._shipper:
@@ -356,30 +339,24 @@ class JobController:
 
     def _note_recovery(self) -> None:
         """A recovery is over when the group has done its next step, or the run has come to its end."""
-        if self._loss is None or self._forming_since is not None:
+        if not self._losses.is_open or self._forming_since is not None:
             return
         # An answer from just before it joined still tells of the group before.
         here = [member for member in self._crew.group() if member.joined == self._generation]
         done_at = min((member.stepped_at for member in here if member.stepped_at), default=None)
         if done_at is None and not any(member.state == "done" for member in self._crew.group()):
             return
-        loss, self._loss = self._loss, None
-        seconds = max(0.0, (done_at or time.time()) - loss["at"])
-        causes = sorted((int(rank), cause) for rank, cause in loss["causes"].items())
-        said = "; ".join(f"rank {rank}: {cause}" for rank, cause in causes)
-        ranks = [rank for rank, _ in causes]
-        recovery = Recovery(loss["at"], ranks, said, loss["step"], loss["source"], seconds)
         with self._lock:
-            self._recovered = [*self._recovered[-KEPT + 1 :], recovery]
+            recovery = self._losses.end(done_at)
         if self._stopping.mode is None:
             self._set_phase("running")
         source = {"memory": "the memory of a survivor", "checkpoint": "the newest checkpoint"}.get(
-            loss["source"], "the script's own start"
+            recovery.source, "the script's own start"
         )
         self._ledger.tell(
             "info",
             "workers.recovered",
-            f"Training goes on {seconds:.1f} s after the loss, from {source}.",
+            f"Training goes on {recovery.seconds:.1f} s after the loss, from {source}.",
             dataclasses.asdict(recovery) | {"generation": self._generation},
         )
         self._remember()
@@ -465,11 +442,9 @@ class JobController:
                 "forming": self._forming_since is not None,
                 "stopping": self._stopping.document(),
                 "shape": {"workers": self._shape.workers, "avoid": sorted(self._shape.avoid)},
-                "recoveries": dataclasses.asdict(self._recoveries),
-                "recovered": [dataclasses.asdict(recovery) for recovery in self._recovered],
-                "loss": self._loss,
                 "outcome": dataclasses.asdict(self._outcome) if self._outcome else None,
                 "crew": self._crew.document(),
+                **self._losses.document(),
             },
         )
 
@@ -477,11 +452,10 @@ class JobController:
         state = self._folder.read_document(STATE)
         if state is None or state["name"] != self._attempt.name:
             return None
-        self._phase, self._generation, self._loss = state["phase"], state["generation"], state["loss"]
+        self._phase, self._generation = state["phase"], state["generation"]
         self._stopping.restore(state.get("stopping"))
         self._shape = GroupShape(state["shape"]["workers"], frozenset(state["shape"]["avoid"]))
-        self._recoveries = Recoveries(**state["recoveries"])
-        self._recovered = [Recovery(**known) for known in state["recovered"]]
+        self._losses.restore(state)
         if not state["forming"]:
             self._forming_since = None
         if state["outcome"]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,13 +14,9 @@ from api.cli.findings import STYLES, show_findings
 from api.client import Document
 from api.evidence import first_sentence
 from api.home import Home
-from workers.jobfolder import JobFolder
-from workers.tracked_runs import restore
-from workers.watch.diagnosis import diagnose as judge
-from workers.watch.memory import EVALUATED
-from workers.watch.record import Record
-from workers.watch.stored import NAMES, from_folder
-from workers.watch.watching import timeline
+
+if TYPE_CHECKING:
+    from workers.watch.record import Record
 
 MLFLOW = "mlflow:"
 
@@ -49,31 +43,32 @@ def diagnose(
 
 def _judged(run: str, tracking_uri: str | None, home: Path | None) -> Document:
     """As GET /v1/jobs/{id}/diagnosis answers. Raises typer.Exit when there is no such run."""
-    if run.startswith(MLFLOW):
-        record = _tracked(run.removeprefix(MLFLOW), tracking_uri, home)
-    elif Path(run).is_dir():
-        try:
-            record = from_folder(JobFolder.at(run))
-        except ValueError as error:
-            raise fail(error) from error
-    else:
+    if not run.startswith(MLFLOW) and not Path(run).is_dir():
         with service(home) as client:
             return client.diagnosis(run)
-    return judge(record).as_dict() | {"timeline": [asdict(entry) for entry in timeline(record)]}
+    from api.judging import judged  # brings NumPy, which no other command needs
+
+    return judged(_recorded(run, tracking_uri, home))
 
 
-def _tracked(run_id: str, tracking_uri: str | None, home: Path | None) -> Record:
-    """From MLflow alone. Raises typer.Exit when there is no such run."""
+def _recorded(run: str, tracking_uri: str | None, home: Path | None) -> Record:
+    """Of a folder or from MLflow. Raises typer.Exit when there is no such run."""
+    from api import judging
+
+    try:
+        if run.startswith(MLFLOW):
+            return judging.of_mlflow(run.removeprefix(MLFLOW), _mlflow(tracking_uri, home))
+        return judging.of_folder(run)
+    except ValueError as error:
+        raise fail(error) from error
+
+
+def _mlflow(tracking_uri: str | None, home: Path | None) -> str:
+    """Raises typer.Exit where nobody says which."""
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _own_mlflow(home)
     if not uri:
         raise fail("which MLflow? Give --tracking-uri, or set MLFLOW_TRACKING_URI.", USAGE)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return from_folder(
-                restore(run_id, uri, Path(folder), lambda key: key in NAMES or key.startswith(EVALUATED))
-            )
-        except ValueError as error:
-            raise fail(error) from error
+    return uri
 
 
 def _own_mlflow(home: Path | None) -> str | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nicegui import ui
+from nicegui.events import GenericEventArguments
 
 from api.dashboard import figures
 from api.dashboard.frame import GRID, Frame, chart
@@ -38,6 +40,11 @@ CURVES = (
     Curve("Utilisation (MFU)", {"system/mfu": "share of the devices' peak"}, where_known=True),
     Curve("Accuracy", {"eval/accuracy": "evaluation"}),
 )
+ZOOM = """() => {
+  const {start, end, startValue, endValue} = getElement(%d).chart.getOption().dataZoom[0];
+  emit({start, end, startValue, endValue});
+}"""
+ZOOM_SECONDS = 0.2  # between two words of how far a viewer has zoomed
 AROUND = 0.05  # of the run, on either side of a step that is looked at
 
 
@@ -59,7 +66,14 @@ class Curves:
                 with ui.card().props("flat bordered").classes("q-pa-xs") as card:
                     self._cards.append(card)
                     options = figures.line_chart(curve.title, list(curve.keys.values()), logarithmic=curve.logarithmic)
-                    self._charts.append(chart(options, self._frame.is_dark).style("height: 260px"))
+                    drawn = chart(options, self._frame.is_dark).style("height: 260px")
+                    drawn.on(
+                        "chart:datazoom",
+                        partial(self._zoomed, drawn),
+                        throttle=ZOOM_SECONDS,
+                        js_handler=ZOOM % drawn.id,
+                    )
+                    self._charts.append(drawn)
 
     async def fill(self, job: dict[str, Any]) -> None:
         wanted = ",".join(key for curve in CURVES for key in curve.keys)
@@ -105,3 +119,8 @@ class Curves:
         for drawn in self._charts:
             drawn.options["dataZoom"] = [{"type": "inside", **window}]
             drawn.update()
+
+    @staticmethod
+    def _zoomed(drawn: ui.echart, event: GenericEventArguments) -> None:
+        """By the viewer, in the browser. What is drawn next must neither undo that nor move it to other steps, as shares of a growing run."""
+        drawn.options["dataZoom"] = [{"type": "inside", **figures.window(event.args)}]

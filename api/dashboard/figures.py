@@ -168,6 +168,13 @@ def points(series: Mapping[str, Any], *, logarithmic: bool = False) -> list[list
     return found
 
 
+def window(zoom: Mapping[str, float]) -> Document:
+    """What is shown, for ``dataZoom``, of what the browser says is shown: ``start`` and ``end`` in percent of the run so far, ``startValue`` and
+    ``endValue`` in steps. An edge of the run stays one as the run goes on; what lies between stays at its step."""
+    left = {"start": 0} if zoom["start"] <= 0 else {"startValue": zoom["startValue"]}
+    return left | ({"end": 100} if zoom["end"] >= 100 else {"endValue": zoom["endValue"]})
+
+
 def needs_logarithms(lines: Sequence[Sequence[Sequence[float | None]]]) -> bool:
     """Whether one explosion would make a flat line of all the rest: curves above 0 that reach ``EXPLODED`` times their middle."""
     values = [value for line in lines for _, value in line if value is not None]

@@ -39,11 +39,21 @@ AWAY_CSS = """
 """
 
 
-def say_when_away() -> None:
-    """On all pages. What a browser shows must be in the page already when the process that made it has gone."""
+# A panel begins where its tabs do: in a narrow window there is no room to spare.
+CSS = """
+.nicegui-content {padding: 0}
+.q-table th {font-weight: 600}
+.q-tab-panel.nicegui-tab-panel {padding: 8px 0 0}
+"""
+# What stands behind; Quasar's own grey is hard to read on white.
+QUIET_CSS = ".quiet {color: #5f6b7a} .body--dark .quiet {color: #a3acb9}"
+
+
+def prepare_all_pages() -> None:
+    """Colours, and what is said when the service is away, which must be in the page already when the process that made it has gone."""
     for language in ("en-US", "en-GB"):
         translations[language].update(AWAY)
-    ui.add_css(AWAY_CSS, shared=True)
+    ui.add_css(AWAY_CSS + QUIET_CSS, shared=True)
 
 
 def gateway(api: ASGIApp) -> Gateway | None:
@@ -59,8 +69,8 @@ class Frame:
         stored = app.storage.user
         dark = ui.dark_mode(value=stored.get(DARK))
         ui.colors(primary="#3f6ad8")
-        ui.add_css(".nicegui-content {padding: 0} .q-table th {font-weight: 600}")
-        with ui.header().classes("items-center q-px-md").style("background: #1c2333"):
+        ui.add_css(CSS)
+        with ui.header().classes("items-center no-wrap q-px-md").style("background: #1c2333; column-gap: 8px"):
             ui.link("∂ Chainrule", "/").classes("text-h6 text-white no-underline")
             for name, target in (("Jobs", "/"), ("Submit", "/submit")):
                 link = ui.link(name, target).classes("text-white no-underline q-ml-md")

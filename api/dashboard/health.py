@@ -23,8 +23,7 @@ class Verdict:
     def __init__(self, show_findings: Callable[[], object]) -> None:
         with ui.row().classes("w-full items-center no-wrap gap-2 q-pa-sm rounded-borders") as self._row:
             self._icon = ui.icon("help", size="sm")
-            self._said = ui.label().classes("text-body1").style("min-width: 0")
-            ui.space()
+            self._said = ui.label().classes("text-body1 grow").style("min-width: 0")
             self._more = ui.button(on_click=show_findings).props("flat dense no-caps").classes("shrink-0")
         self._row.visible = False
 
@@ -56,7 +55,7 @@ class Health:
         self._cards = ui.column().classes("w-full gap-3")
         self._history_title = ui.label("What came and passed").classes("text-subtitle1")
         self._history = ui.column().classes("w-full gap-0")
-        self._cost = ui.label().classes("text-grey")
+        self._cost = ui.label().classes("quiet")
         with ui.expansion("What was known before the first step", on_value_change=self._show_facts) as self._box:
             self._facts = ui.code("", language="yaml").classes("w-full")
         self._box.classes("w-full").props("dense")
@@ -97,19 +96,17 @@ class Health:
                 ui.label(f"What helps: {finding['suggestion']}").style("min-width: 0")
             if finding["consequences"]:
                 follows = ", ".join(evidence.title(each) for each in finding["consequences"])
-                ui.label(f"Follows from it: {follows}").classes("text-grey")
+                ui.label(f"Follows from it: {follows}").classes("quiet")
 
     def _where(self, finding: dict[str, Any]) -> None:
         if finding["first_bad_step"]:
             self._step("first at step", finding["first_bad_step"])
         else:
-            ui.label("before the first step" if finding["layer"] else "in the data or the settings").classes(
-                "text-grey"
-            )
+            ui.label("before the first step" if finding["layer"] else "in the data or the settings").classes("quiet")
         if finding["layer"]:
-            ui.label(f"layer {finding['layer']}").classes("text-grey").style("overflow-wrap: anywhere")
+            ui.label(f"layer {finding['layer']}").classes("quiet").style("overflow-wrap: anywhere")
         if finding["rank"] is not None:
-            ui.label(f"rank {finding['rank']}").classes("text-grey")
+            ui.label(f"rank {finding['rank']}").classes("quiet")
 
     def _step(self, said: str, step: int) -> None:
         """A link to the curves: in this page for a click, and one that can be passed on."""
@@ -119,7 +116,7 @@ class Health:
     def _change(self, change: dict[str, Any]) -> None:
         finding = change["finding"]
         with ui.row().classes("items-center gap-2"):
-            ui.label(figures.moment(change["at"])).classes("text-grey font-mono text-xs")
+            ui.label(figures.moment(change["at"])).classes("quiet font-mono text-xs")
             ui.icon("check" if change["event"] == "cleared" else "flag", size="xs")
             ui.label(f"{evidence.title(finding['code'])} ({finding['severity']}) {change['event']}")
             if change["step"]:
@@ -144,13 +141,13 @@ def _count(findings: list[dict[str, Any]]) -> str:
 
 
 def _evidence(lines: list[evidence.Shown]) -> None:
-    with ui.element("table").classes("text-body2").style("border-spacing: 0 2px"):
+    with ui.element("table").classes("text-body2").style("border-collapse: separate; border-spacing: 0 4px"):
         for line in lines:
             with ui.element("tr"):
                 for text, classes in (
-                    (line.label, "text-grey q-pr-md"),
+                    (line.label, "quiet q-pr-md"),
                     (line.value, "text-weight-medium q-pr-md"),
-                    (f"healthy: {line.healthy}" if line.healthy else "", "text-grey"),
+                    (f"healthy: {line.healthy}" if line.healthy else "", "quiet"),
                 ):
                     wrap = "overflow-wrap: anywhere" if len(text) > 12 else "white-space: nowrap"
                     with ui.element("td").classes(classes).style(f"vertical-align: top; {wrap}"):

@@ -74,7 +74,7 @@ class JobPage:
                 for verb, icon, tip, _ in ACTIONS
             }
             self.mlflow = ui.link("MLflow", "", new_tab=True)
-        self.line = ui.label().classes("text-grey")
+        self.line = ui.label().classes("quiet")
         self.reason = ui.label().classes("text-body1")
         self.bar = ui.linear_progress(0, show_value=False).props("rounded instant-feedback")
         self.verdict = Verdict(lambda: self.tabs.set_value("Health"))
@@ -85,7 +85,7 @@ class JobPage:
         self.tabs = tabs
         with ui.tab_panels(tabs, value="Curves", animated=False).classes("w-full bg-transparent"):
             for name, (build, _) in contents.items():
-                with ui.tab_panel(name).classes("q-pa-none q-pt-sm"):
+                with ui.tab_panel(name):
                     build()
         tabs.on_value_change(self.refresh)
 
@@ -116,12 +116,15 @@ class JobPage:
         if job is None:
             return
         self.show_job(job)
-        if job["health"] != self.judged:
-            await self.fill_health(job)
         tab = self.tabs.value
+        fill = self.contents()[tab][1]
+        judged_anew = job["health"] != self.judged
+        if judged_anew:
+            await self.fill_health(job)
         if self.ended == tab:
             return
-        await self.contents()[tab][1](job)
+        if not (judged_anew and fill == self.fill_health):  # which has just been filled
+            await fill(job)
         # The last lines and points may come just after the end.
         told = job["health"].get("verdict") is not None or not job["progress"]
         self.ended = tab if job["finished_at"] and told and tab not in ("Events", "Logs") else None
@@ -251,7 +254,7 @@ class JobPage:
         self.checkpoints.clear()
         with self.checkpoints:
             if not found["data"] and not model["data"]:
-                ui.label("There is no checkpoint yet.").classes("text-grey")
+                ui.label("There is no checkpoint yet.").classes("quiet")
             if model["data"]:
                 self.files("The finished model", f"{self.job_id}/model/files", model["data"])
             for each in reversed(found["data"]):
@@ -268,7 +271,7 @@ class JobPage:
             for file in files:
                 with ui.row().classes("items-center"):
                     ui.link(file["path"], f"/files/{under}/{quote(file['path'])}").props("download")
-                    ui.label(figures.size(file["bytes"])).classes("text-grey")
+                    ui.label(figures.size(file["bytes"])).classes("quiet")
 
     def build_workers(self) -> None:
         ui.label("Workers of all attempts").classes("text-subtitle1")

@@ -19,7 +19,7 @@ COLUMNS = (
     ("progress", "Steps"),
     ("eta", "Left"),
     ("loss", "Loss"),
-    ("health", "Gradients"),
+    ("health", "Health"),
     ("workers", "Workers"),
     ("created", "Submitted (UTC)"),
     ("actions", ""),
@@ -33,7 +33,7 @@ def show(api: Gateway) -> None:
             text = ui.input(placeholder="search by name or id").props("dense outlined clearable").classes("w-72")
             status = ui.select({"": "all", **{name: name for name in STATUS_COLOURS}}, value="").props("dense outlined")
             ui.space()
-            cluster = ui.label().classes("text-grey")
+            cluster = ui.label().classes("quiet")
             ui.button("Submit a job", icon="add", on_click=lambda: ui.navigate.to("/submit"))
         columns = [{"name": name, "label": label, "field": name, "align": "left"} for name, label in COLUMNS]
         table = ui.table(columns=columns, rows=[], row_key="id", pagination=25).classes("w-full").props("flat bordered")
@@ -42,7 +42,7 @@ def show(api: Gateway) -> None:
         table.add_slot("body-cell-progress", PROGRESS_CELL)
         table.add_slot("body-cell-health", _badge("health", HEALTH_COLOURS))
         table.add_slot("body-cell-actions", CANCEL_CELL)
-        table.add_slot("no-data", "<div class='q-pa-md text-grey'>There are no such jobs.</div>")
+        table.add_slot("no-data", "<div class='q-pa-md quiet'>There are no such jobs.</div>")
 
     async def refresh() -> None:
         found = await frame.ask(lambda: api.get("/v1/jobs", limit=PAGE, status=status.value or None))
@@ -84,7 +84,7 @@ def _badge(field: str, colours: dict[str, str]) -> str:
 
 
 NAME_CELL = """<q-td :props="props"><a :href="'/dashboard/jobs/' + props.row.id" class="text-primary text-weight-medium"
-style="text-decoration: none">{{ props.row.name }}</a><div class="text-caption text-grey">{{ props.row.id }}</div></q-td>"""
+style="text-decoration: none">{{ props.row.name }}</a><div class="text-caption quiet">{{ props.row.id }}</div></q-td>"""
 PROGRESS_CELL = """<q-td :props="props" style="min-width: 140px">{{ props.row.progress }}
 <q-linear-progress :value="props.row.share" rounded instant-feedback size="4px" /></q-td>"""
 CANCEL_CELL = """<q-td :props="props" auto-width><q-btn v-if="!props.row.ended" flat dense round icon="cancel" color="negative"

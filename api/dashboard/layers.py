@@ -73,7 +73,7 @@ class Flow:
         ui.label(
             "The norm of each layer's gradient at each step. Backpropagation begins at the output, on top, and goes down to the input: "
             "colours that fade on the way down are gradients that vanish, colours that flare up are gradients that explode."
-        ).classes("text-grey")
+        ).classes("quiet")
         self._nothing = ui.label()
         self._map = HeatMap(self._frame)
 
@@ -104,8 +104,8 @@ class Statistics:
             options = {name: each.label for name, each in STATISTICS.items()}
             self._chosen = ui.select(options, value="update_ratios", label="statistic", on_change=self._again)
             self._chosen.props("dense outlined").style("min-width: 220px")
-            self._cost = ui.label().classes("text-grey").style("min-width: 0")
-        self._says = ui.label().classes("text-grey")
+            self._cost = ui.label().classes("quiet").style("min-width: 0")
+        self._says = ui.label().classes("quiet")
         self._nothing = ui.label()
         self._map = HeatMap(self._frame)
         with ui.column().classes("w-full") as self._histogram:
@@ -113,6 +113,7 @@ class Statistics:
                 ui.label("Sizes of the gradient's elements").classes("text-subtitle1")
                 self._layer = ui.select([], label="of layer", on_change=self._show_histogram)
                 self._layer.props("dense outlined").style("min-width: 220px; max-width: 100%")
+            self._all_zero = ui.label("At this step all elements of the layer's gradient were 0, or not finite.")
             self._box = ui.column().classes("w-full")
             with ui.row().classes("w-full items-center no-wrap"):
                 self._step = ui.slider(min=0, max=0, value=0, on_change=self._draw_histogram)
@@ -127,10 +128,9 @@ class Statistics:
         statistic = STATISTICS[name]
         points = figures.flow_points(self._columns)
         table = await self._frame.ask(lambda: self._api.get(f"{self._path}/probes", statistics=name, max_points=points))
-        watching = await self._frame.ask(lambda: self._api.get(f"{self._path}/health", facts="false"))
-        if table is None or watching is None or name != self._chosen.value:
+        if table is None or name != self._chosen.value:
             return
-        self._cost.text = cost(watching["watching"])
+        self._cost.text = cost(table["watching"])
         self._says.text = statistic.says
         columns = table["activations"] if name in ACTIVATION_STATISTICS else table["layers"]
         self._columns = len(columns) or self._columns
@@ -178,6 +178,10 @@ class Statistics:
         if not found:
             return
         self._step_label.text = f"step {found['steps'][at]:,}"
+        has_bars = any(found["shares"][at])
+        self._all_zero.visible, self._box.visible = not has_bars, has_bars
+        if not has_bars:
+            return
         options = figures.histogram(found["shares"][at], found["lowest"])
         if self._bars is None:
             with self._box:

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from api.dashboard import job_page, jobs_page, submit_page
-from api.dashboard.frame import DARK, KEY, gateway, say_when_away
+from api.dashboard.frame import DARK, KEY, gateway, prepare_all_pages
 from api.dashboard.gateway import AwayError, Forwarded, Gateway, RefusedError
 
 SIGN_IN = "/dashboard/sign-in"  # redirections are not told where the pages are mounted; links are
@@ -18,7 +18,7 @@ SIGN_IN = "/dashboard/sign-in"  # redirections are not told where the pages are 
 
 def register(api: ASGIApp) -> None:
     """Declares all pages. ``api``: the application that answers under /v1."""
-    say_when_away()
+    prepare_all_pages()
 
     @ui.page("/")
     def jobs() -> Response | None:
@@ -80,7 +80,7 @@ def _sign_in(api: ASGIApp, to: str) -> None:
 
     with ui.card().classes("absolute-center q-pa-lg").style("width: 420px"):
         ui.label("∂ Chainrule").classes("text-h5")
-        ui.label("Sign in with an API key.").classes("text-grey")
+        ui.label("Sign in with an API key.").classes("quiet")
         given = ui.input("API key", password=True, password_toggle_button=True).classes("w-full").props("autofocus")
         given.on("keydown.enter", enter)
         problem = ui.label().classes("text-negative")

@@ -28,7 +28,7 @@ def show(plan: dict[str, Any]) -> None:
         ]
         ui.table(columns=columns, rows=rows, row_key="layout").classes("w-full").props("flat dense")
         for line in plan["assumptions"]:
-            ui.label(line).classes("text-grey text-caption")
+            ui.label(line).classes("quiet text-caption")
 
 
 def sentence(plan: dict[str, Any]) -> str:

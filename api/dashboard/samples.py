@@ -33,7 +33,7 @@ class Samples:
             self._chosen = ui.select([NEWEST], value=NEWEST, label="after step", on_change=self._again)
             self._chosen.props("dense outlined").style("min-width: 120px")
         self._nothing = ui.label("This job's task has shown nothing yet; it does after an evaluation, if at all.")
-        self._nothing.classes("text-grey")
+        self._nothing.classes("quiet")
         self._box = ui.column().classes("w-full gap-3")
 
     async def fill(self, job: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class Samples:
         with ui.card().props("flat bordered").classes("w-full q-pa-sm gap-1"):
             with ui.row().classes("items-center"):
                 ui.link(str(file["name"]), address).props("download")
-                ui.label(figures.size(file["bytes"])).classes("text-grey")
+                ui.label(figures.size(file["bytes"])).classes("quiet")
             if text is not None:
                 ui.code(text, language=LANGUAGES[_kind(file)]).classes("w-full").style(
                     "max-height: 480px; overflow: auto"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,26 +15,24 @@ from api.auth import Viewer
 from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.errors import ApiError
+from api.judging import judged
 from api.pagination import PLAIN_BOOLEAN, PLAIN_INTEGER, StepsQuery
 from api.pagination import Query as QueryModel
-from api.responses import arrays_response, json_response, nonfinite
+from api.responses import arrays_response, json_response, nonfinite, wire
 from service import findings, jobs
 from service.values import Job
 from workers.jobfolder import FACTS, JobFolder
 from workers.problems import shorten
 from workers.spec_base import PRINTABLE
-from workers.watch.diagnosis import diagnose
 from workers.watch.probe_reader import ProbeReader, evenly
 from workers.watch.probe_rows import ACTIVATION_STATISTICS, BINS, LOWEST, STATISTICS
 from workers.watch.record import Facts, Record, Series, no_steps, none
 from workers.watch.stored import from_folder
-from workers.watch.watching import timeline
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["health"])
 
 ALL = (*STATISTICS, *ACTIVATION_STATISTICS)
 MOST_NUMBERS = 1_000_000  # of one answer
-MOST_STEPS = 4096  # whose norms are looked at for a diagnosis
 Names = Annotated[str, Field(max_length=10_000, pattern=PRINTABLE)]
 Layer = Annotated[str, Field(min_length=1, max_length=1000, pattern=PRINTABLE)]
 
@@ -84,7 +81,7 @@ def read_health(caller: Viewer, services: Provided, job_id: JobId, query: Annota
         findings=[health_schemas.Finding.of(each) for each in job.health.get("findings", ())],
         history=[health_schemas.FindingChange.of(event) for event in told],
         facts=folder.read_document(FACTS) if query.facts else None,
-        watching=_watching(job, folder),
+        watching=_watching(job, folder, ProbeReader(folder.probes_path)),
     )
     return json_response(health)
 
@@ -96,27 +93,14 @@ def read_health(caller: Viewer, services: Provided, job_id: JobId, query: Annota
 )
 def read_diagnosis(caller: Viewer, services: Provided, job_id: JobId) -> Response:
     """By the rules of today, from facts, series, probes and what each rank had by itself; with what would have been told while the
-    run was going on. Of a long run some thousand steps are looked at. The verdict that was given while it ran stays as it is."""
+    run was going on. All recorded steps are looked at; of a run with more than 16.8 million norms (steps times layers) as
+    many as have that many norms: of each stretch the step with the largest. The verdict that was given while it ran stays as it is."""
     job = jobs.get_job(services.store, caller, job_id)
-    folder = services.folder(job.id)
     try:
-        record = from_folder(folder, most_norms=MOST_STEPS)
+        record = from_folder(services.folder(job.id))
     except ValueError:  # nothing has been recorded yet
         record = Record(Facts(), Series.of((), no_steps(), none(0), none(0, 0)))
-    judgement = diagnose(record)
-    found = health_schemas.Diagnosis(
-        job_id=job.id,
-        verdict=judgement.verdict,
-        sentence=judgement.sentence,
-        findings=[health_schemas.Finding.of(asdict(finding)) for finding in judgement.findings],
-        timeline=[
-            health_schemas.DiagnosisEntry(
-                step=entry.step, event=entry.event, finding=health_schemas.Finding.of(asdict(entry.finding))
-            )
-            for entry in timeline(record)
-        ],
-    )
-    return json_response(found)
+    return json_response(health_schemas.Diagnosis.model_validate({"job_id": job.id, **judged(record)}))
 
 
 @router.get(
@@ -130,7 +114,8 @@ def read_probes(caller: Viewer, services: Provided, job_id: JobId, query: Annota
     are thinned evenly; the first and the last stay."""
     query.check()
     job = jobs.get_job(services.store, caller, job_id)
-    reader = ProbeReader(services.folder(job.id).probes_path)
+    folder = services.folder(job.id)
+    reader = ProbeReader(folder.probes_path)
     wanted = _statistics(query.statistics)
     layers, activations = _columns(reader, query.layers)
     columns = sum(len(layers) if name in STATISTICS else len(activations) for name in wanted)
@@ -153,6 +138,7 @@ def read_probes(caller: Viewer, services: Provided, job_id: JobId, query: Annota
             "steps": table.steps.tolist(),
             "cost_shares": table.cost_shares,
             "statistics": matrices,
+            "watching": wire(_watching(job, folder, reader)),
         }
     )
 
@@ -188,12 +174,12 @@ def read_histograms(
     )
 
 
-def _watching(job: Job, folder: JobFolder) -> health_schemas.Watching:
+def _watching(job: Job, folder: JobFolder, reader: ProbeReader) -> health_schemas.Watching:
     last = folder.last_probe_step()
     return health_schemas.Watching(
         share=job.latest.get("watch/cost_share"),
         budget=(job.spec.get("gradients") or {}).get("overhead_budget"),
-        probes=len(ProbeReader(folder.probes_path)),
+        probes=len(reader),
         last_probe_step=None if last < 0 else last,
     )
 

@@ -96,6 +96,11 @@ def test_control_plane_processes_load_neither_torch_nor_ray(module: str) -> None
     assert not loaded_after(f"import {module}") & {"torch", "ray"}
 
 
+def test_commands_start_without_what_few_of_them_need() -> None:
+    """NumPy and the file systems of other machines take longer than a command that asks the service."""
+    assert not loaded_after("import api.cli.main") & {"numpy", "upath", "pandas", "sqlalchemy", "fastapi"}
+
+
 def test_data_is_looked_at_without_torch() -> None:
     families = ", ".join(f"workers.data_checks.{name}" for name in ("images", "tables", "texts", "tokens", "chains"))
     assert not loaded_after(f"import workers.data_checks.__main__, {families}") & {*HEAVY, "biotite", "datasets"}

@@ -186,7 +186,7 @@ def chart_options(page: Page) -> list[dict[str, Any]]:
                 marks: (options.series[0].markLine?.data ?? []).map((mark) => [mark.xAxis, mark.name]),
                 type: options.series[0].type, axis: options.yAxis[0].type,
                 window: [options.dataZoom?.[0]?.startValue, options.dataZoom?.[0]?.endValue],
-                layers: options.yAxis[0].data,
+                layers: options.yAxis[0].data, last: options.series[0].data?.at?.(-1)?.[0],
             };
         })"""
     )
@@ -234,17 +234,74 @@ def test_a_sick_job_is_told_in_words_marks_and_colours(browser: Any, product: Pr
     page.get_by_role("button", name="Show the whole run").click()
     expect(page.get_by_text("Around step")).to_be_hidden()
 
+    verdicts = answered(product, "health")
     page.get_by_role("tab", name="Statistics").click()
+    dead = "At this step all elements of the layer's gradient were 0, or not finite."  # of linear1, in the end
+    expect(page.get_by_text(dead)).to_be_visible(timeout=20_000)
+    for _ in range(health["watching"]["probes"] - 1):
+        page.get_by_role("slider").press("ArrowLeft")
     wait_for("both charts", lambda: [each["type"] for each in chart_options(page)] == ["heatmap", "bar"], 20)
+    expect(page.get_by_text(dead)).to_be_hidden()
     assert chart_options(page)[0]["layers"] == ["linear1", "linear2", "linear3", "output"]
+    expect(page.get_by_text(re.compile(r"^Watching has cost [\d.]+ % of the steps' time so far"))).to_be_visible()
     page.get_by_role("combobox", name="statistic").click()
     page.get_by_role("option", name="Silent units").click()
     wait_for("activations", lambda: chart_options(page)[0]["layers"] == ["relu1", "relu2", "relu3"], 20)
     page.get_by_role("combobox", name="statistic").click()
     page.get_by_role("option", name="Second moments").click()
     expect(page.get_by_text("Second moments was measured nowhere")).to_be_visible(timeout=20_000)
+    assert answered(product, "health") == verdicts  # what the watching costs comes with the statistics
     assert "chainrule health" in product.chainrule("show", job_id)
     assert watched.complaints == []
+
+
+def test_a_zoom_stays_at_its_steps_while_the_run_goes_on(browser: Any, product: Product) -> None:
+    """Would catch one that every new point undoes, one that drifts with the length of the run, and one that another look takes over."""
+    job_id = product.http.post("/v1/jobs", json={**LONG_JOB, "name": "zoomed"}).json()["id"]
+    product.until(job_id, "some steps", lambda job: (job["progress"] or {}).get("step", 0) > 300)
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    sign_in(page, product)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}?step=100")
+    expect(page.get_by_text("Around step 100")).to_be_visible(timeout=20_000)
+
+    def after_more_points(seen: dict[str, Any]) -> dict[str, Any]:
+        wait_for("newer points", lambda: (chart_options(page)[0]["last"] or 0) > (seen["last"] or 0), 30)
+        return chart_options(page)[0]
+
+    def zoomed() -> dict[str, Any] | None:
+        """With the wheel over the first chart; None: it did not stay."""
+        box = page.locator("canvas:visible").first.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        before = after_more_points(chart_options(page)[0])
+        page.mouse.wheel(0, -200)
+        wait_for("a zoom", lambda: chart_options(page)[0]["window"] != before["window"], 20)
+        seen = chart_options(page)[0]
+        after = after_more_points(seen)
+        return after if after["window"] == seen["window"] else None
+
+    def whole() -> bool:
+        drawn = chart_options(page)[:1]
+        return [each["window"] for each in drawn] == [[1, each["last"]] for each in drawn] != []
+
+    inner = wait_for("a zoom that stays", zoomed, 60)
+    for _ in range(2):
+        inner = after_more_points(inner)
+    assert inner["window"][0] > 1
+    assert inner["window"][1] < inner["last"]
+    assert chart_options(page)[1]["window"] != inner["window"]  # the wheel was over another chart
+    page.get_by_role("button", name="Show the whole run").click()
+    wait_for("the whole run", whole, 20)
+    wait_for("another zoom that stays", zoomed, 60)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}")
+    wait_for("nothing of it", whole, 20)
+    product.http.post(f"/v1/jobs/{job_id}/kill")
+
+
+def answered(product: Product, route: str) -> float:
+    """How often the API was asked for that of any job."""
+    pattern = re.compile(rf'^chainrule_http_requests_total{{.*route="/v1/jobs/{{job_id}}/{route}".*}} (\S+)$', re.M)
+    return sum(map(float, pattern.findall(product.http.get("/metrics").text)))
 
 
 def test_an_empty_page_says_why(browser: Any, product: Product) -> None:

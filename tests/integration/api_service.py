@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -26,8 +27,11 @@ from service.leases import Lease
 from service.reconciler import Reconciler
 from service.records import Records
 from service.settings import Settings
+from service.states import append_event, locked_job
+from service.tables import JobRow
 from service.values import Role
 from workers.jobfolder import JobFolder
+from workers.reports import Level
 
 DIGITS: dict[str, Any] = {"name": "digits", "task": {"kind": "image_classification", "data": {"source": "digits"}}}
 
@@ -80,6 +84,21 @@ class Service:
                 return
             self.run_pass()
         raise AssertionError(f"{job_id} did not become {status}: {self.get(f'/v1/jobs/{job_id}').text}")
+
+    def tell(self, job_id: str, type: str, data: Mapping[str, Any], level: Level = "warning") -> None:
+        """An event, as the scheduler records one."""
+        with self.store.write() as session:
+            append_event(session, self._row(session, job_id), datetime.now(UTC), level, type, "told", data)
+
+    def judge(self, job_id: str, **health: Any) -> None:
+        with self.store.write() as session:
+            self._row(session, job_id).health = health
+
+    @staticmethod
+    def _row(session: Session, job_id: str) -> JobRow:
+        row = locked_job(session, job_id)
+        assert row is not None
+        return row
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.settings.storage, job_id)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.states import append_event, locked_job
 from service.values import Role
 from tests.integration.api_service import Service, error_of, running_service
+from tests.integration.commands import chainrule
 from workers.gradient_files import GradientWriter
 from workers.jobfolder import FACTS, append_lines
-from workers.reports import Level
+from workers.watch import stored
 from workers.watch.probe_files import ProbeWriter
 from workers.watch.probe_rows import BINS, STATISTICS, Names, pack
 from workers.watch.rank_files import RankWriter
@@ -44,20 +44,6 @@ def job(service: Service) -> Iterator[str]:
     service.run_until(job_id, "cancelled")
 
 
-def tell(service: Service, job: str, type: str, data: Mapping[str, Any], level: Level = "warning") -> None:
-    with service.store.write() as session:
-        row = locked_job(session, job)
-        assert row is not None
-        append_event(session, row, datetime.now(UTC), level, type, "told", data)
-
-
-def judge(service: Service, job: str, **health: Any) -> None:
-    with service.store.write() as session:
-        row = locked_job(session, job)
-        assert row is not None
-        row.health = health
-
-
 def write_probes(service: Service, job: str, steps: range, attempt: int = 1) -> None:
     rows = []
     for step in steps:
@@ -82,12 +68,12 @@ def test_a_job_of_which_nothing_is_known(service: Service, job: str) -> None:
 
 def test_verdict_findings_history_and_facts(service: Service, job: str) -> None:
     on_data = {key: value for key, value in HIGH.items() if key not in ("rank", "consequences")}
-    tell(service, job, "data.finding", {**on_data, "code": "bad_rows", "first_bad_step": 0, "layer": None})
-    tell(service, job, "evaluation", {"step": 10})
-    tell(service, job, "finding.raised", {"step": 30, "finding": SPIKE})
-    tell(service, job, "finding.cleared", {"step": 60, "finding": SPIKE}, "info")
-    tell(service, job, "finding.raised", {"step": 70, "finding": HIGH})
-    judge(service, job, verdict="critical", sentence="The loss is 11.4.", findings=[HIGH])
+    service.tell(job, "data.finding", {**on_data, "code": "bad_rows", "first_bad_step": 0, "layer": None})
+    service.tell(job, "evaluation", {"step": 10})
+    service.tell(job, "finding.raised", {"step": 30, "finding": SPIKE})
+    service.tell(job, "finding.cleared", {"step": 60, "finding": SPIKE}, "info")
+    service.tell(job, "finding.raised", {"step": 70, "finding": HIGH})
+    service.judge(job, verdict="critical", sentence="The loss is 11.4.", findings=[HIGH])
     service.folder(job).write_document(FACTS, {"optimizer": "adamw", "layers": []})
     write_probes(service, job, range(1, 4))
     health = service.get(f"/v1/jobs/{job}/health", headers=service.key_of(Role.VIEWER)).json()
@@ -115,6 +101,8 @@ def test_probes_are_chosen_by_statistic_layer_and_step(service: Service, job: st
     assert everything["statistics"]["second_moments"][0] == [None, None]
     assert (everything["statistics"]["silent"][0], everything["statistics"]["saturated"][0]) == ([0.25], [None])
     assert everything["cost_shares"][0] == 0.011
+    assert everything["watching"] == service.get(f"/v1/jobs/{job}/health").json()["watching"]
+    assert (everything["watching"]["probes"], everything["watching"]["last_probe_step"]) == (200, 200)
     few = service.get(
         f"/v1/jobs/{job}/probes?statistics=zero_shares,silent&layers=head&first_step=90&last_step=120&max_points=4"
     ).json()
@@ -167,11 +155,11 @@ def test_numbers_for_prometheus(service: Service, job: str) -> None:
         'chainrule_jobs_by_verdict{verdict="critical"}',
     )
     before = numbers()
-    tell(service, job, "data.finding", {**SPIKE, "code": "bad_rows"})
-    tell(service, job, "finding.raised", {"step": 70, "finding": HIGH})
-    tell(service, job, "finding.cleared", {"step": 90, "finding": HIGH}, "info")
+    service.tell(job, "data.finding", {**SPIKE, "code": "bad_rows"})
+    service.tell(job, "finding.raised", {"step": 70, "finding": HIGH})
+    service.tell(job, "finding.cleared", {"step": 90, "finding": HIGH}, "info")
     assert numbers()['chainrule_jobs_by_verdict{verdict="unknown"}'] == 1
-    judge(service, job, verdict="critical", sentence="", findings=[HIGH])
+    service.judge(job, verdict="critical", sentence="", findings=[HIGH])
     after = numbers()
     assert after[raised] == before.get(raised, 0) + 1
     assert after['chainrule_findings_raised_total{code="bad_rows",severity="warning"}'] == 1
@@ -207,3 +195,37 @@ def test_a_run_is_judged_anew(service: Service, job: str) -> None:
     assert [entry["event"] for entry in found["timeline"]][:1] == ["raised"]
     assert 150 <= found["timeline"][0]["step"] < 165
     assert service.get("/v1/jobs/job-0123456789abcdef/diagnosis").status_code == 404
+
+
+def test_a_run_is_judged_alike_by_the_service_and_from_its_folder(
+    service: Service, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is: losses that are no numbers lie on steps whose norms are small beside their neighbours', so that of few steps with
+    the largest norms none shows them. Would catch a service that judges by other rows than the command."""
+    steps = np.arange(1, 9001)
+    losses = 2.0 * np.exp(-steps / 2000) + 0.1
+    losses[4000:4060:2] = np.nan
+    folder = service.folder(job)
+    rows = [
+        {"step": i, "timestamp": 0.0, "values": {"train/loss": loss}}
+        for i, loss in zip(steps.tolist(), losses.tolist(), strict=True)
+    ]
+    append_lines(folder.metrics_path(1), rows)
+    norms = np.where(np.isnan(losses) | (steps % 2 == 1), 1.0, 2.0)
+    norms = norms[:, None] * np.ones(2)
+    GradientWriter(folder.gradients_path, 1).append(("a", "b"), list(zip(steps.tolist(), norms.tolist(), strict=True)))
+
+    def both() -> list[Any]:
+        found = (
+            service.get(f"/v1/jobs/{job}/diagnosis").json(),
+            json.loads(chainrule("diagnose", str(folder.path), "--json").stdout),
+        )
+        return [{name: each[name] for name in ("verdict", "sentence", "findings", "timeline")} for each in found]
+
+    served, read = both()
+    assert served == read
+    assert ("raised", "nonfinite_gradient") in [(each["event"], each["finding"]["code"]) for each in served["timeline"]]
+    monkeypatch.setattr(stored, "MOST_NORMS", 2 * 3000)
+    served, read = both()
+    assert served == read
+    assert served["timeline"] == []

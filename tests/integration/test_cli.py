@@ -2,60 +2,37 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import threading
-import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner, Result
 
-import api.cli.follow
 import api.client
-from api.cli.main import app
 from service.keys import create_key
-from service.states import append_event, locked_job
 from service.values import Role
-from tests.integration.api_service import DIGITS, Service, running_service, served, wait_for
+from tests.integration.api_service import DIGITS, Service
+from tests.integration.commands import chainrule, finished, job_file
 from workers import artifacts
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
-    with running_service(tmp_path_factory.mktemp("cli")) as service, served(service.app) as url:
-        yield service, url
-
-
 @pytest.fixture
-def service(address: tuple[Service, str], monkeypatch: pytest.MonkeyPatch) -> Service:
-    found, url = address
-    monkeypatch.setenv("CHAINRULE_URL", url)
-    monkeypatch.setenv("CHAINRULE_API_KEY", found.key)
-    return found
+def service(commanded: Service) -> Service:
+    return commanded
 
 
-def chainrule(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments, catch_exceptions=False)
-
-
-def job_file(folder: Path, **fields: Any) -> str:
-    path = folder / "job.json"
-    path.write_text(json.dumps(DIGITS | fields))
-    return str(path)
-
-
-def finished(service: Service) -> str:
-    job_id = service.submit()
-    service.run_until(job_id, "succeeded")
-    return job_id
+def test_asking_the_service_loads_no_library_of_arrays(service: Service) -> None:
+    """In a process of its own, as a shell starts it: NumPy alone would take longer than the rest of the command."""
+    for command in (["--help"], ["jobs"]):
+        line = [sys.executable, "-X", "importtime", "-m", "api.cli.main", *command]
+        run = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
+        loaded = {each.rpartition("|")[2].strip() for each in run.stderr.splitlines()}
+        assert "typer" in loaded
+        assert not loaded & {"numpy", "pandas", "upath", "pyarrow"}
 
 
 @pytest.mark.parametrize(
@@ -131,37 +108,6 @@ def test_changes_that_cannot_be_are_not_sent(service: Service, options: list[str
     chainrule("kill", job_id)
 
 
-def test_following_a_job_that_is_paused_ends_with_a_code_of_its_own(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It goes on only when somebody resumes it: a script must not wait for that for ever, nor take it for a failure."""
-    monkeypatch.setattr(api.cli.follow, "PAUSE_SECONDS", 0.3)
-    job_id = service.submit()
-    pausing = threading.Timer(0.5, lambda: service.post(f"/v1/jobs/{job_id}/pause"))
-    pausing.start()
-    result = chainrule("resume", job_id, "--follow")
-    pausing.join()
-    assert result.exit_code == 4, result.output
-    assert f"chainrule resume {job_id}" in result.stdout
-    chainrule("kill", job_id)
-
-
-def test_a_job_that_is_resumed_at_once_is_followed_on(service: Service) -> None:
-    job_id = service.submit()
-    service.post(f"/v1/jobs/{job_id}/pause")
-
-    def on() -> None:
-        time.sleep(0.6)
-        service.post(f"/v1/jobs/{job_id}/resume")
-        service.run_until(job_id, "succeeded")
-
-    going_on = threading.Thread(target=on)
-    going_on.start()
-    with api.client.Client.from_environment() as client:
-        assert api.cli.follow.follow(client, job_id)["status"] == "succeeded"
-    going_on.join()
-
-
 def test_who_worked_is_a_table(service: Service) -> None:
     job_id = finished(service)
     attempts = chainrule("attempts", job_id).stdout.splitlines()
@@ -213,64 +159,6 @@ def test_submit_for_programs_prints_the_job_and_nothing_else(service: Service, t
     result = chainrule("submit", job_file(tmp_path), "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["status"] == "queued"
-
-
-@pytest.mark.parametrize(
-    ("as_json", "ending", "code"), [(False, "succeeded", 0), (True, "succeeded", 0), (True, "cancelled", 1)]
-)
-def test_following_a_job_to_its_end(service: Service, tmp_path: Path, as_json: bool, ending: str, code: int) -> None:
-    """What is shown on the way goes to standard error where a program reads standard output."""
-    before = service.job_count()
-
-    def schedule() -> None:
-        wait_for(lambda: service.job_count() > before)
-        job_id = service.get("/v1/jobs?limit=1").json()["data"][0]["id"]
-        if ending == "cancelled":
-            service.post(f"/v1/jobs/{job_id}/cancel")
-        service.run_until(job_id, ending)
-
-    scheduling = threading.Thread(target=schedule)
-    scheduling.start()
-    result = chainrule("submit", job_file(tmp_path), "--follow", *(["--json"] if as_json else []))
-    scheduling.join(timeout=30)
-    assert result.exit_code == code, result.output
-    if as_json:
-        assert json.loads(result.stdout)["status"] == ending
-        assert "was accepted" in result.stderr
-    else:
-        assert f"): {ending}" in result.stdout
-        assert not result.stderr
-
-
-def test_ctrl_c_ends_the_following_not_the_job(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(time, "sleep", interrupted)
-    result = chainrule("submit", job_file(tmp_path), "--follow")
-    monkeypatch.undo()
-    assert result.exit_code == 130
-    job_id = result.stdout.split()[0]
-    assert f"chainrule cancel {job_id}" in result.stdout
-    assert service.get(f"/v1/jobs/{job_id}").json()["status"] == "queued"
-
-
-def test_following_outlives_an_api_that_is_away(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is restarted within seconds, and a user who has gone home would have lost the display for nothing."""
-    job_id = finished(service)
-    whole = api.client.Client.get_job
-    times = iter([api.client.NoServiceError("away"), api.client.NoServiceError("away"), None])
-
-    def flaky(self: api.client.Client, wanted: str) -> Any:
-        if error := next(times, None):
-            raise error
-        return whole(self, wanted)
-
-    monkeypatch.setattr(api.client.Client, "get_job", flaky)
-    with api.client.Client.from_environment() as client:
-        assert api.cli.follow.follow(client, job_id)["status"] == "succeeded"
 
 
 def test_a_file_with_problems_is_not_sent(service: Service, tmp_path: Path) -> None:
@@ -421,58 +309,6 @@ def test_artifacts_are_listed_and_downloaded(service: Service, tmp_path: Path) -
     refused = chainrule("artifacts", job_id, "--download", str(tmp_path / "in the way"))
     assert refused.exit_code == 1
     assert "cannot be written" in refused.stderr
-
-
-FINDING = {
-    "code": "lr_too_high", "severity": "critical", "first_bad_step": 41, "layer": "head", "rank": None,
-    "evidence": {"largest_update_ratio": 0.62}, "explanation": "The loss is 11.4. It was 2.3.", "suggestion": "Lower it",
-    "consequences": ["dying_relu in act"],
-}  # fmt: skip
-
-
-def tell(service: Service, job_id: str, type: str, step: int) -> None:
-    with service.store.write() as session:
-        row = locked_job(session, job_id)
-        assert row is not None
-        append_event(session, row, datetime.now(UTC), "warning", type, "told", {"step": step, "finding": FINDING})
-        row.health = {"verdict": "critical", "sentence": FINDING["explanation"], "findings": [FINDING]}
-
-
-def test_health_of_a_sick_job(service: Service) -> None:
-    job_id = finished(service)
-    tell(service, job_id, "finding.raised", 52)
-    result = chainrule("health", job_id)
-    assert result.exit_code == 1
-    for said in (
-        "critical: The loss is 11.4.\n", "lr_too_high (critical), first at step 41, layer head", "0.62 of the weights  (healthy: about 0.001",
-        "What helps: Lower it", "Follows from it: dying_relu in act", "step 52  raised   lr_too_high (critical)",
-    ):  # fmt: skip
-        assert said in result.stdout
-    assert json.loads(chainrule("health", job_id, "--json").stdout)["findings"] == [FINDING]
-
-
-def test_findings_are_told_as_they_come_and_pass(service: Service) -> None:
-    """To who follows a job, and to who follows its health; the verdict's event, which says the same, is not."""
-    job_id = service.submit()
-    tell(service, job_id, "finding.raised", 52)
-    tell(service, job_id, "health.verdict", 52)
-    tell(service, job_id, "finding.cleared", 90)
-    service.run_until(job_id, "succeeded")
-    with api.client.Client.from_environment() as client:
-        console = Console(file=io.StringIO(), highlight=False, soft_wrap=True)
-        api.cli.follow.follow(client, job_id, console)
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert (
-        said.count(
-            "step 52: lr_too_high (critical), first at step 41, layer head: The loss is 11.4.\n  What helps: Lower it\n"
-        )
-        == 1
-    )
-    assert "step 90: lr_too_high has passed\n" in said
-    assert "told" not in said
-    followed = chainrule("health", job_id, "--follow").stdout
-    assert followed.count("lr_too_high (critical), first at step 41") == 0  # told before, in the history
-    assert "step 90  cleared  lr_too_high" in followed
 
 
 def test_a_service_cannot_choose_where_a_file_lands(

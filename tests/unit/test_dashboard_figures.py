@@ -33,6 +33,13 @@ def test_a_job_that_has_not_begun() -> None:
     assert (row["progress"], row["share"], row["eta"], row["loss"], row["health"]) == ("-", 0.0, "-", "-", "-")
 
 
+def test_a_zoom_stays_at_its_steps_and_its_open_edges_go_on_with_the_run() -> None:
+    zoom = {"start": 12.5, "end": 87.5, "startValue": 250, "endValue": 1750}
+    assert figures.window(zoom) == {"startValue": 250, "endValue": 1750}
+    assert figures.window({**zoom, "end": 100}) == {"startValue": 250, "end": 100}
+    assert figures.window({**zoom, "start": 0, "end": 100}) == {"start": 0, "end": 100}
+
+
 def test_a_loss_that_is_not_finite_is_shown_as_a_word() -> None:
     assert figures.job_row({**JOB, "latest": {"train/loss": "NaN"}})["loss"] == "NaN"
 

@@ -12,6 +12,7 @@ from benchmarks.pitfalls.case import Case, Goal
 from benchmarks.pitfalls.cases import ALL
 from benchmarks.pitfalls.loop import run
 from benchmarks.pitfalls.scoring import Judged, score
+from benchmarks.pitfalls.table import table
 
 pytestmark = pytest.mark.unit
 
@@ -72,6 +73,21 @@ def test_what_was_verified_is_kept_and_unseen_families_have_a_file_of_their_own(
     verify.store([], ["unseen_tables/c", "vision/a"])
     assert list(verify.stored()) == ["vision/a", "unseen_tables/c"]
     assert "vision" not in verify.UNSEEN.read_text()
+
+
+def test_the_table_says_when_a_case_was_verified_for_another_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a case that was made easier, or harder, and is shown as verified."""
+    monkeypatch.setattr(verify, "VERIFIED", tmp_path / "seen.json")
+    monkeypatch.setattr(verify, "UNSEEN", tmp_path / "unseen.json")
+    case = next(case for case in ALL if not case.sick)
+    result = verify.Verified(case.name, str(case.goal), (0, 1), (0.9, 0.9), (True, True))
+    shown = []
+    for each in (result, replace(result, goal="accuracy >= 0.123"), replace(result, reached=(True, False))):
+        verify.store([each], [case.name])
+        shown.append(table([case]).splitlines()[-1].rpartition(" | ")[2])
+    assert shown == ["2 |", "for another goal (accuracy >= 0.123) |", "no |"]
 
 
 def test_a_kept_record_is_of_the_sources_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

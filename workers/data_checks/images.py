@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from workers.data_checks import duplicates, labels
 from workers.data_checks.duplicates import Contents
-from workers.data_checks.report import NAMED, Clock, Report, counted, finding, listed, looked_at, percent, sampled
+from workers.data_checks.report import NAMED, Clock, Report, counted, empty_samples, finding, listed, looked_at, sampled
 from workers.kinds.hub import is_folder
 from workers.kinds.image_data import DigitsData, FolderData, HuggingFaceData, NpzData, ParquetData
 from workers.kinds.images import ImageClassificationTask
@@ -230,7 +231,7 @@ def _report(
     findings = [
         *findings,
         *labels.classes(train.labels, {p: found.labels for p, found in held_out.items()}, names, weighted=weighted),
-        *_blank(parts),
+        *chain.from_iterable(_blank(part, found) for part, found in parts.items()),
         *duplicates.overlaps(train.contents, others, "images"),
         *duplicates.contradictions(distinct, train.labels.tolist(), names, "images"),
         *duplicates.repeats(distinct, "images"),
@@ -249,23 +250,14 @@ def _report(
     )
 
 
-def _blank(parts: Mapping[str, Part]) -> list[Finding]:
-    found = []
-    for part, images in parts.items():
-        share = len(images.blank) / max(1, images.seen)
-        if not images.blank:
-            continue
-        rows = [images.contents.name(row) for row in sorted(images.blank)]
-        everything = share == 1.0 and part == "training"
-        found.append(
-            finding(
-                "empty_samples",
-                "critical" if everything else "warning" if share >= BLANK else "note",
-                {"part": part, "share": share, "count": len(rows), "examples": rows[:NAMED]},
-                f"{len(rows):,} of {images.seen:,} {part} images ({percent(share)}) have one value everywhere, such as "
-                f"{listed(rows)}: there is nothing to see in them. "
-                "Their labels cannot be told from their pixels, so they only teach how frequent labels are.",
-                "Remove them, or look at how they were written: blank images often come from a failed export.",
-            )
-        )
-    return found
+def _blank(part: str, images: Part) -> list[Finding]:
+    return empty_samples(
+        part,
+        [images.contents.name(row) for row in sorted(images.blank)],
+        images.seen,
+        "images",
+        BLANK,
+        lack="have one value everywhere",
+        meaning="There is nothing to see in them: their labels cannot be told from their pixels, so they only teach how frequent labels are.",
+        suggestion="Remove them, or look at how they were written: blank images often come from a failed export.",
+    )

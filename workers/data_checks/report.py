@@ -59,6 +59,33 @@ def finding(code: str, severity: Severity, evidence: Mapping[str, Any], explanat
     return Finding(code, severity, 0, None, evidence, explanation, suggestion)
 
 
+def empty_samples(
+    part: str,
+    empty: Sequence[str],
+    seen: int,
+    what: str,
+    warning: float,
+    *,
+    lack: str,
+    meaning: str,
+    suggestion: str,
+) -> list[Finding]:
+    """``empty``: names of those with nothing in them, of ``seen`` samples of a part; ``warning``: share from which on it is more than a note."""
+    if not empty:
+        return []
+    share = len(empty) / seen
+    everything = share == 1.0 and part == "training"
+    return [
+        finding(
+            "empty_samples",
+            "critical" if everything else "warning" if share >= warning else "note",
+            {"part": part, "share": share, "count": len(empty), "examples": list(empty[:NAMED])},
+            f"{len(empty):,} of {seen:,} {part} {what} ({percent(share)}) {lack}: {listed(empty)}. {meaning}",
+            suggestion,
+        )
+    ]
+
+
 def looked_at(seen: int, total: int, what: str) -> str | None:
     """Of a look for which there was not enough time."""
     if seen >= total:

@@ -8,7 +8,7 @@ from itertools import chain
 
 from workers.data_checks import duplicates
 from workers.data_checks.duplicates import Contents
-from workers.data_checks.report import NAMED, Clock, Report, counted, finding, listed, percent
+from workers.data_checks.report import Clock, Report, counted, empty_samples, finding, percent
 from workers.kinds.language import CharTokenizer, DocumentData, LanguageModelTask, TextData
 from workers.sources import documents, text
 from workers.sources.documents import Document
@@ -136,7 +136,7 @@ def check_documents(data: DocumentData, clock: Clock) -> Report:
     contents = {part: _contents(part, found) for part, found in parts.items()}
     others = {part: found for part, found in contents.items() if part != "training"}
     findings = [
-        *_empty(parts),
+        *chain.from_iterable(_empty(part, found) for part, found in parts.items()),
         *duplicates.overlaps(contents["training"], others, "documents"),
         *_mangled([_learnt(document) for document in parts["training"]]),
         *duplicates.repeats(contents["training"], "documents"),
@@ -175,23 +175,14 @@ def _contents(part: str, found: Sequence[Document]) -> Contents:
     return contents
 
 
-def _empty(parts: dict[str, list[Document]]) -> list[Finding]:
-    findings = []
-    for part, found in parts.items():
-        empty = [document.where for document in found if not _learnt(document).strip()]
-        share = len(empty) / max(1, len(found))
-        if not empty:
-            continue
-        everything = len(empty) == len(found) and part == "training"
-        findings.append(
-            finding(
-                "empty_samples",
-                "critical" if everything else "warning" if share >= EMPTY else "note",
-                {"part": part, "share": share, "count": len(empty), "examples": empty[:NAMED]},
-                f"{len(empty):,} of {len(found):,} {part} documents ({percent(share)}) have nothing but white space to learn: "
-                f"{listed(empty)}. They teach the model to "
-                "answer with nothing.",
-                "Remove them, or check which field the answers were written to.",
-            )
-        )
-    return findings
+def _empty(part: str, found: Sequence[Document]) -> list[Finding]:
+    return empty_samples(
+        part,
+        [document.where for document in found if not _learnt(document).strip()],
+        len(found),
+        "documents",
+        EMPTY,
+        lack="have nothing but white space to learn",
+        meaning="They teach the model to answer with nothing.",
+        suggestion="Remove them, or check which field the answers were written to.",
+    )

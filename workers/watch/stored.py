@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from workers.gradient_files import GradientReader
 from workers.jobfolder import FACTS, JobFolder
 from workers.watch.facts_json import from_json
 from workers.watch.memory import EVALUATED
@@ -24,21 +26,24 @@ NAMES = (
     "train/data_wait_seconds",
 )
 
+# Norms of layers that a judgement takes up, 128 MiB as float64: of 25 layers every step of a run of 670,000, of 300 layers of 55,000.
+MOST_NORMS = 1 << 24
+
 Table = tuple[Steps, Floats]  # (S,) each
 
 
-def from_folder(folder: JobFolder, *, most_norms: int | None = None) -> Record:
-    """``most_norms``: steps whose norms of layers are read; of more, those with the largest norms.
+def from_folder(folder: JobFolder) -> Record:
+    """Of a run with more norms than ``MOST_NORMS`` the steps are judged that have the largest of each stretch.
 
     Raises ValueError when nothing of a job is there.
     """
     series = {name: (each.steps, each.values) for name, each in folder.series().items()}
     if not series and folder.read_document("job.json") is None:
         raise ValueError(f"{folder.path} holds no job: neither job.json nor metrics/attempt-*.jsonl is there.")
-    matrix = folder.gradient_matrix(max_points=most_norms)
-    record = _record(
-        series, matrix.layers, matrix.steps, matrix.norms.astype(np.float64), folder.read_document("job.json")
-    )
+    norms = GradientReader(folder.gradients_path)
+    most = max(1, MOST_NORMS // max(1, len(norms.layers)))
+    matrix = norms.read(norms.largest_of_each_stretch(norms.between(None, None), most))
+    record = _record(series, matrix.layers, matrix.steps, matrix.norms, folder.read_document("job.json"))
     facts = folder.read_document(FACTS)
     ranks, checksums = read_ranks(folder.ranks_path) or (Ranks(), Checksums())
     return replace(
@@ -62,25 +67,26 @@ def _record(
     series: Mapping[str, Table],
     layers: tuple[str, ...],
     at: Steps,
-    norms: Floats,
+    norms: NDArray[np.float32] | Floats,
     spec: Any,
 ) -> Record:
     steps, losses = series.get("train/loss", (np.zeros(0, dtype=np.int64), none(0)))
     known = {name: _on(steps, series.get(name)) for name in NAMES}
     if not layers and "gradient/norm" in series:  # the norm over all layers is better than none
         layers, at, norms = ("all layers",), series["gradient/norm"][0], series["gradient/norm"][1][:, None]
-    per_layer = none(len(steps), len(layers))
     _, here, there = np.intersect1d(steps, at, assume_unique=True, return_indices=True)
-    per_layer[here] = norms[there]
-    # Rules look at rows with everything; norms may have been kept of some steps only.
-    rows = here if len(here) >= 20 else np.arange(len(steps))
+    if len(here) >= 20:  # Rules look at rows with everything; norms may have been kept of some steps only.
+        rows, per_layer = here, norms[there].astype(np.float64)
+    else:
+        rows, per_layer = np.arange(len(steps)), none(len(steps), len(layers))
+        per_layer[here] = norms[there]
     whole = known["gradient/norm"]
     with np.errstate(invalid="ignore", divide="ignore"):
         factors = np.where(whole > 0, known["gradient/norm_clipped"] / whole, 1.0)
     return Record(
         facts_of(spec),
         Series(
-            layers, steps[rows], losses[rows], per_layer[rows], known["train/learning_rate"][rows], factors[rows],
+            layers, steps[rows], losses[rows], per_layer, known["train/learning_rate"][rows], factors[rows],
             known["train/step_seconds"][rows], known["train/data_wait_seconds"][rows],
         ),
         evaluations=_evaluations(series),
