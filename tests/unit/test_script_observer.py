@@ -18,6 +18,7 @@ from torch.optim import optimizer
 
 from tests.scripts import optimizer_cases
 from workers.scripts.observations import Hearer, Measured, Observations, Probed
+from workers.scripts.site import chainrule_layers, chainrule_observer
 from workers.scripts.site.chainrule_aside import Aside
 from workers.scripts.site.chainrule_layers import Part
 from workers.scripts.site.chainrule_observer import Observer
@@ -106,6 +107,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", torch.nn.Module.load_state_dict)
     monkeypatch.setattr(torch.autograd, "backward", torch.autograd.backward)
     monkeypatch.setattr(grad_scaler.GradScaler, "scale", grad_scaler.GradScaler.scale)
+    monkeypatch.setattr(grad_scaler.GradScaler, "step", grad_scaler.GradScaler.step)
 
     def run(case: str, *, measures: bool = True, budget: float = 1.0) -> Seen:
         seen = Seen()
@@ -123,6 +125,52 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.parametrize("case", ["skipped", "fused"])
+def test_a_step_that_a_loss_scaler_skips_is_none(here: Any, case: str) -> None:
+    """Would catch the losses of several passes in one row, and gradients that are not finite in a training that is well."""
+    seen = here(case)
+    np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
+    np.testing.assert_allclose([row.norms for row in seen.rows], seen.said["norms"], rtol=1e-6)
+    if case == "skipped":
+        assert seen.facts.batch_size == 64, "of one pass"
+        assert seen.facts.loss.constant == pytest.approx(float(optimizer_cases.target.var(correction=0)), rel=1e-4)
+
+
+def test_parameters_that_come_later_are_measured_as_the_others(here: Any) -> None:
+    seen = here("unfrozen")
+    assert seen.layers == ("0", "2")
+    np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
+    for row, norms in zip(seen.rows, seen.said["norms"], strict=True):
+        np.testing.assert_allclose(row.norms, norms, rtol=1e-6)
+
+
+def test_what_one_training_leaves_does_not_stay_for_the_next(here: Any) -> None:
+    """Neither in memory, which the script checks, nor in the rows."""
+    seen = here("folds")
+    assert seen.layers == ("0", "2")
+    assert not seen.troubles
+    np.testing.assert_allclose([row.norms for row in seen.rows], seen.said["norms"], rtol=1e-6)
+
+
+def test_optimizers_without_end_are_looked_at_within_the_budget(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find the network of each takes a multiple of a step."""
+    looked_for: list[Any] = []
+    owners = chainrule_layers._owners
+    monkeypatch.setattr(chainrule_layers, "_owners", lambda *given: looked_for.append(0) or owners(*given))
+    seen = here("renewed", budget=0.02)
+    assert seen.step == 200
+    assert len(looked_for) < 20
+    assert seen.layers == ("0", "2")
+
+
+def test_what_has_been_done_is_read_once(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator it would be waited for, at every step."""
+    read: list[Any] = []
+    monkeypatch.setattr(chainrule_observer, "_steps_done", lambda _: read.append(0) or 0)
+    here("plain")
+    assert len(read) <= 2
+
+
 @pytest.mark.parametrize("case", ["plain", "closure", "busy"])
 def test_a_script_does_not_notice(case: str) -> None:
     """Bit by bit, random numbers included, with every step probed."""
@@ -136,7 +184,10 @@ def test_a_script_does_not_notice(case: str) -> None:
     assert not other.rows
 
 
-@pytest.mark.parametrize("case", ["plain", "accumulated", "scaled", "closure", "sparse", "unowned", "frozen"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "accumulated", "scaled", "closure", "sparse", "unowned", "frozen", "copied", "given_once", "averaged", "broken_off", "nested"],
+)  # fmt: skip
 def test_norms_and_losses_are_those_of_autograd(here: Any, case: str) -> None:
     """The script writes down its own, tensor by tensor, after its own clipping."""
     seen = here(case)

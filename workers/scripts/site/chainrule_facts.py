@@ -62,7 +62,7 @@ class ScriptFacts:
         self._rounds = self._resumed = 0
         self._norm = self._left = None  # type: Any
         self._looked_back = False  # at what the second step's first pass finds in the gradients
-        self._hook: Any = None
+        self._hook = self._first = None  # type: Any
         self._inputs: Any = None
         self._samples: int | None = None
         self._autocast: str | None = None
@@ -83,6 +83,15 @@ class ScriptFacts:
         elif self._rounds == 1 and not self._looked_back:
             self._left, self._looked_back = self._gradient_norm(), True
         self._passed = True
+
+    def step_skipped(self) -> None:
+        if self._rounds == 0:
+            self._losses.clear()
+            if self._graph is not None:
+                self._graph.forget_values()
+
+    def is_of(self, part: Any) -> bool:
+        return self._part is part
 
     def step_begins(self, optimizer: Any, part: Any, steps_done: int) -> None:
         """Before the very first update of all: weights are as they were made."""
@@ -197,17 +206,23 @@ class ScriptFacts:
     # --- what the first layer is given --------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """At the next pass, once. Not in what is compiled: the hook would be, too."""
+        """At the next pass, once. Not in what is compiled: the hook would be, too. Not by a hook of the module's own, with which it would be copied
+        or pickled."""
+        from torch.nn.modules.module import register_module_forward_hook
+
         modules = self._network.modules() if self._network is not None else ()
         first = next((each for each in modules if next(each.parameters(recurse=False), None) is not None), None)
         if first is not None and not compiles():
-            self._hook = first.register_forward_pre_hook(self._given, with_kwargs=True)
+            self._first = weakref.ref(first)
+            self._hook = register_module_forward_hook(self._given, with_kwargs=True)
 
-    def _given(self, module: Any, arguments: Any, named: Any) -> None:
+    def _given(self, module: Any, arguments: Any, named: Any, output: Any) -> None:
         import torch
 
+        if torch.compiler.is_compiling():
+            return
         try:
-            if not counted(module):
+            if module is not self._first() or not counted(module):
                 return
             self.close()
             given = next((each for each in (*arguments, *named.values()) if isinstance(each, torch.Tensor)), None)
