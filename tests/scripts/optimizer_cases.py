@@ -296,6 +296,7 @@ def given_once(model, optimizer):
         optimizer.zero_grad()
         parts = [loss_of(model, slice(0, 32)), loss_of(model, slice(32, 64))]
         torch.autograd.backward(part for part in parts)
+        assert model[0].weight.grad is not None
         note(sum(parts), model)
         optimizer.step()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ CASES = Path(__file__).parents[1] / "scripts" / "optimizer_cases.py"
 class Seen(Hearer):
     """What an observer has sent, and what the script says of itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sharded: bool = False) -> None:
+        self._sharded = sharded
         self.layers: tuple[str, ...] = ()
         self.rows: list[Measured] = []
         self.overhead: float | None = None
@@ -50,7 +53,7 @@ class Seen(Hearer):
         return Observations(self)
 
     def take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
-        assert not sharded
+        assert sharded == self._sharded
         self.layers = layers
 
     def take_rows(self, rows: Sequence[Measured]) -> None:
@@ -154,21 +157,20 @@ def test_what_one_training_leaves_does_not_stay_for_the_next(here: Any) -> None:
 
 def test_optimizers_without_end_are_looked_at_within_the_budget(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To find the network of each takes a multiple of a step."""
-    looked_for: list[Any] = []
-    owners = chainrule_layers._owners
-    monkeypatch.setattr(chainrule_layers, "_owners", lambda *given: looked_for.append(0) or owners(*given))
+    looked_for = Mock(wraps=chainrule_layers._owners)
+    monkeypatch.setattr(chainrule_layers, "_owners", looked_for)
     seen = here("renewed", budget=0.02)
     assert seen.step == 200
-    assert len(looked_for) < 20
+    assert looked_for.call_count < 20
     assert seen.layers == ("0", "2")
 
 
 def test_what_has_been_done_is_read_once(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an accelerator it would be waited for, at every step."""
-    read: list[Any] = []
-    monkeypatch.setattr(chainrule_observer, "_steps_done", lambda _: read.append(0) or 0)
+    read = Mock(return_value=0)
+    monkeypatch.setattr(chainrule_observer, "_steps_done", read)
     here("plain")
-    assert len(read) <= 2
+    assert read.call_count <= 2
 
 
 @pytest.mark.parametrize("case", ["plain", "closure", "busy"])
@@ -323,6 +325,33 @@ def test_another_sitecustomize_is_run_too(tmp_path: Path) -> None:
     code = "import sys; print(other, [p for p in sys.path if 'scripts/site' in p], 'torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == [str(tmp_path / "sitecustomize.py"), "[]", "False"]
+
+
+def test_a_hearer_that_fails_is_told_of() -> None:
+    """Would catch an observation that ends without a word."""
+
+    class Deaf(Seen):
+        def take_rows(self, rows: Sequence[Measured]) -> None:
+            raise RuntimeError("no room for these")
+
+    seen = Deaf()
+    observations = seen.listen()
+    observer = Observer(observations.address, Part, Aside, measures=False, budget=1.0)
+    observer._tell({"type": "layers", "layers": ["0"], "sharded": False})
+    observer._tell({"type": "rows", "rows": [[1, 0.0, 0.0, None, True]], "step": 1}, bytes(16))
+    observations.finish()
+    assert seen.troubles == [("observer", "RuntimeError: no room for these")]
+
+
+@pytest.mark.parametrize("sent", [b"\x07", b"\x05\0\0\0\0\0\0\0{", b"\xff" * 8])
+def test_what_a_kill_has_torn_is_left(sent: bytes) -> None:
+    seen = Seen()
+    observations = seen.listen()
+    with socket.socket(socket.AF_UNIX) as torn:
+        torn.connect(observations.address)
+        torn.sendall(sent)
+    observations.finish()
+    assert (seen.rows, seen.troubles) == ([], [])
 
 
 def test_a_worker_that_is_gone_is_no_ones_trouble(here: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ Everything here is called by the observer, which leaves it out once anything in 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -156,8 +157,8 @@ class ScriptFacts:
             optimizers=sides,
             **self._pace,
         )
-        left = float(self._left / self._norm) if sides == 1 and self._left is not None and self._norm else None
-        return {"facts": dataclasses.asdict(facts), "uncleared": left}
+        left = float(self._left / self._norm) if sides == 1 and self._left is not None and self._norm else math.nan
+        return {"facts": dataclasses.asdict(facts), "uncleared": left if math.isfinite(left) else None}
 
     def _in_some_optimizer(self) -> Iterator[Any]:
         """A network that is moved by hand (an average, a target of another) gets no gradient: nothing is missing there."""
