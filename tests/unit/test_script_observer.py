@@ -339,6 +339,7 @@ def test_a_hearer_that_fails_is_told_of() -> None:
     observer = Observer(observations.address, Part, Aside, measures=False, budget=1.0)
     observer._tell({"type": "layers", "layers": ["0"], "sharded": False})
     observer._tell({"type": "rows", "rows": [[1, 0.0, 0.0, None, True]], "step": 1}, bytes(16))
+    observer.end()
     observations.finish()
     assert seen.troubles == [("observer", "RuntimeError: no room for these")]
 

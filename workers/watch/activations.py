@@ -5,6 +5,7 @@ Seen by a forward hook that is in place for that step only. Functions that are c
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ class Activations:
         counted: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         """``cost``: entered whenever something is measured. ``counted``: whether what a module gives now counts; None: always."""
+        self._hook: RemovableHandle | None = None
         self._device, self._cost, self._counted = device, cost, counted
         self._found: dict[str, _Activation] = {}
         channels = False
@@ -120,7 +122,6 @@ class Activations:
             if rule is not None:
                 self._found[name or type(module).__name__] = _Activation(module, rule, channels)
         self._places = {id(found.module): (index, found) for index, found in enumerate(self._found.values())}
-        self._hook: RemovableHandle | None = None
         self._forget()
 
     @property
@@ -131,8 +132,17 @@ class Activations:
     def begin(self) -> None:
         self.end()
         self._forget()
+        this = weakref.ref(self)
+
+        def called(module: nn.Module, inputs: object, output: object) -> None:
+            watching = (
+                None if torch.compiler.is_compiling() else this()
+            )  # what is compiled now is as if this were not here
+            if watching is not None:
+                watching._called(module, output)
+
         # One for all modules, and none that is in them: somebody may copy or pickle a module with all that it has.
-        self._hook = register_module_forward_hook(self._called)
+        self._hook = register_module_forward_hook(called)
 
     def begin_pass(self, counts: bool) -> None:
         """``counts``: whether its samples are of the batch; those of a stand-in are not."""
@@ -144,6 +154,9 @@ class Activations:
             self._hook.remove()
             self._hook = None
 
+    def __del__(self) -> None:
+        self.end()
+
     def _forget(self) -> None:
         self._counts = False
         self._calls = [0] * len(self._found)
@@ -153,9 +166,7 @@ class Activations:
             (2, len(self._found)), dtype=torch.float64, device=self._device
         )  # outputs: flat ones, all
 
-    def _called(self, module: nn.Module, inputs: object, output: object) -> None:
-        if torch.compiler.is_compiling():  # what is compiled while this is in place is as if it were not
-            return
+    def _called(self, module: nn.Module, output: object) -> None:
         place = self._places.get(id(module))
         # In a backward pass a checkpointed part is only computed again.
         if place is None or not self._counts or torch._C._current_graph_task_id() != -1:
