@@ -142,6 +142,21 @@ def compiled(model, optimizer):
         loss.backward()
         note(loss, model)
         optimizer.step()
+    torch.compile(plain_step, backend="eager")(model, optimizer)
+
+
+def searched(model):
+    """Several passes a step, all of the same batch."""
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=RATE, max_iter=4)
+
+    def tried():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        losses.append(optimizer.step(tried).item())
 
 
 class Shy(nn.Module):

@@ -196,7 +196,8 @@ class Aside:
         try:
             self._tell({"type": "trouble", "of": what, "error": f"{type(error).__name__}: {error}"[:2000]})
         except Exception as another:
-            print(f"chainrule: {what} of this script are not known: {error!r}; {another!r}", file=sys.stderr)
+            if what != "observer":  # which says so itself
+                print(f"chainrule: {what} of this script are not known: {error!r}; {another!r}", file=sys.stderr)
 
 
 def _part(name: str) -> Any:

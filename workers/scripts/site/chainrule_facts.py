@@ -76,6 +76,8 @@ class ScriptFacts:
 
     def pass_begins(self, root: Any, loss: Any) -> None:
         """Before a backward pass. ``loss``: the value of its root, not scaled."""
+        if self._rounds == 0 and self._losses and self._pace.get("optimizer") == "lbfgs":
+            return  # what a line search tries is one loss at several places
         if self._graph is None:
             self._graph = self._private("watch.loss_graph").LossGraph()
         self._graph.see(root, first_step=self._rounds == 0)

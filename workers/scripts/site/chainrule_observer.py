@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import atexit
+import contextlib
 import json
 import os
 import socket
@@ -178,7 +179,7 @@ class Observer:
                 self.off = True
                 if self._aside is not None:
                     self._aside.failed(error)
-                print(f"chainrule: this script is not observed any more: {error!r}", file=sys.stderr)
+                print(f"chainrule: this process is not observed any more: {error!r}", file=sys.stderr)
 
         return called
 
@@ -359,9 +360,12 @@ class Observer:
 
     def _tell(self, header: dict[str, Any], payload: bytes = b"") -> None:
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(SEND_TIMEOUT)
-            self._socket.connect(self._address)
+            with contextlib.ExitStack() as unless_connected:
+                connection = unless_connected.enter_context(socket.socket(socket.AF_UNIX))
+                connection.settimeout(SEND_TIMEOUT)
+                connection.connect(self._address)
+                unless_connected.pop_all()
+            self._socket = connection
         text = json.dumps(header).encode()
         self._socket.sendall(struct.pack("<II", len(text), len(payload)) + text + payload)
 
