@@ -84,6 +84,7 @@ def test_a_hugging_face_trainer_is_watched_and_says_how_far_it_is(groups: Any) -
         ("sick_bare_loop.py", "deep_sigmoid", "vanishing_gradient"),
         ("sick_lightning.py", "high_rate", "lr_too_high"),
         ("sick_trainer.py", "dead_relu", "dying_relu"),
+        ("sick_bare_loop.py", "uncleared", "grad_accumulation"),
     ],
 )
 def test_a_sick_one_is_found_out_and_diagnosed_again(groups: Any, entry: str, mood: str, code: str) -> None:
@@ -96,6 +97,20 @@ def test_a_sick_one_is_found_out_and_diagnosed_again(groups: Any, entry: str, mo
     (facts,) = group.events("facts")
     assert facts.data["loss"]["function"] == "cross_entropy"
     assert diagnose(from_folder(group.folder)).findings[0].code == code
+
+
+@pytest.mark.parametrize(("act", "code"), [("pause", ReasonCode.CRITICAL_PAUSE), ("stop", ReasonCode.CRITICAL_FINDING)])
+def test_something_critical_ends_the_scripts_of_all_workers(groups: Any, act: str, code: ReasonCode) -> None:
+    """Would catch a worker whose script goes on, and an end by SIGTERM that is told as a fault of the script's."""
+    endless = script("bare_loop.py", "--lr", "3.0", "--steps", "1000000", resumable=True)
+    group = groups(endless | {"health": {"on_critical": act}})
+    seen = group.finished()
+    assert seen.outcome.code is code, seen.outcome
+    (first, *_) = seen.outcome.detail["critical"]
+    assert first["code"] in ("lr_too_high", "exploding_gradient")
+    assert first["code"] in seen.outcome.message
+    assert {event.data["rank"] for event in group.events("script.stopping")} == {0, 1}
+    assert not any(psutil.pid_exists(event.data["pid"]) for event in group.events("script.started"))
 
 
 def test_an_exploding_one_is_found_out(groups: Any) -> None:

@@ -1,9 +1,15 @@
 """Small training loops of all shapes. Each writes down, by plain autograd, what it saw: one JSON object on stdout."""
 
+import contextlib
+import copy
+import gc
 import hashlib
+import io
 import itertools
 import json
+import math
 import sys
+import weakref
 from typing import Any
 
 import torch
@@ -136,6 +142,21 @@ def compiled(model, optimizer):
         loss.backward()
         note(loss, model)
         optimizer.step()
+    torch.compile(plain_step, backend="eager")(model, optimizer)
+
+
+def searched(model):
+    """Several passes a step, all of the same batch."""
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=RATE, max_iter=4)
+
+    def tried():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    for _ in range(STEPS):
+        losses.append(optimizer.step(tried).item())
 
 
 class Shy(nn.Module):
@@ -271,11 +292,130 @@ def many(model):
         optimizer.step()
 
 
+def copied(model, optimizer):
+    """Keeps the model whole after every step, and a copy of it."""
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        note(loss, model)
+        optimizer.step()
+        torch.save(model, io.BytesIO())
+        twin = copy.deepcopy(model)
+        assert not any(each._forward_hooks or each._forward_pre_hooks for each in twin.modules())
+
+
+def given_once(model, optimizer):
+    """A generator is as good as a list for ``torch.autograd.backward``."""
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        parts = [loss_of(model, slice(0, 32)), loss_of(model, slice(32, 64))]
+        torch.autograd.backward(part for part in parts)
+        assert model[0].weight.grad is not None
+        note(sum(parts), model)
+        optimizer.step()
+
+
+def averaged(model, optimizer):
+    """The loss is changed in place before the step, as an all-reduce does."""
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        note(loss, model)
+        loss.detach().mul_(100.0)
+        optimizer.step()
+
+
+def broken_off(model, optimizer):
+    """A backward pass fails, and the step is made with another one."""
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        failing = loss_of(model)
+        failing.register_hook(lambda gradient: 1 / 0)
+        with contextlib.suppress(ZeroDivisionError):
+            failing.backward()
+        loss = loss_of(model)
+        loss.backward()
+        note(loss, model)
+        optimizer.step()
+
+
+def skipped(model, optimizer):
+    """A loss scaler skips each third step, the first one among them."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(3 * STEPS // 2):
+        optimizer.zero_grad()
+        loss = loss_of(model) * (math.inf if step % 3 == 0 else 1.0)
+        (scaled,) = scaler.scale([loss])
+        scaled.backward()
+        if step % 3:
+            note(loss, model)
+            norms[-1] = [norm / scaler.get_scale() for norm in norms[-1]]
+        scaler.step(optimizer)
+        scaler.update()
+
+
+class Outer(torch.optim.Optimizer):
+    """Leaves the step to another optimizer, as sharpness-aware and sharded ones do."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": RATE})
+        self.inner = torch.optim.SGD(self.param_groups, lr=RATE)
+
+    def step(self, closure=None):
+        self.inner.step()
+
+
+def unfrozen(model):
+    """The first layer is added later on."""
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=RATE)
+    for step in range(STEPS):
+        if step == STEPS // 2:
+            optimizer.add_param_group({"params": list(model[0].parameters())})
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        note(loss, model)
+        if step < STEPS // 2:
+            norms[-1] = norms[-1][1:]
+        optimizer.step()
+
+
+def folds(model):
+    """One training after another; what one has trained is gone when the next begins."""
+    for _ in range(3):
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+        plain(model, optimizer)
+        weight = weakref.ref(model[0].weight)
+        del model, optimizer
+        gc.collect()
+        assert weight() is None
+
+
+def renewed(model):
+    for _ in range(200):
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        plain_step(model, optimizer)
+
+
+def plain_step(model, optimizer):
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    optimizer.step()
+
+
 MODELS = {
     "sparse": Words,
     "shy": lambda: nn.Sequential(Shy(), nn.Tanh(), nn.Linear(8, 1)),
     "odd": lambda: nn.Sequential(nn.Linear(8, 8), ReLU(), Real(), nn.Linear(8, 1)),
 }
+
+
+ONE_OPTIMIZER = frozenset(
+    {"plain", "accumulated", "scaled", "closure", "sparse", "uncleared", "compiled", "copied", "given_once", "averaged", "broken_off", "skipped"}
+)  # fmt: skip
 
 
 def run(case: str) -> dict[str, Any]:
@@ -284,9 +424,13 @@ def run(case: str) -> dict[str, Any]:
         kept.clear()
     model = MODELS.get(case, network)()
     layers = list(layer_norms(model))
-    if case in ("plain", "accumulated", "scaled", "closure", "sparse", "uncleared", "compiled"):
+    if case in ONE_OPTIMIZER:
         globals()[case](model, torch.optim.SGD(model.parameters(), lr=RATE))
         weights.append(layer_weights(model))
+    elif case == "nested":
+        plain(model, Outer(model.parameters()))
+    elif case == "fused":
+        skipped(model, torch.optim.SGD(model.parameters(), lr=RATE, fused=True))
     elif case in ("shy", "odd", "loaded"):
         if case == "loaded":
             model.load_state_dict(network().state_dict())

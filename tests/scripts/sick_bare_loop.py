@@ -14,7 +14,8 @@ model = sick_digits.network(mood)
 optimizer = torch.optim.Adam(model.parameters(), lr=sick_digits.rate(mood))
 for step in range(steps):
     picked = torch.randint(0, len(pixels), (64,))
-    optimizer.zero_grad()
+    if mood != "uncleared":
+        optimizer.zero_grad()
     loss = nn.functional.cross_entropy(model(pixels[picked]), labels[picked])
     loss.backward()
     optimizer.step()

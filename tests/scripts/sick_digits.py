@@ -4,7 +4,7 @@ import sklearn.datasets
 import torch
 from torch import nn
 
-MOODS = ("healthy", "deep_sigmoid", "high_rate", "dead_relu")
+MOODS = ("healthy", "deep_sigmoid", "high_rate", "dead_relu", "uncleared")  # the last one in the bare loop only
 
 
 def digits():

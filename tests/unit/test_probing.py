@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import psutil
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from workers.gradients import GradientMonitor
 from workers.watch.activations import RULES, Activations
@@ -254,15 +257,31 @@ def test_hooks_are_there_only_while_probing() -> None:
     hooks = []
     for step in (1, 4):
         prober.begin(step)
-        hooks.append(len(model[1]._forward_hooks))
+        hooks.append(len(_global_forward_hooks))
         model(torch.ones(1, 2)).sum().backward()
         prober.before_update(torch.ones((), dtype=torch.float64))
-        hooks.append(len(model[1]._forward_hooks))
+        hooks.append(len(_global_forward_hooks))
         assert (prober.after_update() is not None) == (step == 1)
     assert hooks == [1, 0, 0, 0]
     prober.begin(5)
     prober.abandon()
-    assert not model[1]._forward_hooks
+    assert not _global_forward_hooks
+    prober.begin(10)
+    del prober
+    assert not _global_forward_hooks, "one that is gone is not called any more"
+
+
+def test_modules_may_be_copied_and_pickled_while_probing() -> None:
+    """Would catch a copy that goes on telling of its activations, and a hook that cannot be pickled."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    watch = Activations(model, CPU, Stopwatch(events=False))
+    watch.begin()
+    watch.begin_pass(True)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin(torch.ones(3, 2))
+    assert watch._loud == [[]]
+    model(torch.ones(3, 2))
+    assert [len(calls) for calls in watch._loud] == [1]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from torch.optim import optimizer
 
 from tests.scripts import optimizer_cases
 from workers.scripts.observations import Hearer, Measured, Observations, Probed
+from workers.scripts.site import chainrule_layers, chainrule_observer
 from workers.scripts.site.chainrule_aside import Aside
 from workers.scripts.site.chainrule_layers import Part
 from workers.scripts.site.chainrule_observer import Observer
@@ -34,7 +37,8 @@ CASES = Path(__file__).parents[1] / "scripts" / "optimizer_cases.py"
 class Seen(Hearer):
     """What an observer has sent, and what the script says of itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sharded: bool = False) -> None:
+        self._sharded = sharded
         self.layers: tuple[str, ...] = ()
         self.rows: list[Measured] = []
         self.overhead: float | None = None
@@ -49,7 +53,7 @@ class Seen(Hearer):
         return Observations(self)
 
     def take_layers(self, layers: tuple[str, ...], sharded: bool) -> None:
-        assert not sharded
+        assert sharded == self._sharded
         self.layers = layers
 
     def take_rows(self, rows: Sequence[Measured]) -> None:
@@ -106,6 +110,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", torch.nn.Module.load_state_dict)
     monkeypatch.setattr(torch.autograd, "backward", torch.autograd.backward)
     monkeypatch.setattr(grad_scaler.GradScaler, "scale", grad_scaler.GradScaler.scale)
+    monkeypatch.setattr(grad_scaler.GradScaler, "step", grad_scaler.GradScaler.step)
 
     def run(case: str, *, measures: bool = True, budget: float = 1.0) -> Seen:
         seen = Seen()
@@ -123,6 +128,51 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.parametrize("case", ["skipped", "fused"])
+def test_a_step_that_a_loss_scaler_skips_is_none(here: Any, case: str) -> None:
+    """Would catch the losses of several passes in one row, and gradients that are not finite in a training that is well."""
+    seen = here(case)
+    np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
+    np.testing.assert_allclose([row.norms for row in seen.rows], seen.said["norms"], rtol=1e-6)
+    if case == "skipped":
+        assert seen.facts.batch_size == 64, "of one pass"
+        assert seen.facts.loss.constant == pytest.approx(float(optimizer_cases.target.var(correction=0)), rel=1e-4)
+
+
+def test_parameters_that_come_later_are_measured_as_the_others(here: Any) -> None:
+    seen = here("unfrozen")
+    assert seen.layers == ("0", "2")
+    np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
+    for row, norms in zip(seen.rows, seen.said["norms"], strict=True):
+        np.testing.assert_allclose(row.norms, norms, rtol=1e-6)
+
+
+def test_what_one_training_leaves_does_not_stay_for_the_next(here: Any) -> None:
+    """Neither in memory, which the script checks, nor in the rows."""
+    seen = here("folds")
+    assert seen.layers == ("0", "2")
+    assert not seen.troubles
+    np.testing.assert_allclose([row.norms for row in seen.rows], seen.said["norms"], rtol=1e-6)
+
+
+def test_optimizers_without_end_are_looked_at_within_the_budget(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find the network of each takes a multiple of a step."""
+    looked_for = Mock(wraps=chainrule_layers._owners)
+    monkeypatch.setattr(chainrule_layers, "_owners", looked_for)
+    seen = here("renewed", budget=0.02)
+    assert seen.step == 200
+    assert looked_for.call_count < 20
+    assert seen.layers == ("0", "2")
+
+
+def test_what_has_been_done_is_read_once(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator it would be waited for, at every step."""
+    read = Mock(return_value=0)
+    monkeypatch.setattr(chainrule_observer, "_steps_done", read)
+    here("plain")
+    assert read.call_count <= 2
+
+
 @pytest.mark.parametrize("case", ["plain", "closure", "busy"])
 def test_a_script_does_not_notice(case: str) -> None:
     """Bit by bit, random numbers included, with every step probed."""
@@ -136,7 +186,10 @@ def test_a_script_does_not_notice(case: str) -> None:
     assert not other.rows
 
 
-@pytest.mark.parametrize("case", ["plain", "accumulated", "scaled", "closure", "sparse", "unowned", "frozen"])
+@pytest.mark.parametrize(
+    "case",
+    ["plain", "accumulated", "scaled", "closure", "sparse", "unowned", "frozen", "copied", "given_once", "averaged", "broken_off", "nested"],
+)  # fmt: skip
 def test_norms_and_losses_are_those_of_autograd(here: Any, case: str) -> None:
     """The script writes down its own, tensor by tensor, after its own clipping."""
     seen = here(case)
@@ -146,6 +199,12 @@ def test_norms_and_losses_are_those_of_autograd(here: Any, case: str) -> None:
     np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
     assert {row.learning_rate for row in seen.rows} == {0.05}
     assert seen.step == len(seen.rows)
+
+
+def test_parameters_of_no_module_are_probed_too(here: Any) -> None:
+    seen = here("unowned")
+    assert not seen.troubles
+    assert seen.probed().layers == ("group0.param0", "group0.param1")
 
 
 @pytest.mark.parametrize("case", ["plain", "accumulated", "scaled", "closure", "sparse"])
@@ -187,6 +246,13 @@ def test_the_best_constant_answer_is_in_the_measure_of_the_series(here: Any) -> 
     assert facts.loss.constant == pytest.approx(spread, rel=1e-4)
 
 
+def test_what_a_line_search_tries_is_one_pass(here: Any) -> None:
+    seen = here("searched")
+    np.testing.assert_allclose([row.loss for row in seen.rows], seen.said["losses"], rtol=1e-6)
+    assert seen.facts.batch_size == 64
+    assert seen.facts.loss.constant == pytest.approx(float(optimizer_cases.target.var(correction=0)), rel=1e-4)
+
+
 def test_gradients_that_nobody_clears_are_seen(here: Any) -> None:
     assert here("uncleared").uncleared == pytest.approx(1.0, rel=1e-5)
     assert here("accumulated").uncleared is None
@@ -203,12 +269,14 @@ def test_one_that_was_trained_before_is_known(here: Any, case: str) -> None:
 
 
 def test_what_is_compiled_is_left_alone() -> None:
-    """No hook, which would be compiled in, or break what must be one graph. Alone: hooks are left out for the rest of a process that compiles."""
+    """No hook, which would be compiled in, or break what must be one graph; and a step that is compiled with its optimizer is only not seen.
+    Alone: hooks are left out for the rest of a process that compiles."""
     seen = alone("compiled")
     assert not seen.troubles
-    assert not seen.errors, seen.errors
+    assert "chainrule" not in seen.errors
     assert seen.facts is not None
     assert (seen.names.activations, seen.facts.inputs, len(seen.probes)) == ((), None, 11)
+    assert len(seen.rows) == 12
 
 
 @pytest.mark.parametrize(("case", "of"), [("shy", "facts"), ("odd", "probes")])
@@ -274,7 +342,36 @@ def test_another_sitecustomize_is_run_too(tmp_path: Path) -> None:
     assert run.stdout.split() == [str(tmp_path / "sitecustomize.py"), "[]", "False"]
 
 
+def test_a_hearer_that_fails_is_told_of() -> None:
+    """Would catch an observation that ends without a word."""
+
+    class Deaf(Seen):
+        def take_rows(self, rows: Sequence[Measured]) -> None:
+            raise RuntimeError("no room for these")
+
+    seen = Deaf()
+    observations = seen.listen()
+    observer = Observer(observations.address, Part, Aside, measures=False, budget=1.0)
+    observer._tell({"type": "layers", "layers": ["0"], "sharded": False})
+    observer._tell({"type": "rows", "rows": [[1, 0.0, 0.0, None, True]], "step": 1}, bytes(16))
+    observer.end()
+    observations.finish()
+    assert seen.troubles == [("observer", "RuntimeError: no room for these")]
+
+
+@pytest.mark.parametrize("sent", [b"\x07", b"\x05\0\0\0\0\0\0\0{", b"\xff" * 8])
+def test_what_a_kill_has_torn_is_left(sent: bytes) -> None:
+    seen = Seen()
+    observations = seen.listen()
+    with socket.socket(socket.AF_UNIX) as torn:
+        torn.connect(observations.address)
+        torn.sendall(sent)
+    observations.finish()
+    assert (seen.rows, seen.troubles) == ([], [])
+
+
 def test_a_worker_that_is_gone_is_no_ones_trouble(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     Observer("/nowhere/observer", Part, Aside, measures=True, budget=1.0).optimizers(optimizer)
     assert len(optimizer_cases.run("plain")["losses"]) == 12
-    assert capsys.readouterr().err.count("chainrule: this script is not observed any more") == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("chainrule: this process is not observed any more")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,14 +93,16 @@ class Observations:
 
     def _listen(self) -> None:
         """The first process that connects is the script; what else of it trains is not followed."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # torn by a kill
+        with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
+            self._listener.close()  # others are refused at once, in place of waiting for somebody to listen
             with connection, connection.makefile("rb") as stream:
-                while header := stream.read(8):
-                    size, extra = struct.unpack("<II", header)
-                    if size > LARGEST_HEADER or extra > LARGEST_PAYLOAD:
+                while (frame := _read(stream)) is not None:
+                    try:
+                        self._take(*frame)
+                    except Exception as error:
+                        self._hearer.take_trouble("observer", f"{type(error).__name__}: {error}")
                         return
-                    self._take(json.loads(stream.read(size)), stream.read(extra))
 
     def _take(self, header: dict[str, Any], payload: bytes) -> None:
         hearer = self._hearer
@@ -130,6 +132,19 @@ class Observations:
             self._hearer.take_rows([_measured(row, numbers) for row, numbers in measured])
         elif kind == "end":
             self._hearer.take_end(float(header["overhead"]))
+
+
+def _read(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """None: there is no other, or it was torn by a kill."""
+    lengths = stream.read(8)
+    size, extra = struct.unpack("<II", lengths) if len(lengths) == 8 else (0, 0)
+    if not 0 < size <= LARGEST_HEADER or extra > LARGEST_PAYLOAD:
+        return None
+    text, payload = stream.read(size), stream.read(extra)
+    if len(text) < size or len(payload) < extra:
+        return None
+    header: dict[str, Any] = json.loads(text)
+    return header, payload
 
 
 def _measured(row: Sequence[Any], numbers: NDArray[np.float64]) -> Measured:

@@ -94,7 +94,11 @@ class Observed(Hearer):
             self._recorder.take_over(before)
         self._recorder.tell(self._tells)
         if before is None and self._tells:
-            part = "; each worker has a part of the gradients, and these are rank 0's" if sharded else ""
+            part = (
+                "; each worker has a part of the gradients, these are rank 0's, and no step is looked at closely"
+                if sharded
+                else ""
+            )
             said = f"The script's optimizer was found: {len(layers)} layers are measured{part}."
             data = {"layers": list(layers), "sharded": sharded, "steps": self._task.steps}
             self._context.reporter.event("info", "script.observed", said, data)
@@ -121,7 +125,7 @@ class Observed(Hearer):
         if self._tells:
             loss = found.loss.function or "no loss function that is known by name"
             said = f"Before the first step: {len(found.layers)} layers; {loss}."
-            self._context.reporter.event("info", "facts", said, to_json(found))
+            self._context.reporter.event("info", "facts", said, to_json(found) | {"uncleared": uncleared})
 
     def take_trouble(self, of: str, error: str) -> None:
         if self._tells:

@@ -56,7 +56,7 @@ class ScriptRecorder(Recorder):
         """What does not hang on the layers, which have become more."""
         with other._guard, self._guard:
             self.facts, self._uncleared, self._cost_share = other.facts, other._uncleared, other._cost_share
-            self._probes, self._pending_probes = other._probes, other._pending_probes
+            self._probes, self._pending_probes, self._loss = other._probes, other._pending_probes, other._loss
 
     def take_facts(self, facts: Facts, uncleared: float | None) -> None:
         with self._guard:

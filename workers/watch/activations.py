@@ -1,10 +1,11 @@
 """What activation modules give in a step: units that are silent for the whole batch, outputs at which the slope is nearly 0.
 
-Seen by forward hooks that are in place for that step only. Functions that are called without a module (``F.relu``) are not seen.
+Seen by a forward hook that is in place for that step only. Functions that are called without a module (``F.relu``) are not seen.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
 from workers.watch.sampling import sample
@@ -107,6 +109,7 @@ class Activations:
         counted: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         """``cost``: entered whenever something is measured. ``counted``: whether what a module gives now counts; None: always."""
+        self._hook: RemovableHandle | None = None
         self._device, self._cost, self._counted = device, cost, counted
         self._found: dict[str, _Activation] = {}
         channels = False
@@ -118,7 +121,7 @@ class Activations:
             rule = RULES.get(type(module).__name__)
             if rule is not None:
                 self._found[name or type(module).__name__] = _Activation(module, rule, channels)
-        self._hooks: list[RemovableHandle] = []
+        self._places = {id(found.module): (index, found) for index, found in enumerate(self._found.values())}
         self._forget()
 
     @property
@@ -129,8 +132,17 @@ class Activations:
     def begin(self) -> None:
         self.end()
         self._forget()
-        for index, found in enumerate(self._found.values()):
-            self._hooks.append(found.module.register_forward_hook(self._hook(index, found)))
+        this = weakref.ref(self)
+
+        def called(module: nn.Module, inputs: object, output: object) -> None:
+            watching = (
+                None if torch.compiler.is_compiling() else this()
+            )  # what is compiled now is as if this were not here
+            if watching is not None:
+                watching._called(module, output)
+
+        # One for all modules, and none that is in them: somebody may copy or pickle a module with all that it has.
+        self._hook = register_module_forward_hook(called)
 
     def begin_pass(self, counts: bool) -> None:
         """``counts``: whether its samples are of the batch; those of a stand-in are not."""
@@ -138,9 +150,12 @@ class Activations:
         self._calls = [0] * len(self._found)
 
     def end(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def __del__(self) -> None:
+        self.end()
 
     def _forget(self) -> None:
         self._counts = False
@@ -151,18 +166,16 @@ class Activations:
             (2, len(self._found)), dtype=torch.float64, device=self._device
         )  # outputs: flat ones, all
 
-    def _hook(self, index: int, found: _Activation) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            # In a backward pass a checkpointed part is only computed again.
-            if not self._counts or torch._C._current_graph_task_id() != -1:
-                return
-            if self._counted is not None and not self._counted(module):
-                return
-            if isinstance(output, Tensor) and output.numel() > 0 and output.dim() >= 2:
-                with self._cost, torch.no_grad():
-                    self._look(index, found, output.detach())
-
-        return hook
+    def _called(self, module: nn.Module, output: object) -> None:
+        place = self._places.get(id(module))
+        # In a backward pass a checkpointed part is only computed again.
+        if place is None or not self._counts or torch._C._current_graph_task_id() != -1:
+            return
+        if self._counted is not None and not self._counted(module):
+            return
+        if isinstance(output, Tensor) and output.numel() > 0 and output.dim() >= 2:
+            with self._cost, torch.no_grad():
+                self._look(*place, output.detach())
 
     def _look(self, index: int, found: _Activation, y: Tensor) -> None:
         call = self._calls[index]

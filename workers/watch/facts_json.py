@@ -25,6 +25,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def uncleared_in(document: Mapping[str, Any]) -> float | None:
+    """``Record.uncleared``, which scripts tell with their facts."""
+    value = document.get("uncleared")
+    return float(value) if isinstance(value, int | float) else None
+
+
 def from_json(document: Mapping[str, Any]) -> Facts:
     """What ``to_json`` gave, also after JSON made lists of its tuples. Fields of other versions are passed over; missing ones are unknown."""
     loss = dict(document.get("loss") or {})

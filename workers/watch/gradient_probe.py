@@ -152,7 +152,9 @@ def _with_rows(model: nn.Module, layers: Layers) -> list[bool]:
         return kind and parameter is module.weight
 
     return [
-        all(fits(module, parameter) for module in owners[parameter]) and _rows_are_whole(parameter)
+        parameter in owners
+        and all(fits(module, parameter) for module in owners[parameter])
+        and _rows_are_whole(parameter)
         for parameter in layers.parameters
     ]
 

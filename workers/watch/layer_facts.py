@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _NormBase
 
 from workers.sharding import local
@@ -37,7 +38,7 @@ def layer_facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Lay
         found.append(
             LayerFacts(
                 name=name,
-                kind=type(module).__name__,
+                kind=_kind(module),
                 shape=tuple(largest.shape),
                 fan_in=math.prod(largest.shape[1:])
                 if largest.ndim > 1
@@ -52,6 +53,11 @@ def layer_facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Lay
             )
         )
     return tuple(sorted(found, key=lambda layer: not layer.requires_grad))
+
+
+def _kind(module: nn.Module) -> str:
+    """Its class as it was before ``fully_shard`` made it one of its own, which is called FSDPLinear and the like."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def twin_rows(weight: Tensor) -> float:

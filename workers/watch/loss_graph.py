@@ -66,6 +66,10 @@ class LossGraph:
         if first_step:
             self._values.append(_mean_loss(node))
 
+    def forget_values(self) -> None:
+        """Of passes whose step is not made."""
+        self._values.clear()
+
     def facts(self, row_loss: float | None) -> LossFacts:
         """``row_loss``: the loss of the first step, as the series has it: several passes added up, each divided by their number, or whatever
         the script does. The best constant answer is given in the same measure. Where other terms may be in it nothing is said of it."""

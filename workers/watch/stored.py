@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workers.gradient_files import GradientReader
 from workers.jobfolder import FACTS, JobFolder
-from workers.watch.facts_json import from_json
+from workers.watch.facts_json import from_json, uncleared_in
 from workers.watch.memory import EVALUATED
 from workers.watch.probe_files import read_probes
 from workers.watch.rank_files import read_ranks
@@ -52,6 +52,7 @@ def from_folder(folder: JobFolder) -> Record:
         probes=read_probes(folder.probes_path) or Probes(),
         ranks=ranks,
         checksums=checksums,
+        uncleared=None if facts is None else uncleared_in(facts),
     )
 
 

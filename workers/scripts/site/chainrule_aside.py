@@ -13,8 +13,6 @@ from typing import Any
 
 SHARE = 0.5  # of the budget, for probes; the norms of each step have the rest
 
-PartOf = Callable[[Any], tuple[Any, bool]]
-
 
 class Aside:
     def __init__(self, tell: Callable[..., None], budget: float) -> None:
@@ -27,6 +25,7 @@ class Aside:
         self._first = True  # nothing was seen yet
         self._left_out: set[str] = set()
         self._spent = 0.0  # on probes of optimizers that are gone
+        self._waiting: list[tuple[dict[str, Any], bytes]] = []  # to be told with what is sent next
 
     @property
     def probing(self) -> bool:
@@ -45,39 +44,58 @@ class Aside:
         if self._probes is not None:
             self._try("probes", self._probes.pass_ends)
 
-    def before(self, optimizer: Any, part_of: PartOf, done: int, *, with_gradients: bool) -> None:
-        """Before a step of the optimizer that sets the pace. ``with_gradients``: they are there already."""
+    def step_skipped(self) -> None:
+        """By a loss scaler, after the passes of a step."""
+        if self._facts is not None:
+            self._try("facts", self._facts.step_skipped)
+
+    def before(
+        self, optimizer: Any, part_of: Callable[[Any], Any], steps_done: Callable[[Any], int], *, with_gradients: bool
+    ) -> None:
+        """Before a step of the optimizer that sets the pace. ``with_gradients``: they are there already. What ``steps_done`` gives of it may have
+        to be waited for."""
         if self._first:
-            self._try("facts", self._begin_facts, optimizer, part_of, done)
+            self._try("facts", self._begin_facts, optimizer, part_of, steps_done)
             self._first = False
         if self.probing:
             self._try("probes", self._probe_before, optimizer, with_gradients)
 
-    def after(self, optimizer: Any, part_of: PartOf, step: int, *, paces: bool, with_gradients: bool) -> None:
-        """``step``: that is over. ``paces``: by the optimizer that sets the pace. ``with_gradients``: they are there only now."""
+    def after(self, optimizer: Any, part: Any, step: int, *, paces: bool, with_gradients: bool) -> None:
+        """``part``: None: nobody has looked for its networks. ``step``: that is over. ``paces``: by the optimizer that sets the pace.
+        ``with_gradients``: they are there only now."""
         if self._facts is not None:
             self._try(
                 "facts", self._facts.step_ended if paces else self._facts.other_steps, *([] if paces else [optimizer])
             )
             if self._facts is not None and self._facts.complete:
-                self._try("facts", self._tell_facts)
+                self._try("facts", self._end_facts)
         if paces:
-            self._try("probes", self._probe_after, optimizer, part_of, step, with_gradients)
+            self._try("probes", self._probe_after, optimizer, part, step, with_gradients)
 
     def took(self, seconds: float) -> None:
         """A round."""
         if self._probes is not None:
             self._probes.took(seconds)
 
+    def gone(self, part: Any) -> None:
+        """Its optimizer is. Python may have found out anywhere, so nothing is sent now."""
+        if self._facts is not None and self._facts.is_of(part):
+            self._try("facts", self._end_facts)
+        if self._probes is not None and self._probes.is_of(part):
+            self._drop_probes()
+
     def send(self) -> None:
         if self._probes is not None:
-            self._try("probes", self._send_probes)
+            self._try("probes", self._read_probes)
+        waiting, self._waiting = self._waiting, []
+        for header, payload in waiting:
+            self._tell(header, payload)
 
     def end(self) -> None:
         if self._facts is not None:
-            self._try("facts", self._tell_facts)
-        self.send()
+            self._try("facts", self._end_facts)
         self._drop_probes()
+        self.send()
 
     def failed(self, error: Exception) -> None:
         """The observer has."""
@@ -93,15 +111,15 @@ class Aside:
         if self._facts is not None:
             self._facts.pass_begins(root, loss)
 
-    def _begin_facts(self, optimizer: Any, part_of: PartOf, done: int) -> None:
+    def _begin_facts(self, optimizer: Any, part_of: Callable[[Any], Any], steps_done: Callable[[Any], int]) -> None:
         if self._facts is None:
             self._facts = _part("facts").ScriptFacts(_part("private").private, self.loaded)
-        self._facts.step_begins(optimizer, part_of(optimizer)[0], done)
+        self._facts.step_begins(optimizer, part_of(optimizer), steps_done(optimizer))
 
-    def _tell_facts(self) -> None:
+    def _end_facts(self) -> None:
         document = self._facts.document(scaled=self.scaled)
         self._facts = None
-        self._tell({"type": "facts", **document})
+        self._waiting.append(({"type": "facts", **document}, b""))
 
     # --- probes -------------------------------------------------------------------------------------------------------
 
@@ -110,8 +128,9 @@ class Aside:
         if with_gradients:
             self._probes.look_at_gradients(optimizer)
 
-    def _probe_after(self, optimizer: Any, part_of: PartOf, step: int, with_gradients: bool) -> None:
-        part, _ = part_of(optimizer)
+    def _probe_after(self, optimizer: Any, part: Any, step: int, with_gradients: bool) -> None:
+        if part is None:
+            return
         if self._probes is None or not self._probes.is_of(part):
             self._drop_probes()
             if (
@@ -130,21 +149,21 @@ class Aside:
                 facts.counted,
                 facts.compiles(),
             )
-            self._tell(self._probes.header)
+            self._waiting.append((self._probes.header, b""))
         elif self.probing:
             if with_gradients:
                 self._probes.look_at_gradients(optimizer)
             self._probes.updated()
         self._probes.begin(step + 1)
 
-    def _send_probes(self) -> None:
+    def _read_probes(self) -> None:
         found = self._probes.sent()
         if found is not None:
-            self._tell({"type": "probes", "probes": found[0]}, found[1])
+            self._waiting.append(({"type": "probes", "probes": found[0]}, found[1]))
 
     def _drop_probes(self) -> None:
         if self._probes is not None:
-            self.send()
+            self._try("probes", self._read_probes)
         if self._probes is not None:
             self._spent += self._probes.cost
             self._probes.close()
@@ -177,7 +196,8 @@ class Aside:
         try:
             self._tell({"type": "trouble", "of": what, "error": f"{type(error).__name__}: {error}"[:2000]})
         except Exception as another:
-            print(f"chainrule: {what} of this script are not known: {error!r}; {another!r}", file=sys.stderr)
+            if what != "observer":  # which says so itself
+                print(f"chainrule: {what} of this script are not known: {error!r}; {another!r}", file=sys.stderr)
 
 
 def _part(name: str) -> Any:

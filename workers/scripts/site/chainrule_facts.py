@@ -6,6 +6,7 @@ Everything here is called by the observer, which leaves it out once anything in 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ class ScriptFacts:
         self._rounds = self._resumed = 0
         self._norm = self._left = None  # type: Any
         self._looked_back = False  # at what the second step's first pass finds in the gradients
-        self._hook: Any = None
+        self._hook = self._first = None  # type: Any
         self._inputs: Any = None
         self._samples: int | None = None
         self._autocast: str | None = None
@@ -75,6 +76,8 @@ class ScriptFacts:
 
     def pass_begins(self, root: Any, loss: Any) -> None:
         """Before a backward pass. ``loss``: the value of its root, not scaled."""
+        if self._rounds == 0 and self._losses and self._pace.get("optimizer") == "lbfgs":
+            return  # what a line search tries is one loss at several places
         if self._graph is None:
             self._graph = self._private("watch.loss_graph").LossGraph()
         self._graph.see(root, first_step=self._rounds == 0)
@@ -83,6 +86,15 @@ class ScriptFacts:
         elif self._rounds == 1 and not self._looked_back:
             self._left, self._looked_back = self._gradient_norm(), True
         self._passed = True
+
+    def step_skipped(self) -> None:
+        if self._rounds == 0:
+            self._losses.clear()
+            if self._graph is not None:
+                self._graph.forget_values()
+
+    def is_of(self, part: Any) -> bool:
+        return self._part is part
 
     def step_begins(self, optimizer: Any, part: Any, steps_done: int) -> None:
         """Before the very first update of all: weights are as they were made."""
@@ -147,8 +159,8 @@ class ScriptFacts:
             optimizers=sides,
             **self._pace,
         )
-        left = float(self._left / self._norm) if sides == 1 and self._left is not None and self._norm else None
-        return {"facts": dataclasses.asdict(facts), "uncleared": left}
+        left = float(self._left / self._norm) if sides == 1 and self._left is not None and self._norm else math.nan
+        return {"facts": dataclasses.asdict(facts), "uncleared": left if math.isfinite(left) else None}
 
     def _in_some_optimizer(self) -> Iterator[Any]:
         """A network that is moved by hand (an average, a target of another) gets no gradient: nothing is missing there."""
@@ -197,17 +209,23 @@ class ScriptFacts:
     # --- what the first layer is given --------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        """At the next pass, once. Not in what is compiled: the hook would be, too."""
+        """At the next pass, once. Not in what is compiled: the hook would be, too. Not by a hook of the module's own, with which it would be copied
+        or pickled."""
+        from torch.nn.modules.module import register_module_forward_hook
+
         modules = self._network.modules() if self._network is not None else ()
         first = next((each for each in modules if next(each.parameters(recurse=False), None) is not None), None)
         if first is not None and not compiles():
-            self._hook = first.register_forward_pre_hook(self._given, with_kwargs=True)
+            self._first = weakref.ref(first)
+            self._hook = register_module_forward_hook(self._given, with_kwargs=True)
 
-    def _given(self, module: Any, arguments: Any, named: Any) -> None:
+    def _given(self, module: Any, arguments: Any, named: Any, output: Any) -> None:
         import torch
 
+        if torch.compiler.is_compiling():
+            return
         try:
-            if not counted(module):
+            if module is not self._first() or not counted(module):
                 return
             self.close()
             given = next((each for each in (*arguments, *named.values()) if isinstance(each, torch.Tensor)), None)

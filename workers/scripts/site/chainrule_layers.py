@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from itertools import count
 from typing import Any
+
+Roots = dict[int, tuple[Any, str]]  # id of a network -> a weak reference to it, and what its layers' names begin with
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -12,9 +16,11 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 class Part:
     """The parameters of one optimizer by layer: the module that owns them, in network order."""
 
-    def __init__(self, optimizer: Any, taken: list[str], roots: dict[int, str]) -> None:
-        """``taken``: layers of other optimizers. ``roots``: the networks that were seen; new ones are added."""
-        self._optimizer = weakref.ref(optimizer)
+    def __init__(self, optimizer: Any, taken: list[str], roots: Roots, gone: Callable[[Any], None]) -> None:
+        """``taken``: layers of other optimizers. ``roots``: the networks that were seen; new ones are added. ``gone``: is called with this one when
+        the optimizer is: its parameters, which are kept here, should not outlive it."""
+        this = weakref.ref(self)
+        self._optimizer = weakref.ref(optimizer, lambda _: gone(this()))
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._shape = _shape(optimizer)
         self.networks, owners, order = _owners(self._parameters, roots)
@@ -34,7 +40,9 @@ class Part:
         self._row: Any = None
 
     def alive(self) -> bool:
-        return self._optimizer() is not None
+        """Also the networks are looked at: an optimizer may stay until it is collected."""
+        networks = not self.networks or any(network.alive() for network in self.networks)
+        return self._optimizer() is not None and networks
 
     def is_of(self, optimizer: Any) -> bool:
         return self._optimizer() is optimizer and self._shape == _shape(optimizer)
@@ -85,6 +93,9 @@ class Network:
         self._root, self.prefix = weakref.ref(root), prefix
         self._wrapped = isinstance(root, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
+    def alive(self) -> bool:
+        return self._root() is not None
+
     def named_parameters(self) -> list[tuple[str, Any]]:
         root = self._root()
         return [(self.called(name), each) for name, each in root.named_parameters()] if root is not None else []
@@ -101,7 +112,7 @@ class Network:
         return self.prefix + ".".join(segments)
 
 
-def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[list[Network], dict[int, str], dict[str, int]]:
+def _owners(parameters: list[Any], roots: Roots) -> tuple[list[Network], dict[int, str], dict[str, int]]:
     """The networks among the modules that are alive, id of a parameter -> its layer's name, place of each name in its network."""
     from torch import nn
 
@@ -122,16 +133,26 @@ def _owners(parameters: list[Any], roots: dict[int, str]) -> tuple[list[Network]
         fresh = [(name, key) for name, key in named if key not in owners]
         if not fresh:
             continue
-        if id(module) not in roots:  # the first network's layers are called as they are
-            kind = type(module).__name__
-            alike = sum(known.startswith(kind) for known in roots.values())
-            roots[id(module)] = f"{kind}{alike + 1 if alike else ''}." if roots else ""
-        network = Network(module, roots[id(module)])
+        network = Network(module, _prefix(module, roots))
         networks.append(network)
         for name, key in fresh:
             owners[key] = network.prefix + _layer(network.called(name).removeprefix(network.prefix))
             order.setdefault(owners[key], len(order))
     return networks, owners, order
+
+
+def _prefix(module: Any, roots: Roots) -> str:
+    """The first network's layers are called as they are. What a network was called that is gone, another one may be."""
+    for key in [key for key, (known, _) in roots.items() if known() is None]:
+        del roots[key]
+    if id(module) not in roots:
+        taken, kind = {prefix for _, prefix in roots.values()}, type(module).__name__
+        free = (f"{kind}{number if number > 1 else ''}." for number in count(1))
+        roots[id(module)] = (
+            weakref.ref(module),
+            "" if "" not in taken else next(each for each in free if each not in taken),
+        )
+    return roots[id(module)][1]
 
 
 def _layer(name: str) -> str:
@@ -144,5 +165,7 @@ def _plain(gradient: Any) -> Any:
     return gradient.coalesce()._values() if gradient.is_sparse else gradient
 
 
-def _shape(optimizer: Any) -> list[int]:
-    return [len(group["params"]) for group in optimizer.param_groups]
+def _shape(optimizer: Any) -> list[tuple[int, ...]]:
+    """By group: how many parameters, and which are the first and the last."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    return [(len(group), id(group[0]), id(group[-1])) if group else (0,) for group in groups]

@@ -6,12 +6,15 @@ looks closer now and then (``Aside``) imports ours under other names, and is lef
 
 A *round* is one step of the optimizer that sets the pace (the first one that steps) with what the others do until its next one; so a model with two
 optimizers has one row a step, and so has a pair of networks that train against each other.
+
+What ``torch.compile`` has compiled together with the optimizer's step, and what a CUDA graph replays, is not seen.
 """
 
 from __future__ import annotations
 
 import array
 import atexit
+import contextlib
 import json
 import os
 import socket
@@ -19,7 +22,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 ROWS = 64
 SEND_SECONDS = 0.5
 FREE_ROUNDS = 25  # at the beginning, before there is anything to budget with
+FREE_PARTS = 4  # optimizers whose networks are looked for without a budget; some scripts make a new one for every step
 IMPATIENCE = 16  # steps of another optimizer in one round, after which that one sets the pace
 SEND_TIMEOUT = 2.0
 
@@ -54,11 +58,16 @@ class Observer:
         self._losses: list[torch.Tensor] = []
         self._scaled: dict[int, tuple[Any, torch.Tensor]] = {}
         self._parts: dict[int, Any] = {}  # id of an optimizer -> Part
+        self._parts_made = 0
         self._layers: list[str] = []
-        self._roots: dict[int, str] = {}  # id of a network -> what its layers' names begin with
+        self._roots: dict[
+            int, Any
+        ] = {}  # id of a network -> a weak reference to it, and what its layers' names begin with
         self._ring: Any = None
         self._pending: list[list[Any]] = []  # [step, time, seconds, learning rate, whether the loss is known]
         self._pace: Any = None  # a weak reference to the optimizer that sets it
+        self._stepping: Any = None  # a weak reference to the optimizer whose step is under way; it may step others, on the same parameters
+        self._steps_begun = 0
         self._others: dict[int, int] = {}
         self._first_step = 0
         self._rounds = 0
@@ -78,23 +87,31 @@ class Observer:
             self._watch_losses()
 
     def scalers(self, module: Any) -> None:
-        """Of losses that are scaled before the backward pass, the unscaled value is kept."""
+        """Of losses that are scaled before the backward pass, the unscaled value is kept; of a step that is skipped, none is."""
         if not self._measures:
             return
-        scale = module.GradScaler.scale
+        scale, step = module.GradScaler.scale, module.GradScaler.step
 
         def scaled(scaler: Any, outputs: Any) -> Any:
             result = scale(scaler, outputs)
             try:
                 self._aside.scaled = self._aside.scaled or scaler.is_enabled()
-                if hasattr(outputs, "detach"):
-                    living = {key: kept for key, kept in self._scaled.items() if kept[0]() is not None}
-                    self._scaled = living | {id(result): (weakref.ref(result), outputs.detach())}
+                pairs = zip(outputs, result, strict=True) if isinstance(outputs, list | tuple) else [(outputs, result)]
+                living = {key: kept for key, kept in self._scaled.items() if kept[0]() is not None}
+                self._scaled = living | {id(each): (weakref.ref(each), loss.detach()) for loss, each in pairs}
             except Exception:
                 self._scaled = {}
             return result
 
-        module.GradScaler.scale = _like(scaled, scale)
+        def stepped(scaler: Any, optimizer: Any, *arguments: Any, **named: Any) -> Any:
+            begun = self._steps_begun
+            result = step(scaler, optimizer, *arguments, **named)
+            if self._steps_begun == begun:
+                self._losses.clear()
+                self._aside.step_skipped()
+            return result
+
+        module.GradScaler.scale, module.GradScaler.step = _like(scaled, scale), _like(stepped, step)
 
     def modules(self, module: Any) -> None:
         """Networks that are given weights do not begin untrained."""
@@ -118,31 +135,43 @@ class Observer:
         backward = torch.autograd.backward
 
         def watched(tensors: Any, *arguments: Any, **named: Any) -> None:
-            if not self.off:
-                self._note_loss(tensors)
-            backward(tensors, *arguments, **named)
+            if self.off or torch.compiler.is_compiling() or os.getpid() != self._pid or _captures():
+                backward(tensors, *arguments, **named)
+                return
+            if isinstance(tensors, Iterator):  # which gives its tensors once
+                tensors = tuple(tensors)
+            before = len(self._losses)
+            self._note_loss(tensors)
+            try:
+                backward(tensors, *arguments, **named)
+            except BaseException:
+                del self._losses[before:]
+                raise
 
         torch.autograd.backward = _like(watched, backward)
 
     def _note_loss(self, tensors: Any) -> None:
+        import torch
+
         try:
-            roots = [tensors] if hasattr(tensors, "detach") else list(tensors)
-            for root in roots:
+            for root in [tensors] if isinstance(tensors, torch.Tensor) else tensors:
                 if root.numel() == 1:
                     kept = self._scaled.pop(id(root), None) if self._scaled else None
-                    self._losses.append(kept[1] if kept and kept[0]() is root else root.detach())
-                    if os.getpid() == self._pid:
-                        self._aside.pass_begins(root, self._losses[-1])
+                    loss = kept[1] if kept and kept[0]() is root else root.detach()
+                    # Scripts add up their losses in place, or average them over the ranks, before the step.
+                    self._losses.append(getattr(loss, "_local_tensor", loss).clone())
+                    self._aside.pass_begins(root, self._losses[-1])
             if len(self._losses) > 4096:  # backward passes without a step
                 del self._losses[:-1]
         except Exception:
             self._losses = []
 
     def _guarded(self, function: Callable[..., None]) -> Any:
-        """What goes wrong in it ends the observation, not the script."""
+        """What goes wrong in it ends the observation, not the script. ``torch.compile`` traces it as if there were nothing in it."""
+        import torch
 
         def called(*arguments: Any) -> None:
-            if self.off or os.getpid() != self._pid:
+            if self.off or torch.compiler.is_compiling() or os.getpid() != self._pid or _captures():
                 return
             try:
                 function(*arguments)
@@ -150,9 +179,8 @@ class Observer:
                 self.off = True
                 if self._aside is not None:
                     self._aside.failed(error)
-                print(f"chainrule: this script is not observed any more: {error!r}", file=sys.stderr)
+                print(f"chainrule: this process is not observed any more: {error!r}", file=sys.stderr)
 
-        called._torchdynamo_disable = True  # type: ignore[attr-defined]
         return called
 
     def end(self) -> None:
@@ -162,20 +190,28 @@ class Observer:
     # --- at each step -------------------------------------------------------------------------------------------------
 
     def _before(self, optimizer: Any, arguments: Any, named: Any) -> None:
+        self._steps_begun += 1
+        outer = self._stepping() if self._stepping is not None else None
+        if outer is not None and outer is not optimizer:
+            return
+        self._stepping = weakref.ref(optimizer)
         closure = _closure(arguments, named) is not None
         if not closure:
             self._step(optimizer, 0)
         if self._aside is not None and (self._pace is None or self._pace() is optimizer):
-            self._aside.before(optimizer, self._part_of, _steps_done(optimizer), with_gradients=not closure)
+            self._aside.before(optimizer, self._part_of, _steps_done, with_gradients=not closure)
 
     def _after(self, optimizer: Any, arguments: Any, named: Any) -> None:
         """With a closure, which is called within the step, the gradients are there only after it."""
+        if self._stepping is None or self._stepping() is not optimizer:
+            return
+        self._stepping = None
         closure = _closure(arguments, named) is not None
         if closure:
             self._step(optimizer, 1)
         if self._aside is not None:
-            step = self._first_step + self._rounds
-            self._aside.after(optimizer, self._part_of, step, paces=self._pace() is optimizer, with_gradients=closure)
+            step, part = self._first_step + self._rounds, self._known(optimizer)
+            self._aside.after(optimizer, part, step, paces=self._pace() is optimizer, with_gradients=closure)
 
     def _step(self, optimizer: Any, done: int) -> None:
         entered = time.perf_counter()
@@ -212,7 +248,8 @@ class Observer:
         seconds, self._round_began = now - self._round_began, now
         closer, cost = (self._aside.probing, self._aside.cost) if self._aside is not None else (False, 0.0)
         within = self._spent + self._cost + cost <= self._budget * (now - self._began)
-        self._measuring = self._measures and (self._rounds <= FREE_ROUNDS or within or closer)
+        looks = self._known(optimizer) is not None or self._parts_made < FREE_PARTS
+        self._measuring = self._measures and ((self._rounds <= FREE_ROUNDS and looks) or within or closer)
         if self._aside is not None and self._rounds > 1:
             self._aside.took(seconds)
         if self._measuring:
@@ -224,15 +261,19 @@ class Observer:
         import torch
 
         began = time.perf_counter()
-        part, new = self._part_of(optimizer)
-        if new:
-            self._spent -= time.perf_counter() - began  # once, and not again
+        new = self._known(optimizer) is None
+        part = self._part_of(optimizer)
+        if new and self._parts_made <= FREE_PARTS:
+            self._spent -= time.perf_counter() - began  # a few times, and not again and again
         with torch.no_grad():
             row = self._ring[len(self._pending) - 1]
             if not self._others:  # the first of the round: what the others have measured last still stands
                 row.copy_(self._ring[len(self._pending) - 2])
-                row[0] = float("nan")
-            part.measure(row[1:], optimizer)
+                row[0], row[1] = float("nan"), 0.0
+            part.measure(row[2:], optimizer)
+            skipped = getattr(optimizer, "found_inf", None)  # of a fused optimizer, which skips the step itself
+            if skipped is not None:
+                row[1] += skipped.to(row.device, row.dtype).sum()
             if self._losses:
                 # What a line search tries is one loss at several places; else each is a part of the step's loss.
                 found = self._losses[:1] if type(optimizer).__name__ == "LBFGS" else self._losses
@@ -241,27 +282,45 @@ class Observer:
                 row[0] = row[0] + total if self._pending[-1][4] else total
                 self._pending[-1][4] = True
 
-    def _part_of(self, optimizer: Any) -> tuple[Any, bool]:
-        """And whether it was not known."""
+    def _known(self, optimizer: Any) -> Any:
         part = self._parts.get(id(optimizer))
-        new = part is None or not part.is_of(optimizer)
-        return (self._new_part(optimizer) if new else part), new
+        return part if part is not None and part.is_of(optimizer) else None
+
+    def _part_of(self, optimizer: Any) -> Any:
+        return self._known(optimizer) or self._new_part(optimizer)
 
     def _new_part(self, optimizer: Any) -> Any:
+        self._send(keep=1)
+        self._parts_made += 1
+        key = id(optimizer)
+        self._parts = {other: part for other, part in self._parts.items() if other == key or part.alive()}
+        taken = [name for other, part in self._parts.items() if other != key for name in part.names]
+        part = self._parts[key] = self._new(optimizer, taken, self._roots, self._guarded(self._gone))
+        layers = list(dict.fromkeys(name for each in self._parts.values() for name in each.names))
+        if self._ring is None or set(layers) != set(self._layers):
+            self._make_ring(layers, part.device)
+            self._tell({"type": "layers", "layers": layers, "sharded": part.sharded})
+        for each in self._parts.values():
+            each.find_rows(self._layers)
+        return part
+
+    def _make_ring(self, layers: list[str], device: Any) -> None:
         import torch
 
-        self._send(keep=1)
-        self._parts = {key: part for key, part in self._parts.items() if part.alive()}
-        part = self._parts[id(optimizer)] = self._new(optimizer, self._layers, self._roots)
-        known, old = len(self._layers), self._ring
-        self._layers = self._layers + [name for name in part.names if name not in self._layers]
-        if old is None or len(self._layers) > known:
-            self._ring = torch.zeros((ROWS + 1, 1 + len(self._layers)), dtype=torch.float64, device=part.device)
-            if old is not None:
-                self._ring[:, : old.shape[1]] = old.to(part.device)
-            self._tell({"type": "layers", "layers": self._layers, "sharded": part.sharded})
-        part.find_rows(self._layers)
-        return part
+        old, place = self._ring, {name: index for index, name in enumerate(self._layers, 2)}
+        # Loss, whether the step was skipped, norms.
+        self._ring = torch.zeros((ROWS + 1, 2 + len(layers)), dtype=torch.float64, device=device)
+        if old is not None:
+            kept = [(index, place[name]) for index, name in enumerate(layers, 2) if name in place]
+            new, before = zip((0, 0), (1, 1), *kept, strict=True)
+            self._ring[:, list(new)] = old[:, list(before)].to(device)
+        self._layers = layers
+
+    def _gone(self, part: Any) -> None:
+        """Its optimizer is; what it has trained must not be kept alive here."""
+        self._parts = {key: each for key, each in self._parts.items() if each is not part}
+        if part is not None and self._aside is not None:
+            self._aside.gone(part)
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
@@ -271,14 +330,21 @@ class Observer:
         if self._aside is not None:
             self._aside.send()  # before the rows of these steps
         count = len(self._pending) - keep
+        told: list[list[Any]] = []
         if count > 0:
-            values = array.array("d", self._ring[:count].reshape(-1).tolist()).tobytes()
-            rows, self._pending = self._pending[:count], self._pending[count:]
+            values = array.array("d")
+            for row, (loss, skipped, *norms) in zip(self._pending[:count], self._ring[:count].tolist(), strict=True):
+                if not skipped:
+                    told.append(row)
+                    values.extend([loss, *norms])
+            self._pending = self._pending[count:]
             if keep:
                 self._ring[: len(self._pending)] = self._ring[count : count + len(self._pending)].clone()
-            self._tell({"type": "rows", "rows": rows, "step": self._first_step + self._rounds}, values)
+        step = self._first_step + self._rounds
+        if told:
+            self._tell({"type": "rows", "rows": told, "step": step}, values.tobytes())
         else:
-            self._tell({"type": "beat", "step": self._first_step + self._rounds})
+            self._tell({"type": "beat", "step": step})
 
     def _end(self) -> None:
         if self._rounds:
@@ -294,15 +360,25 @@ class Observer:
 
     def _tell(self, header: dict[str, Any], payload: bytes = b"") -> None:
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(SEND_TIMEOUT)
-            self._socket.connect(self._address)
+            with contextlib.ExitStack() as unless_connected:
+                connection = unless_connected.enter_context(socket.socket(socket.AF_UNIX))
+                connection.settimeout(SEND_TIMEOUT)
+                connection.connect(self._address)
+                unless_connected.pop_all()
+            self._socket = connection
         text = json.dumps(header).encode()
         self._socket.sendall(struct.pack("<II", len(text), len(payload)) + text + payload)
 
 
 def _closure(arguments: Any, named: Any) -> Any:
     return arguments[1] if len(arguments) > 1 else named.get("closure")
+
+
+def _captures() -> bool:
+    """Whether a CUDA graph is being made of what is done now: nothing may wait for the device then, and what is added stays in it."""
+    import torch
+
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _rate(optimizer: Any) -> float | None:
