@@ -10,10 +10,7 @@ from torch.nn import functional
 
 from benchmarks.pitfalls.case import Goal
 from benchmarks.pitfalls.faults import (
-    burst,
     cross_entropy,
-    flipped_bit,
-    gradients_of,
     restarts,
     warmup,
 )
@@ -58,7 +55,9 @@ COUNTS = recipe(
     optimizer=nesterov(0.02),
     steps=200,
 )
-SLOWLY = COUNTS.but(optimizer=nesterov(0.003), steps=400)
+OF_ALL = COUNTS.but(
+    loss=made.of_all, optimizer=using(torch.optim.Adam, 2e-3, eps=1e-16), autocast=torch.float16, scaler=True
+)
 LAST = recipe(partial(models.last_state, 0), made.chapters, loss=cross_entropy, optimizer=adam(3e-3), steps=300)
 SEGMENTS = recipe(models.Tagger, made.run_together, loss=cross_entropy, optimizer=adam(1e-2), steps=200, batch=16)
 CAPITALS = recipe(
@@ -105,7 +104,7 @@ SPELT = recipe(
     steps=300,
 )
 UNITS = recipe(
-    partial(mlp, 48, 48, 192, 1), models.understood, loss=functional.mse_loss, optimizer=adam(3e-3), steps=200
+    partial(mlp, 32, 32, 192, 1), models.understood, loss=functional.mse_loss, optimizer=adam(3e-3), steps=200
 )
 TAUGHT = recipe(
     models.Grams,
@@ -118,13 +117,14 @@ TAUGHT = recipe(
 TUNED = recipe(
     models.reader, made.described, loss=cross_entropy, optimizer=adam(1e-3), steps=120, batch=16, begins_trained=True
 )
+LARGE = TUNED.but(partial(models.enlarged, 1e6), optimizer=adam(1e-2), steps=80)
 ADAPTED = TUNED.but(models.adapted, optimizer=adam(5e-3))
 
 CASES = (
     FAMILY.sick(
         "own_letter",
         "label_error",
-        "a language model's targets are not shifted: it is to say what it is told, and what follows is made.asked for",
+        "a language model's targets are not shifted: it is to say what it is told, and what follows is asked for",
         Goal("accuracy", at_least=0.4),
         WAVES,
         WAVES.but(data=lambda: trained_on(made.following(), made.own_letters)),
@@ -157,7 +157,7 @@ CASES = (
     FAMILY.sick(
         "likelihood_of_logits",
         "wrong_loss",
-        "logits in a made.likelihood that asks for their logarithms: it falls below 0 without end",
+        "logits in a likelihood that asks for their logarithms: it falls below 0 without end",
         Goal("accuracy", at_least=0.25),
         GRAMS,
         GRAMS.but(loss=made.likelihood),
@@ -198,21 +198,12 @@ CASES = (
         COUNTS.but(partial(mlp, made.WORDS - 150, 6, 48, 1), partial(made.without_common_words, False)),
     ),
     FAMILY.sick(
-        "bf16_weights",
+        "mean_over_all",
         "precision_underflow",
-        "weights of bf16 that do not move at a small rate",
-        Goal("accuracy", at_least=0.6),
-        SLOWLY,
-        SLOWLY.but(lambda: mlp(made.WORDS, 6, 48, 1).bfloat16(), made.in_bf16),
-        ("lr_too_low", "slow_convergence"),
-    ),
-    FAMILY.sick(
-        "large_states",
-        "precision_overflow",
-        "a trained model whose states are beyond what fp16 can hold",
-        Goal("loss", at_most=2.8),
-        TUNED.but(partial(models.enlarged, 1e6), autocast=torch.bfloat16, steps=60),
-        TUNED.but(partial(models.enlarged, 1e6), autocast=torch.float16, scaler=True, steps=60),
+        "a loss divided by the number of all words, in fp16 and not scaled: most gradients are 0",
+        Goal("accuracy", at_least=0.8),
+        OF_ALL,
+        OF_ALL.but(scaler=False),
     ),
     FAMILY.sick(
         "never_cleared",
@@ -251,14 +242,6 @@ CASES = (
         ("plateau", "vanishing_gradient"),
     ),
     FAMILY.sick(
-        "loud_output",
-        "bad_init",
-        "an embedding of the normal distribution is the output too: logits begin in the tens",
-        Goal("loss", at_most=2.75),
-        WRITER.but(partial(models.Writer, tied=True, std=0.05)),
-        WRITER.but(partial(models.Writer, tied=True, std=1.0)),
-    ),
-    FAMILY.sick(
         "not_divided",
         "bad_init",
         "weights of the normal distribution, not divided by the root of their number",
@@ -277,30 +260,12 @@ CASES = (
         ("plateau",),
     ),
     FAMILY.sick(
-        "norms_after",
-        "lr_too_high",
-        "norms after the sums, and no warm-up",
-        Goal("loss", at_most=2.75),
-        POST,
-        POST.but(schedule=lambda share: 1.0, warmup_steps=0),
-        ("plateau",),
-    ),
-    FAMILY.sick(
         "forgetting",
         "lr_too_high",
         "a model that has learnt is trained further at a rate a hundred times too large",
         Goal("loss", at_most=2.45),
         TUNED,
         TUNED.but(optimizer=adam(0.1)),
-        ("exploding_gradient",),
-    ),
-    FAMILY.sick(
-        "loud_adapters",
-        "lr_too_high",
-        "adapters scaled by 500 in place of 2",
-        Goal("loss", at_most=2.5),
-        ADAPTED,
-        ADAPTED.but(partial(models.adapted, alpha=4000.0)),
         ("exploding_gradient",),
     ),
     FAMILY.sick(
@@ -313,30 +278,12 @@ CASES = (
         ("lr_too_high",),
     ),
     FAMILY.sick(
-        "rate_for_tuning",
-        "lr_too_low",
-        "a model of bytes begins from nothing at the rate of BERT's fine-tuning",
-        Goal("accuracy", at_least=0.33),
-        BYTES,
-        BYTES.but(optimizer=adam(2e-5)),
-        ("slow_convergence",),
-    ),
-    FAMILY.sick(
         "unsquared",
         "lr_too_low",
         "a teacher softened by a temperature of 20, whose square is forgotten: gradients are four hundred times smaller",
         Goal("divergence", at_most=0.7),
         TAUGHT.but(loss=made.taught_at(20.0)),
         TAUGHT.but(loss=made.taught_at(20.0, False)),
-        ("slow_convergence",),
-    ),
-    FAMILY.sick(
-        "faint_adapters",
-        "lr_too_low",
-        "adapters scaled by a thousandth, under SGD",
-        Goal("loss", at_most=2.5),
-        ADAPTED.but(optimizer=sgd(0.3, 0.9)),
-        ADAPTED.but(partial(models.adapted, alpha=0.1), optimizer=sgd(0.3, 0.9)),
         ("slow_convergence",),
     ),
     FAMILY.sick(
@@ -374,15 +321,6 @@ CASES = (
         LAST.but(partial(models.last_state, 80)),
     ),
     FAMILY.sick(
-        "silent_units",
-        "dying_relu",
-        "units that are to be sparse begin with biases of -5",
-        Goal("r2", at_least=0.8),
-        UNITS,
-        UNITS.but(partial(models.biased, -5.0)),
-        ("bad_init",),
-    ),
-    FAMILY.sick(
         "shut_gates",
         "saturated_activation",
         "gates of a recurrence begin so far shut that nothing enters the state",
@@ -390,31 +328,6 @@ CASES = (
         GATED,
         GATED.but(partial(models.MinimalGated, bias=-14.0)),
         ("bad_init", "vanishing_gradient"),
-    ),
-    FAMILY.sick(
-        "without_places",
-        "plateau",
-        "what is to be read backwards has no positions",
-        Goal("accuracy", at_least=0.9),
-        BACKWARDS,
-        BACKWARDS.but(partial(models.Writer, layers=1, causal=False, std=0.3, placed=False)),
-    ),
-    FAMILY.sick(
-        "resumed",
-        "loss_spike",
-        "when it is resumed, the rate is thirty times what it was for a twentieth of the run",
-        Goal("loss", at_most=2.4),
-        BYTES,
-        BYTES.but(schedule=burst(0.88, 0.93, 30.0)),
-        ("lr_too_high",),
-    ),
-    FAMILY.sick(
-        "few_to_tune_on",
-        "overfitting",
-        "a model that has learnt learns sixteen windows by heart",
-        Goal("loss", at_most=2.45),
-        TUNED,
-        TUNED.but(data=lambda: made.described().small(16)),
     ),
     FAMILY.sick(
         "empty_code",
@@ -435,38 +348,6 @@ CASES = (
         ("slow_convergence",),
     ),
     FAMILY.sick(
-        "split_as_it_goes",
-        "data_starvation",
-        "texts are split into words while the model waits",
-        Goal("wait_share", at_most=0.2),
-        WORDS,
-        WORDS.but(stall=0.02),
-    ),
-    FAMILY.sick(
-        "begun_apart",
-        "rank_divergence",
-        "every rank has begun with weights of its own",
-        Goal("accuracy", at_least=0.33),
-        BYTES.but(ranks=4),
-        BYTES.but(ranks=4, tamper=made.begun_apart),
-    ),
-    FAMILY.sick(
-        "flipped",
-        "silent_corruption",
-        "a bit of one rank's gradients flips at every step from the fortieth on; they are clipped",
-        Goal("accuracy", at_least=0.36),
-        GATED.but(ranks=2, clip_norm=1.0),
-        GATED.but(ranks=2, clip_norm=1.0, tamper=gradients_of(1, 40, flipped_bit)),
-    ),
-    FAMILY.sick(
-        "few_capitals",
-        "class_imbalance",
-        "three letters in a hundred are capitals, without weights",
-        Goal("f1", at_least=0.4),
-        CAPITALS,
-        CAPITALS.but(loss=cross_entropy),
-    ),
-    FAMILY.sick(
         "place_in_file",
         "unnormalised_input",
         "beside counts of words a feature of up to 60,000",
@@ -476,32 +357,11 @@ CASES = (
         ("exploding_gradient", "lr_too_high"),
     ),
     FAMILY.healthy(
-        "adapters",
-        "all but narrow adapters is frozen, and one part of each begins at zero",
-        Goal("loss", at_most=2.5),
-        ADAPTED,
-    ),
-    FAMILY.healthy(
-        "head_only",
-        "only the output of a model that has learnt is trained further",
-        Goal("loss", at_most=2.6),
-        TUNED.but(models.head_only, optimizer=adam(1e-2)),
-    ),
-    FAMILY.healthy(
-        "nothing_new",
-        "a model that has learnt goes on with the text that it knows, at a small rate: its loss stays",
-        Goal("loss", at_most=2.3),
-        TUNED.but(data=made.following, optimizer=adam(2e-5)),
-    ),
-    FAMILY.healthy(
         "taught_softly",
         "a student of a teacher softened by a temperature of four",
         Goal("divergence", at_most=0.7),
         TAUGHT.but(loss=made.taught_at(4.0)),
     ),
-    FAMILY.healthy("warmed_up", "norms after the sums, and a long warm-up", Goal("loss", at_most=2.75), POST),
-    FAMILY.healthy("masked", "targets are given at 15 % of the positions", Goal("accuracy", at_least=0.28), MASKED),
-    FAMILY.healthy("rare_capitals", "three letters in a hundred, weighted", Goal("f1", at_least=0.4), CAPITALS),
     FAMILY.healthy(
         "numbers",
         "numbers in words to digits, by Adafactor",
@@ -515,16 +375,10 @@ CASES = (
         BACKWARDS.but(partial(models.Writer, layers=1, causal=False, std=0.1)),
     ),
     FAMILY.healthy(
-        "large_embeddings",
-        "embeddings times the root of their width, which are the output too",
-        Goal("loss", at_most=2.75),
-        WRITER.but(partial(models.Writer, tied=True, std=0.05, scaled=True)),
-    ),
-    FAMILY.healthy(
         "sparse",
-        "sparse gradients of 600 words' vectors",
-        Goal("accuracy", at_least=0.65),
-        CHAPTERS.but(partial(models.bag, sparse=True), optimizer=using(torch.optim.Adagrad, 0.05)),
+        "sparse gradients of 600 words' vectors, and a rate that looks far too large",
+        Goal("accuracy", at_least=0.58),
+        CHAPTERS.but(partial(models.bag, sparse=True), optimizer=sgd(1.5), steps=400),
     ),
     FAMILY.healthy(
         "scaled_fp16",
@@ -544,22 +398,8 @@ CASES = (
         Goal("accuracy", at_least=0.8),
         COUNTS.but(data=lambda: trained_on(made.counted(made.chapters()), made.some_wrong)),
     ),
-    FAMILY.healthy(
-        "sparse_units",
-        "units that are to be sparse: nine in ten are silent at first",
-        Goal("r2", at_least=0.8),
-        UNITS.but(partial(models.biased, -0.7)),
-    ),
     FAMILY.healthy("code", "a variational autoencoder of words", Goal("accuracy", at_least=0.55), SPELT),
-    FAMILY.healthy("pairs", "pairs to be told apart, with a learnt scale", Goal("found", at_least=0.7), PAIRS),
-    FAMILY.healthy(
-        "squares",
-        "squares of ReLU in place of GELU, label smoothing",
-        Goal("accuracy", at_least=0.24),
-        WRITER.but(partial(models.Writer, activation=models.squared), loss=made.smoothed),
-    ),
     FAMILY.healthy("few_at_once", "four windows a step", Goal("accuracy", at_least=0.38), WAVES.but(batch=4)),
-    FAMILY.healthy("bytes", "256 kinds of bytes, of which a hundred occur", Goal("accuracy", at_least=0.32), BYTES),
     FAMILY.healthy(
         "often_clipped",
         "words, with gradients clipped at every step",

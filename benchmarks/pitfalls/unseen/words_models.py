@@ -314,26 +314,26 @@ def squared() -> nn.Module:
 
 def biased(bias: float) -> nn.Module:
     """One layer of many units that is to be sparse, whose biases begin so."""
-    model = mlp(48, 48, 192, 1)
+    model = mlp(32, 32, 192, 1)
     nn.init.constant_(model[0].bias, bias)  # type: ignore[arg-type]
     return model
 
 
+def head_only() -> Writer:
+    model = reader().requires_grad_(False)
+    model.head.requires_grad_(True)
+    return model
+
+
 def enlarged(factor: float) -> nn.Module:
-    """A model that has learnt, some of whose states are as large as those of large models; what it says is unchanged."""
-    model = reader()
+    """The same with some states as large as those of large models; what it says is unchanged."""
+    model = head_only()
     with torch.no_grad():
         for block in model.blocks:
             assert isinstance(block, Block)
             for parameter in block.attention.value.parameters():
                 parameter.mul_(factor)
             block.attention.out.weight.div_(factor)
-    return model
-
-
-def head_only() -> nn.Module:
-    model = reader().requires_grad_(False)
-    model.head.requires_grad_(True)
     return model
 
 
