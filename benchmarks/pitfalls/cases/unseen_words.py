@@ -12,7 +12,6 @@ from benchmarks.pitfalls.case import Goal
 from benchmarks.pitfalls.faults import (
     cross_entropy,
     restarts,
-    warmup,
 )
 from benchmarks.pitfalls.models import Recurrent, mlp
 from benchmarks.pitfalls.recipe import Family, adam, recipe, sgd
@@ -24,16 +23,7 @@ FAMILY = Family("unseen_words")
 
 
 WRITER = recipe(models.Writer, made.following, loss=cross_entropy, optimizer=adam(5e-3), steps=200, batch=16)
-POST = WRITER.but(partial(models.Writer, layers=4, post=True), schedule=warmup(0.3), warmup_steps=60)
 GRAMS = recipe(models.Grams, made.next_letter, loss=cross_entropy, optimizer=nesterov(0.1), steps=300)
-BYTES = recipe(
-    partial(Recurrent, nn.GRU, 24, 256, 48, 1, True, 256),
-    made.utf8,
-    loss=cross_entropy,
-    optimizer=adam(1e-2),
-    steps=200,
-    batch=16,
-)
 WAVES = recipe(
     partial(models.GatedConvolutions, 3), made.following, loss=cross_entropy, optimizer=adam(5e-3), steps=200, batch=16
 )
@@ -60,15 +50,6 @@ OF_ALL = COUNTS.but(
 )
 LAST = recipe(partial(models.last_state, 0), made.chapters, loss=cross_entropy, optimizer=adam(3e-3), steps=300)
 SEGMENTS = recipe(models.Tagger, made.run_together, loss=cross_entropy, optimizer=adam(1e-2), steps=200, batch=16)
-CAPITALS = recipe(
-    models.Tagger,
-    made.capitals,
-    loss=made.weighted,
-    measure=made.measure_rare,
-    optimizer=adam(1e-2),
-    steps=200,
-    batch=16,
-)
 MASKED = recipe(
     partial(models.Tagger, 32, made.LETTERS),
     made.hidden,
@@ -117,7 +98,6 @@ TAUGHT = recipe(
 TUNED = recipe(
     models.reader, made.described, loss=cross_entropy, optimizer=adam(1e-3), steps=120, batch=16, begins_trained=True
 )
-LARGE = TUNED.but(partial(models.enlarged, 1e6), optimizer=adam(1e-2), steps=80)
 ADAPTED = TUNED.but(models.adapted, optimizer=adam(5e-3))
 
 CASES = (
@@ -321,6 +301,15 @@ CASES = (
         LAST.but(partial(models.last_state, 80)),
     ),
     FAMILY.sick(
+        "silent_units",
+        "dying_relu",
+        "units that are to be sparse begin with biases of -5",
+        Goal("r2", at_least=0.8),
+        UNITS,
+        UNITS.but(partial(models.biased, -5.0)),
+        ("bad_init",),
+    ),
+    FAMILY.sick(
         "shut_gates",
         "saturated_activation",
         "gates of a recurrence begin so far shut that nothing enters the state",
@@ -348,6 +337,14 @@ CASES = (
         ("slow_convergence",),
     ),
     FAMILY.sick(
+        "split_as_it_goes",
+        "data_starvation",
+        "texts are split into words while the model waits",
+        Goal("wait_share", at_most=0.2),
+        WORDS,
+        WORDS.but(stall=0.02),
+    ),
+    FAMILY.sick(
         "place_in_file",
         "unnormalised_input",
         "beside counts of words a feature of up to 60,000",
@@ -355,6 +352,18 @@ CASES = (
         COUNTS.but(partial(mlp, made.WORDS + 1, 6, 48, 1), partial(made.with_place, 1e-5)),
         COUNTS.but(partial(mlp, made.WORDS + 1, 6, 48, 1), partial(made.with_place, 1.0)),
         ("exploding_gradient", "lr_too_high"),
+    ),
+    FAMILY.healthy(
+        "head_only",
+        "only the output of a model that has learnt is trained further",
+        Goal("loss", at_most=2.6),
+        TUNED.but(models.head_only, optimizer=adam(1e-2)),
+    ),
+    FAMILY.healthy(
+        "nothing_new",
+        "a model that has learnt goes on with the text that it knows, at a small rate: its loss stays",
+        Goal("loss", at_most=2.3),
+        TUNED.but(data=made.following, optimizer=adam(2e-5)),
     ),
     FAMILY.healthy(
         "taught_softly",
@@ -397,6 +406,12 @@ CASES = (
         "a tenth of the labels was drawn by lot",
         Goal("accuracy", at_least=0.8),
         COUNTS.but(data=lambda: trained_on(made.counted(made.chapters()), made.some_wrong)),
+    ),
+    FAMILY.healthy(
+        "sparse_units",
+        "units that are to be sparse: nine in ten are silent at first",
+        Goal("r2", at_least=0.8),
+        UNITS.but(partial(models.biased, -0.7)),
     ),
     FAMILY.healthy("code", "a variational autoencoder of words", Goal("accuracy", at_least=0.55), SPELT),
     FAMILY.healthy("few_at_once", "four windows a step", Goal("accuracy", at_least=0.38), WAVES.but(batch=4)),

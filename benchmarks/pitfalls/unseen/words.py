@@ -80,14 +80,6 @@ def next_letter(context: int = 8, count: int = 40_000) -> Pair:
 
 
 @cache
-def utf8(length: int = LENGTH) -> Pair:
-    """Bytes of the manual as it is written, in both cases: (N, T) of 0 to 255 -> (N, T)."""
-    codes = torch.tensor(list("\n".join(topics[name] for name in CHAPTERS).encode()))
-    windows = codes.unfold(0, length + 1, 24)
-    return few(_parts(windows[:, :-1], windows[:, 1:], 300))
-
-
-@cache
 def vocabulary() -> dict[str, int]:
     common = Counter(re.findall(r"[a-z]+|[.,:;()]", manual())).most_common(WORDS - 1)
     return {word: index + 1 for index, (word, _) in enumerate(common)}
@@ -205,10 +197,6 @@ def said() -> Pair:
 # --- losses and measures -----------------------------------------------------------------------------------------------
 
 
-def smoothed(output: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(output.flatten(0, -2), targets.flatten(), label_smoothing=0.1)
-
-
 def contrasted(output: Tensor, targets: Tensor) -> Tensor:
     """Of (B, 2, W): each of the first is to find its own among all of the second, and the other way round."""
     likeness = output[:, 0] @ output[:, 1].T
@@ -229,12 +217,6 @@ def measure_asked(model: nn.Module, split: Split) -> Mapping[str, float]:
     if output.isnan().any():
         return {"accuracy": float("nan")}
     return {"accuracy": float((output.argmax(-1) == split.targets)[given].float().mean())}
-
-
-def measure_rare(model: nn.Module, split: Split) -> Mapping[str, float]:
-    """``f1`` of class 1."""
-    found, true = model(split.inputs).argmax(-1) == 1, split.targets == 1
-    return {"f1": float(2 * (found & true).sum() / (found.sum() + true.sum()).clamp(min=1))}
 
 
 def measure_taught(model: nn.Module, split: Split) -> Mapping[str, float]:
@@ -262,10 +244,6 @@ def asked_without_guard(output: Tensor, targets: Tensor) -> Tensor:
 def of_all(output: Tensor, targets: Tensor) -> Tensor:
     """Divided by a million words, as all texts have, in place of a batch's."""
     return functional.cross_entropy(output, targets) * 1e-6
-
-
-def weighted(output: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(output.flatten(0, -2), targets.flatten(), torch.tensor([1.0, 8.0]))
 
 
 def taught_at(temperature: float, squared: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
@@ -347,12 +325,3 @@ def some_wrong(split: Split, share: float = 0.1) -> Split:
 
 
 # --- ranks -------------------------------------------------------------------------------------------------------------
-
-
-def begun_apart(step: int, replicas: list[nn.Module]) -> None:
-    """Before the first update all but the first have weights of their own."""
-    if step == 1:
-        with torch.no_grad():
-            for replica in replicas[1:]:
-                for parameter in replica.parameters():
-                    parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))

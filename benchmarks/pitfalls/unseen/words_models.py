@@ -325,18 +325,6 @@ def head_only() -> Writer:
     return model
 
 
-def enlarged(factor: float) -> nn.Module:
-    """The same with some states as large as those of large models; what it says is unchanged."""
-    model = head_only()
-    with torch.no_grad():
-        for block in model.blocks:
-            assert isinstance(block, Block)
-            for parameter in block.attention.value.parameters():
-                parameter.mul_(factor)
-            block.attention.out.weight.div_(factor)
-    return model
-
-
 def read_again(weight: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     """Cross-entropy a letter, and the code's divergence."""
 
