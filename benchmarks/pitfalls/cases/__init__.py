@@ -16,6 +16,7 @@ from benchmarks.pitfalls.cases import (
     unseen_pictures,
     unseen_sequences,
     unseen_tables,
+    unseen_words,
     vision,
 )
 
@@ -33,4 +34,5 @@ ALL: tuple[Case, ...] = (
     *unseen_pictures.CASES,
     *unseen_tables.CASES,
     *unseen_sequences.CASES,
+    *unseen_words.CASES,
 )
