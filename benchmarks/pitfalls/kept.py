@@ -55,7 +55,8 @@ UNSEEN = {path.stem: path.read_bytes() for path in (ROOT / "benchmarks/pitfalls/
 
 def _digest(family: str) -> str:
     """Of the source that makes a family's records."""
-    made_of = ("shared", family.removeprefix("unseen_")) if family.startswith("unseen_") else ()
+    of_family = family.removeprefix("unseen_") if family.startswith("unseen_") else None
+    made_of = [name for name in sorted(UNSEEN) if of_family and name.partition("_")[0] in ("shared", of_family)]
     return hashlib.sha256(
         b"".join([*CONTENT.values(), CASES[family], *(UNSEEN[name] for name in made_of)])
     ).hexdigest()[:12]
