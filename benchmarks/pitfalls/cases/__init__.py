@@ -15,6 +15,7 @@ from benchmarks.pitfalls.cases import (
     text,
     unseen_pictures,
     unseen_sequences,
+    unseen_signals,
     unseen_tables,
     vision,
 )
@@ -33,4 +34,5 @@ ALL: tuple[Case, ...] = (
     *unseen_pictures.CASES,
     *unseen_tables.CASES,
     *unseen_sequences.CASES,
+    *unseen_signals.CASES,
 )
