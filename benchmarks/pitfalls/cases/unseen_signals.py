@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks.pitfalls.case import Goal
 from benchmarks.pitfalls.cases import unseen_signals_around as around
+from benchmarks.pitfalls.cases import unseen_signals_sound as sound
 from benchmarks.pitfalls.cases.unseen_signals_around import FAMILY, FORESEEN, NAMED
 from benchmarks.pitfalls.data import digits
 from benchmarks.pitfalls.faults import (
@@ -267,4 +268,5 @@ CASES = (
         ("lr_too_low",),
     ),
     *around.CASES,
+    *sound.CASES,
 )

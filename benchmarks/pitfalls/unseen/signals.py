@@ -136,12 +136,12 @@ class Variational(nn.Module):
 
 
 class Quantised(nn.Module):
-    """An autoencoder through eight codes of four numbers out of sixteen (VQ-VAE); without ``through`` its encoder has no gradient."""
+    """An autoencoder through eight codes of four numbers, out of ``size`` (VQ-VAE); without ``through`` its encoder has no gradient."""
 
-    def __init__(self, through: bool = True) -> None:
+    def __init__(self, through: bool = True, size: int = 16) -> None:
         super().__init__()
         self.encoder, self.decoder = mlp(64, 32, 64, 1), mlp(32, 64, 64, 1)
-        self.codes = nn.Embedding(16, 4)
+        self.codes = nn.Embedding(size, 4)
         nn.init.normal_(self.codes.weight, std=0.3)
         self.through = through
 
@@ -329,15 +329,15 @@ class Sine(nn.Module):
 
 
 class Distilled(nn.Module):
-    """A pupil, and a teacher that is the running mean of the pupil (BYOL, Grill et al. 2020)."""
+    """A pupil that names classes, and a teacher that is its running mean (Tarvainen & Valpola 2017), who is asked in the end."""
 
-    def __init__(self, decay: float = 0.97) -> None:
+    def __init__(self, decay: float = 0.95) -> None:
         super().__init__()
-        self.pupil, self.guess = mlp(64, 24, 64, 1), mlp(24, 24, 48, 1)
+        self.pupil = mlp(64, 10, 48, 1)
         self.teacher, self.decay = copy.deepcopy(self.pupil).requires_grad_(False), decay
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(self.pupil(x), dim=1)
+        return self.teacher(x)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -174,13 +174,11 @@ def gambled(baseline: bool = True, sign: float = 1.0) -> Objective:
 
 
 def taught(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-    """The pupil guesses what the teacher makes of another view; the teacher follows the pupil."""
+    """Cross-entropy of the pupil, and how far it is, on another view, from the teacher, which follows it."""
     if model.training:
         model.follow()  # type: ignore[operator]
-    with torch.no_grad():
-        answer = functional.normalize(model.teacher(shifted(x)), dim=1)  # type: ignore[operator]
-    guess = functional.normalize(model.guess(model.pupil(shifted(x))), dim=1)  # type: ignore[operator]
-    return 2 - 2 * (answer * guess).sum(1).mean()
+    answer, guess = model(shifted(x)).softmax(1), model.pupil(shifted(x)).softmax(1)  # type: ignore[operator]
+    return functional.cross_entropy(model.pupil(x), targets) + (guess - answer).square().sum(1).mean()  # type: ignore[operator]
 
 
 def penalised(price: float) -> Objective:
