@@ -21,14 +21,14 @@ def two_values(weights: Tensor) -> Tensor:
 class Dilated(nn.Module):
     """Forecasts from (B, T, 1) by gated, dilated convolutions, as WaveNet does; without ``around`` nothing goes round a layer."""
 
-    def __init__(self, layers: int = 4, width: int = 12, outputs: int = AHEAD, around: bool = True) -> None:
+    def __init__(self, layers: int = 4, width: int = 12, around: bool = True) -> None:
         super().__init__()
         self.first = nn.Conv1d(1, width, 1)
         self.layers = nn.ModuleList(
             nn.Conv1d(width, 2 * width, 3, padding=2 ** (index % 3), dilation=2 ** (index % 3))
             for index in range(layers)
         )
-        self.head, self.around = nn.Linear(width, outputs), around
+        self.head, self.around = nn.Linear(width, AHEAD), around
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x.mT)
@@ -160,10 +160,9 @@ class Quantised(nn.Module):
 class Sparse(nn.Module):
     """A dictionary of 256 for pictures of 64 pixels: relu(E x + b) of which few are not 0, and what they make."""
 
-    def __init__(self, size: int = 256, bias: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.decoder = nn.Linear(64, size), nn.Linear(size, 64)
-        nn.init.constant_(self.encoder.bias, bias)
+        self.encoder, self.decoder = nn.Linear(64, 256), nn.Linear(256, 64)
 
     def codes(self, x: Tensor) -> Tensor:
         return torch.relu(self.encoder(x))
@@ -173,11 +172,11 @@ class Sparse(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The noise in (B, D) at an angle between data and noise (B, 1), after Ho et al. 2020."""
+    """The noise in (B, 64) at an angle between data and noise (B, 1), after Ho et al. 2020."""
 
-    def __init__(self, inputs: int = 64, width: int = 96, activation: Activation = nn.SiLU) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.body = mlp(inputs + 8, inputs, width, 2, activation)
+        self.body = mlp(72, 64, 96, 2, nn.SiLU)
 
     def forward(self, x: Tensor, angle: Tensor) -> Tensor:
         waves = angle * torch.tensor([1.0, 2.0, 4.0, 8.0])
@@ -205,45 +204,35 @@ class Factors(nn.Module):
 class Messages(nn.Module):
     """Nodes (B,) -> classes: every layer adds up, or averages, what a node's neighbours say."""
 
-    def __init__(
-        self,
-        layers: int = 2,
-        width: int = 24,
-        mean: bool = True,
-        drop: float = 0.0,
-        shift: float = 0.0,
-        unit: float = 1.0,
-    ) -> None:
+    def __init__(self, layers: int = 2, width: int = 24, mean: bool = True) -> None:
         super().__init__()
         features, near = neighbours()
-        self.register_buffer("features", features * unit + shift)
+        self.register_buffer("features", features)
         self.register_buffer("near", near / near.sum(1, keepdim=True) if mean else near)
         self.layers = nn.ModuleList(nn.Linear(30 if index == 0 else width, width) for index in range(layers))
-        self.head, self.drop = nn.Linear(width, 2), nn.Dropout(drop)
+        self.head = nn.Linear(width, 2)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.features
         for layer in self.layers:
-            x = self.drop(torch.relu(layer(self.near @ x)))  # type: ignore[operator]
+            x = torch.relu(layer(self.near @ x))  # type: ignore[operator]
         return self.head(x)[ids]  # type: ignore[no-any-return]
 
 
 class Points(nn.Module):
-    """Classes of point clouds (B, P, 3): the same net for every point, then the largest or the sum of each of its outputs."""
+    """Classes of point clouds (B, P, 3): the same net for every point, then the largest of each of its outputs (PointNet)."""
 
-    def __init__(
-        self, pool: str = "max", width: int = 48, bias: float | None = None, activation: Activation = nn.ReLU
-    ) -> None:
+    def __init__(self, width: int = 48, bias: float | None = None) -> None:
         super().__init__()
-        self.point, self.head = mlp(3, width, width, 1, activation), mlp(width, 10, width, 1, activation)
-        self.activation, self.pool = activation(), pool
+        first, second = nn.Linear(3, width), nn.Linear(width, width)
         if bias is not None:
-            for layer in (self.point[0], self.point[2]):
-                nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
+            for layer in (first, second):
+                nn.init.constant_(layer.bias, bias)
+        self.point = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
+        self.head = mlp(width, 10, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.activation(self.point(x))
-        return self.head(found.amax(1) if self.pool == "max" else found.sum(1))  # type: ignore[no-any-return]
+        return self.head(self.point(x).amax(1))  # type: ignore[no-any-return]
 
 
 class Compared(nn.Module):

@@ -18,14 +18,14 @@ PICTURES, PIXELS = 300, 64  # users and items of ``ratings``
 
 
 @cache
-def photograph(name: str = "china") -> Tensor:
+def photograph(name: str) -> Tensor:
     """Brightness of a photograph that comes with scikit-learn: (427, 640), 0 to 1."""
     return torch.tensor(datasets.load_sample_image(f"{name}.jpg")).float().mean(2) / 255
 
 
 @cache
 def _scans() -> Pair:
-    lines = photograph()[::3]
+    lines = photograph("china")[::3]
     kept = torch.arange(len(lines)) % 4 > 0
     windows = [rows.unfold(1, PAST + AHEAD, 14).reshape(-1, PAST + AHEAD) for rows in (lines[kept], lines[~kept])]
     return Pair(*(Split(part[:, :PAST, None], part[:, PAST:]) for part in windows))
@@ -36,11 +36,11 @@ def scans(unit: float = 4.0, base: float = -0.56, targets: float = 4.0) -> Pair:
     return each(_scans(), lambda part: Split((part.inputs + base) * unit, (part.targets - 0.56) * targets))
 
 
-def overexposed(times: float = 1.6) -> Pair:
+def overexposed() -> Pair:
     """The same with what is bright cut off, as a sensor does that has reached its end: many windows are flat."""
     return each(
         _scans(),
-        lambda part: Split((part.inputs * times).clamp(max=1) * 4 - 2, (part.targets * times).clamp(max=1) * 4 - 2),
+        lambda part: Split((part.inputs * 1.6).clamp(max=1) * 4 - 2, (part.targets * 1.6).clamp(max=1) * 4 - 2),
     )
 
 
@@ -64,13 +64,13 @@ def with_gaps(pair: Pair, share: float = 0.02) -> Pair:
     return trained_on(pair, part)
 
 
-def edges(threshold: float = 0.5) -> Pair:
+def edges() -> Pair:
     """Which of the 24 positions of a noisy line lie on a sharp edge: (N, 24, 1) -> (N, 24) of 0 and 1."""
 
     def part(split: Split) -> Split:
         series = split.inputs[..., 0] + 0.56
         sharp = torch.zeros_like(series)
-        sharp[:, 1:-1] = ((series[:, 2:] - series[:, :-2]).abs() > threshold).float()
+        sharp[:, 1:-1] = ((series[:, 2:] - series[:, :-2]).abs() > 0.5).float()
         noise = 0.05 * torch.randn(series.shape, generator=torch.Generator().manual_seed(len(series)))
         return Split((series + noise - 0.56)[..., None] * 4, sharp)
 
@@ -82,19 +82,19 @@ def itself(pair: Pair) -> Pair:
     return each(pair, lambda split: Split(split.inputs, split.inputs))
 
 
-def inks(scale: float = 1 / 16) -> Pair:
+def inks() -> Pair:
     """Digits, 0 to 1, as their own targets: (N, 64)."""
-    return itself(digits(raw=True).mapped(scale))
+    return itself(digits(raw=True).mapped(1 / 16))
 
 
-def noisy_inks(shift: float = 0.0) -> Pair:
+def noisy_inks() -> Pair:
     """Digits with noise and uneven light; which pixels are ink: (N, 64) -> (N, 64) of 0 and 1."""
 
     def part(split: Split) -> Split:
         generator = torch.Generator().manual_seed(len(split))
         light = torch.linspace(-0.3, 0.3, 64) * torch.randn(len(split), 1, generator=generator)
         noise = 0.2 * torch.randn(split.inputs.shape, generator=generator)
-        return Split((split.inputs / 16 + light + noise - 0.3) * 2 + shift, (split.inputs > 8).float())
+        return Split((split.inputs / 16 + light + noise - 0.3) * 2, (split.inputs > 8).float())
 
     return each(digits(raw=True), part)
 
@@ -119,38 +119,38 @@ def liked(unknown: bool = True) -> Pair:
 
 
 @cache
-def neighbours(count: int = 12) -> tuple[Tensor, Tensor]:
+def neighbours() -> tuple[Tensor, Tensor]:
     """Breast cancer patients as a graph: features (N, 30), and who is near whom (N, N) of 0 and 1, itself among them."""
     pair = breast_cancer()
     features = torch.cat([pair.train.inputs, pair.validation.inputs])
-    nearest = torch.cdist(features, features).topk(count, largest=False).indices
+    nearest = torch.cdist(features, features).topk(12, largest=False).indices
     near = torch.zeros(len(features), len(features)).scatter_(1, nearest, 1.0)
     return features, torch.maximum(near, near.T)
 
 
-def nodes(labelled: int = 429) -> Pair:
+def nodes() -> Pair:
     """Numbers of nodes of ``neighbours`` (N,) and their classes (N,)."""
     pair = breast_cancer()
-    train = Split(torch.arange(len(pair.train)), pair.train.targets).first(labelled)
+    train = Split(torch.arange(len(pair.train)), pair.train.targets)
     return Pair(train, Split(torch.arange(len(pair.train), 569), pair.validation.targets))
 
 
-def points(scale: float = 1.0) -> Pair:
+def points() -> Pair:
     """The 20 inkiest pixels of digits as points of x, y and ink: (N, 20, 3) -> class."""
 
     def part(split: Split) -> Split:
         ink, where = split.inputs.topk(20)
-        return Split(torch.stack([where % 8 / 3.5 - 1, where // 8 / 3.5 - 1, ink / 8 - 1], -1) * scale, split.targets)
+        return Split(torch.stack([where % 8 / 3.5 - 1, where // 8 / 3.5 - 1, ink / 8 - 1], -1), split.targets)
 
     return each(digits(raw=True), part)
 
 
-def progression(censored_at: float = 2.2) -> Pair:
+def progression() -> Pair:
     """Diabetes as a study that ends: (N, 10) -> (N, 2), time, and 1 where the event was seen before the end."""
 
     def part(split: Split) -> Split:
         time = split.targets / 100
-        return Split(split.inputs, torch.cat([time.clamp(max=censored_at), (time < censored_at).float()], 1))
+        return Split(split.inputs, torch.cat([time.clamp(max=2.2), (time < 2.2).float()], 1))
 
     return each(diabetes(raw_targets=True), part)
 
@@ -176,9 +176,9 @@ def two_domains() -> Pair:
     return each(digits(), part)
 
 
-def one_line(lines: int = 200) -> Pair:
+def one_line() -> Pair:
     """A line of a photograph, smoothed over 9 pixels, as a function of place: (N, 1) of 0 to 1 -> (N, 1), of deviation 1."""
-    line = functional.avg_pool1d(photograph()[None, lines : lines + 1], 9, 1, 4)[0, 0]
+    line = functional.avg_pool1d(photograph("china")[None, 200:201], 9, 1, 4)[0, 0]
     values = ((line - line.mean()) / line.std())[:, None]
     return _parts(torch.linspace(0, 1, len(line))[:, None], values, 160)
 
@@ -194,9 +194,9 @@ def strongest(count: int) -> Tensor:
     return 2 * math.pi * power[1:60].topk(count).indices.add(1).float()  # type: ignore[no-any-return]
 
 
-def places(name: str = "flower", unit: float = 1.0) -> Pair:
+def places(unit: float = 1.0) -> Pair:
     """A photograph as a function of place, every fifth pixel: (N, 2) of -1 to 1 -> brightness (N, 1), of deviation 1."""
-    picture = photograph(name)[::5, ::5]
+    picture = photograph("flower")[::5, ::5]
     y, x = torch.meshgrid(
         torch.linspace(-1, 1, picture.shape[0]), torch.linspace(-1, 1, picture.shape[1]), indexing="ij"
     )

@@ -130,18 +130,18 @@ def shifted(x: Tensor) -> Tensor:
     return x.reshape(-1, 8, 8).roll(move, 2).flatten(1) + 0.3 * torch.randn_like(x)
 
 
-def contrasted(temperature: float = 0.2, sign: float = 1.0, mixed: bool = False) -> Objective:
+def contrasted(mixed: bool = False) -> Objective:
     """InfoNCE of two views of every picture; ``mixed``: the second view's pictures are in another order."""
 
     def objective(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
         other = x[torch.randperm(len(x))] if mixed else x
-        likeness = model(shifted(x)) @ model(shifted(other)).T / temperature
-        return sign * functional.cross_entropy(likeness, torch.arange(len(x)))
+        likeness = model(shifted(x)) @ model(shifted(other)).T / 0.2
+        return functional.cross_entropy(likeness, torch.arange(len(x)))
 
     return objective
 
 
-def triplets(margin: float = 0.5, reach: float | None = None) -> Objective:
+def triplets(reach: float | None = None) -> Objective:
     """Of every picture: the farthest of its class in the batch against the nearest of another (Hermans et al. 2017).
 
     With ``reach`` by angle: the cosine, which is 1 between a picture and itself, is kept between minus that and that."""
@@ -151,7 +151,7 @@ def triplets(margin: float = 0.5, reach: float | None = None) -> Objective:
         far = _distances(places) if reach is None else (places @ places.T).clamp(-reach, reach).acos()
         same = targets[:, None] == targets
         hardest = torch.where(same, far, -1.0).amax(1), torch.where(same, 1e9, far).amin(1)
-        return (hardest[0] - hardest[1] + margin).clamp(min=0).mean()
+        return (hardest[0] - hardest[1] + 0.5).clamp(min=0).mean()
 
     return objective
 
@@ -160,17 +160,12 @@ def _distances(places: Tensor) -> Tensor:
     return (places[:, None] - places).square().sum(2).add(1e-12).sqrt()
 
 
-def gambled(baseline: bool = True, sign: float = 1.0) -> Objective:
+def gambled(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     """REINFORCE: a class is drawn, 1 is won if it is right; only what was drawn is learnt from."""
-
-    def objective(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-        policy = torch.distributions.Categorical(logits=model(x))
-        drawn = policy.sample()
-        won = (drawn == targets).float()
-        gain = won - won.mean() if baseline else won
-        return -sign * (gain * policy.log_prob(drawn)).mean()  # type: ignore[no-any-return]
-
-    return objective
+    policy = torch.distributions.Categorical(logits=model(x))
+    drawn = policy.sample()
+    won = (drawn == targets).float()
+    return -((won - won.mean()) * policy.log_prob(drawn)).mean()  # type: ignore[no-any-return]
 
 
 def taught(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
