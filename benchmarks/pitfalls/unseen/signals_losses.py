@@ -173,7 +173,7 @@ def taught(model: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
     if model.training:
         model.follow()  # type: ignore[operator]
     answer, guess = model(shifted(x)).softmax(1), model.pupil(shifted(x)).softmax(1)  # type: ignore[operator]
-    return functional.cross_entropy(model.pupil(x), targets) + (guess - answer).square().sum(1).mean()  # type: ignore[operator]
+    return functional.cross_entropy(model.pupil(x), targets) + (guess - answer).square().sum(1).mean()  # type: ignore[operator,no-any-return]
 
 
 def penalised(price: float) -> Objective:
