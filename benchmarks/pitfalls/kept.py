@@ -55,8 +55,7 @@ UNSEEN = {path.stem: path.read_bytes() for path in (ROOT / "benchmarks/pitfalls/
 
 def _digest(family: str) -> str:
     """Of the source that makes a family's records."""
+    cases = [CASES[name] for name in sorted(CASES) if name == family or name.startswith(f"{family}_")]
     of_family = family.removeprefix("unseen_") if family.startswith("unseen_") else None
-    made_of = [name for name in sorted(UNSEEN) if of_family and name.partition("_")[0] in ("shared", of_family)]
-    return hashlib.sha256(
-        b"".join([*CONTENT.values(), CASES[family], *(UNSEEN[name] for name in made_of)])
-    ).hexdigest()[:12]
+    made_of = [UNSEEN[name] for name in sorted(UNSEEN) if of_family and name.partition("_")[0] in ("shared", of_family)]
+    return hashlib.sha256(b"".join([*CONTENT.values(), *cases, *made_of])).hexdigest()[:12]

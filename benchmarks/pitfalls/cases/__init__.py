@@ -15,6 +15,7 @@ from benchmarks.pitfalls.cases import (
     text,
     unseen_pictures,
     unseen_sequences,
+    unseen_signals,
     unseen_tables,
     unseen_words,
     vision,
@@ -35,4 +36,5 @@ ALL: tuple[Case, ...] = (
     *unseen_tables.CASES,
     *unseen_sequences.CASES,
     *unseen_words.CASES,
+    *unseen_signals.CASES,
 )
