@@ -115,7 +115,7 @@ class Statistics:
                 self._layer.props("dense outlined").style("min-width: 220px; max-width: 100%")
             self._all_zero = ui.label("At this step all elements of the layer's gradient were 0, or not finite.")
             self._box = ui.column().classes("w-full")
-            with ui.row().classes("w-full items-center no-wrap"):
+            with ui.row().classes("w-full items-center no-wrap q-px-sm"):  # the handle is wider than the line
                 self._step = ui.slider(min=0, max=0, value=0, on_change=self._draw_histogram)
                 self._step.props('aria-label="probed step"').classes("grow")
                 self._step_label = ui.label().classes("shrink-0").style("min-width: 90px")

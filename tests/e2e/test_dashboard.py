@@ -239,7 +239,7 @@ def test_a_sick_job_is_told_in_words_marks_and_colours(browser: Any, product: Pr
     dead = "At this step all elements of the layer's gradient were 0, or not finite."  # of linear1, in the end
     expect(page.get_by_text(dead)).to_be_visible(timeout=20_000)
     for _ in range(health["watching"]["probes"] - 1):
-        page.get_by_role("slider").press("ArrowLeft")
+        page.get_by_role("slider").locator("[tabindex]").press("ArrowLeft")
     wait_for("both charts", lambda: [each["type"] for each in chart_options(page)] == ["heatmap", "bar"], 20)
     expect(page.get_by_text(dead)).to_be_hidden()
     assert chart_options(page)[0]["layers"] == ["linear1", "linear2", "linear3", "output"]
