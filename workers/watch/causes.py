@@ -36,6 +36,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.killed_by_rate,
         flat.dying,
         flat.saturated,
+        flat.cut_within,
         flat.vanishing,
         flat.cannot_arrive,
         flat.rate_too_low,
@@ -53,6 +54,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.unnormalised,
         flat.over_regularised,
         flat.scale_of_weights,
+        flat.rate_too_high,
         unsteady.rate_low_for_slow,
         unsteady.slow_convergence,
     ),
@@ -97,6 +99,8 @@ def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
     dead = layers.dead_units(course.record, every_probe=True)
     if dead is not None and dead.share >= 0.97 and len(course.record.probes.steps) >= 4:
         yield Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
+    if cut := flat.cut_within(course, symptom):
+        yield cut
     lost = flat.vanishing(course, symptom, VANISHING_EARLY)
     if lost and (scale := flat.scale_of_weights(course, symptom)):
         yield scale

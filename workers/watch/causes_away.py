@@ -160,9 +160,14 @@ def grown(course: Course, symptom: Symptom) -> Found | None:
 
 
 def huge_first_forward(course: Course, symptom: Symptom) -> Found | None:
-    """The first outputs were already out of range."""
-    if course.constant is None or course.bound is None or course.record.facts.loss.function == "mse_loss":
+    """The first outputs were already out of range. Of a squared error that is so by the outputs' own spread, not by what the targets' unit is."""
+    loss = course.record.facts.loss
+    if course.constant is None or course.bound is None:
         return None
+    if loss.function == "mse_loss":
+        known = loss.output is not None and loss.target is not None and loss.output.std and loss.target.std
+        if not known or not (loss.output.std or 0.0) > 3 * (loss.target.std or 0.0):  # type: ignore[union-attr]
+            return None
     if not course.start - course.bound > 5 * (course.constant - course.bound):
         return None
     return Found(

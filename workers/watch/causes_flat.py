@@ -12,6 +12,7 @@ from workers.watch.course import MIN_STEPS, SQUARED, Course
 from workers.watch.findings import Found
 from workers.watch.symptoms import LATE_PATIENCE, Symptom, above
 
+VANISHED = 1e-6  # where there are too few layers for a quarter of them
 VANISHING = 1e-3  # first layers' median norm over the last ones'
 DEAD = 0.85  # of a layer's units
 SATURATED = 0.5
@@ -19,6 +20,8 @@ LEAST_UPDATE = 2e-5  # of the weights
 LARGE_UPDATE = 0.05
 DESTRUCTIVE = 0.5
 ABOVE_CONSTANT = 1.1
+STEADY_UPDATE = 0.02  # of the weights: whoever is above a constant answer with such steps is there for another reason
+ROSE_BLOCKS = 3
 HARDLY = 0.01  # of the weights
 DROPPED = 0.85  # of a layer's units: what is left carries little
 DECAY = 0.01  # learning rate times weight decay
@@ -106,17 +109,20 @@ def rate_too_high(course: Course, symptom: Symptom) -> Found | None:
     # Adam's first steps are as long in runs that are well, and a rate that is too high leaves the loss above that of a constant answer.
     reference = course.start if course.constant is None else course.constant
     higher = course.recent - floor > ABOVE_CONSTANT * (reference - floor)
-    if not leapt and not higher and not largest > DESTRUCTIVE:
+    recent = layers.recent_updates(course.record)
+    higher &= recent is None or not float(np.nanmax(recent)) < STEADY_UPDATE
+    rose = _leapt(course, 1.3)[:ROSE_BLOCKS].any() and largest > 4 * LARGE_UPDATE
+    if not (leapt or higher or rose or largest > DESTRUCTIVE):
         return None
     evidence = {**symptom.evidence, "largest_update_ratio": largest, "peak_loss": peak}
     first = int(course.level_steps[int(np.argmax(course.levels))]) if leapt else step
     return Found("lr_too_high", "critical", first, evidence, layer)
 
 
-def _leapt(course: Course) -> NDArray[np.bool_]:
+def _leapt(course: Course, factor: float = 2.0) -> NDArray[np.bool_]:
     """(N,) levels that are far above the start, by more than the noise of a level. Trap: a start that happened to be low."""
     margin = 4 * course.noise / math.sqrt(course.block)
-    found: NDArray[np.bool_] = course.levels > above(course, course.untrained, 2.0) + margin
+    found: NDArray[np.bool_] = course.levels > above(course, course.untrained, factor) + margin
     return found
 
 
@@ -248,11 +254,21 @@ def scale_of_weights(course: Course, symptom: Symptom) -> Found | None:
 
 def vanishing(course: Course, symptom: Symptom, threshold: float = VANISHING) -> Found | None:
     """Traps: layers without any gradient of their own accord (zero branches, idle experts), convergence (no symptom there)."""
-    flow = layers.flow(course.record)
-    if flow is None or not flow.ratio <= threshold:
+    flow = layers.flow(course.record) or layers.flow(course.record, fewest=2)
+    few = layers.flow(course.record) is None
+    if flow is None or not flow.ratio <= (min(threshold, VANISHED) if few else threshold) or layers.cut(course.record):
         return None
     evidence = {"first_layers_norm": flow.first, "last_layers_norm": flow.last, "ratio": flow.ratio}
     return Found("vanishing_gradient", "critical", int(course.steps[0]), evidence, flow.drop)
+
+
+def cut_within(course: Course, symptom: Symptom) -> Found | None:
+    """Some layers never have a gradient while their neighbours' is large: the graph is cut, which no product of small slopes does. Traps: a branch
+    or a head that is not used, whose job does not fail."""
+    name = layers.cut(course.record)
+    if name is None or course.steps[0] > 3:
+        return None
+    return Found("frozen_params", "critical", int(course.steps[0]), {"gradient": 0.0}, name)
 
 
 def unnormalised(course: Course, symptom: Symptom) -> Found | None:

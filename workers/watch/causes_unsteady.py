@@ -100,6 +100,8 @@ def fitted_only(course: Course, symptom: Symptom) -> Found | None:
         return None
     losses = course.record.evaluations.metrics["loss"]
     floor = course.bound or 0.0
+    if symptom.kind == "contradicts" and (course.constant is None or "first_accuracy" in symptom.evidence):
+        return Found("label_error", "warning", symptom.step, symptom.evidence)
     if course.constant is None or not float(np.nanmin(losses)) - floor > 0.95 * (course.constant - floor):
         return None
     if symptom.kind == "walks_away" and not course.recent - floor < 0.7 * (course.constant - floor):

@@ -20,6 +20,8 @@ IMBALANCE = 20  # largest class over smallest
 SCALE = 10.0  # of He's, in the median of the hidden layers
 EMBEDDING_SCALE = 30.0  # torch draws them with deviation 1
 LABELS = 100  # fewer say nothing about classes
+COMPARED = 4  # samples of a batch that are told from each other: fewer than that teach hardly anything
+PRODUCTS = ("matmul", "mm", "bmm", "einsum", "mul", "div", "cosine_similarity")
 UNCLEARED = 0.3  # of the first step's norm
 WAITING = 0.25  # of the step
 WAITING_SECONDS = 0.002  # less is the noise of a clock
@@ -217,7 +219,8 @@ def nothing_flows(course: Course) -> Found | None:
         return None  # they may have underflowed
     trainable = [fact for fact in facts.layers if fact.requires_grad]
     zeros = [fact for fact in trainable if fact.std == 0 and not fact.mean and "Norm" not in fact.kind]
-    if len(zeros) >= 2 and not layers.normalised(course.record):
+    matrices = [fact for fact in trainable if "Norm" not in fact.kind]
+    if len(zeros) >= 2 and (len(zeros) == len(matrices) or not layers.normalised(course.record)):
         evidence = {"twin_rows": 1.0, "mean": 0.0, "std": 0.0, "layers": len(zeros)}
         return Found("bad_init", "critical", 0, evidence, zeros[0].name)
     evidence = {"layers_without_gradient": norms.shape[1]}
@@ -274,6 +277,8 @@ def class_imbalance(course: Course) -> Found | None:
         counts = [round(positive), round(loss.target.rows - positive)]
     if len(counts) < 2 or sum(counts) < max(LABELS, 10 * len(counts)) or len(counts) > 1000:
         return None
+    if any(fact.kind == "Embedding" and len(counts) in fact.shape[:1] for fact in course.record.facts.layers):
+        return None  # what is told is what is read: words, letters
     ratio = max(counts) / max(min(counts), 1)
     if not ratio > IMBALANCE:
         return None
@@ -284,6 +289,17 @@ def class_imbalance(course: Course) -> Found | None:
         {"ratio": ratio, "smallest": min(counts), "largest": max(counts)},
         explains=False,
     )
+
+
+def few_to_compare(course: Course) -> Found | None:
+    """Each sample of a batch is told from the others of it, and there are hardly any. Right: classes that the batch happens to have once each."""
+    loss = course.record.facts.loss
+    shape = loss.output.shape if loss.output is not None else ()
+    if loss.function != "cross_entropy" or len(shape) != 2 or shape[0] != shape[1] or not 2 <= shape[0] <= COMPARED:
+        return None
+    if (loss.output_operation or "") not in PRODUCTS or set(loss.class_counts) != {1}:
+        return None
+    return Found("batch_size", "warning", 0, {"batch": float(shape[0]), "others": shape[0] - 1})
 
 
 def data_starvation(course: Course) -> Found | None:
@@ -349,5 +365,5 @@ def endless_warmup(course: Course) -> Found | None:
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
     nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, nothing_flows, cut_off, lr_zero,
-    endless_warmup, class_imbalance, data_starvation,
+    endless_warmup, few_to_compare, class_imbalance, data_starvation,
 )  # fmt: skip

@@ -40,12 +40,12 @@ class Share:
     count: int
 
 
-def flow(record: Record) -> Flow | None:
-    """None with fewer than four layers that have a weight, or none with a gradient."""
+def flow(record: Record, fewest: int = 4) -> Flow | None:
+    """None with fewer layers that have a weight, or none with a gradient."""
     norms = record.series.norms[-20:]
     kinds = {fact.name: fact.kind for fact in record.facts.layers}
     weighted = [j for j, name in enumerate(record.series.layers) if "Norm" not in kinds.get(name, "")]
-    if len(weighted) < 4 or not len(norms):
+    if len(weighted) < fewest or not len(norms):
         return None
     values = np.median(norms[:, weighted], axis=0)
     if not np.isfinite(values).all():
@@ -56,6 +56,25 @@ def flow(record: Record) -> Flow | None:
     # Within stretches that have underflowed to zero all drops are equal: the one next to the living counts.
     worst = len(drops) - 1 - int(np.argmax(drops[::-1]))
     return Flow(first, last, record.series.layers[weighted[worst]])
+
+
+def cut(record: Record) -> str | None:
+    """The last of the layers that have had no gradient at all while none of the others' was small, and the last layer's was among these; None: it is
+    not so. Traps: weights of zero and what lies behind them, units that are dead, embeddings of which no row was used, half precision."""
+    norms, facts = record.series.norms, {fact.name: fact for fact in record.facts.layers}
+    if len(norms) < 10 or not np.isfinite(norms).all() or record.facts.precision == "fp16":
+        return None
+    if any(fact.std == 0 and "Norm" not in fact.kind and fact.requires_grad for fact in facts.values()):
+        return None
+    idle = (norms == 0).all(axis=0)
+    names = record.series.layers
+    matrices = [j for j in np.flatnonzero(idle) if names[j] in facts and len(facts[names[j]].shape) > 1]
+    if not matrices or idle[-1] or not norms[:, ~idle].min() > 1e-4 * norms[:, ~idle].max(axis=1).min():
+        return None
+    dead = dead_units(record)
+    if dead is not None and dead.share > 0.9:
+        return None
+    return names[int(matrices[-1])]
 
 
 def amplification(norms: Floats) -> float:

@@ -30,6 +30,7 @@ Kind = Literal[
     "far_above",
 ]
 
+BOTTOMLESS = 1000.0  # times its first value
 RUNAWAY = 1.5  # of the untrained loss, for a while
 RUNAWAY_AT_ONCE = 10.0
 STILL_AWAY = 0.4  # of the peak: whoever has come back from it is not failing
@@ -96,8 +97,10 @@ def _in_a_row(bad: NDArray[np.bool_]) -> NDArray[np.int64]:
 def below_bound(course: Course) -> Symptom | None:
     """Cross-entropy or a squared error below zero. Traps: likelihoods of densities, whose facts give no bound; adversaries, of which one
     climbs where the other descends."""
-    if course.bound is None or not len(course.losses) or course.adversarial:
+    if not len(course.losses) or course.adversarial:
         return None
+    if course.bound is None:
+        return _bottomless(course)
     below = course.losses < course.bound - 1e-4 * max(1.0, abs(course.start - course.bound))
     if not below.any():
         return None
@@ -105,6 +108,19 @@ def below_bound(course: Course) -> Symptom | None:
     return Symptom(
         "below_bound", int(course.steps[first]), {"loss": float(course.losses[first]), "bound": course.bound}
     )
+
+
+def _bottomless(course: Course) -> Symptom | None:
+    """Nothing that is learnt has a loss a thousand times as far below zero as it began above, and falls ever faster: there is a term that grows for
+    its own sake. Right: logarithms of densities, a few times their first value below zero."""
+    levels = course.levels
+    if len(levels) < 6 or not np.isfinite(levels).all() or not levels[-1] < -BOTTOMLESS * max(1.0, abs(course.start)):
+        return None
+    half = len(levels) // 2
+    if not levels[half] - levels[-1] > 2 * abs(levels[0] - levels[half]):
+        return None
+    first = int(np.argmax(course.losses < -10 * max(1.0, abs(course.start))))
+    return Symptom("below_bound", int(course.steps[first]), {"loss": course.recent, "first_loss": course.start})
 
 
 def runaway(course: Course) -> Symptom | None:
@@ -251,7 +267,7 @@ def rings(course: Course) -> Symptom | None:
     accuracy = course.record.evaluations.metrics.get("accuracy")
     if accuracy is not None and len(accuracy) >= 6 and np.isfinite(accuracy).all():
         lost = float(accuracy[:-3].max() - accuracy[-3:].max())
-        if lost > 0.1:
+        if lost > 0.1 and not _fitted_since(course, _evaluated(course, int(np.argmax(accuracy)))):
             return Symptom(
                 "lost",
                 _evaluated(course, int(np.argmax(accuracy))),
@@ -274,6 +290,13 @@ def rings(course: Course) -> Symptom | None:
     return Symptom("rings", int(course.steps[-2 * quarter]), {"loss": level + floor, "spread": spread})
 
 
+def _fitted_since(course: Course, step: int) -> bool:
+    """Training went on as it should, so that what validation lost has another reason."""
+    at = int(np.searchsorted(course.steps, step))
+    then = float(np.median(course.losses[max(0, at - 10) : at + 10]))
+    return then - course.recent > 0.1 * course.scale
+
+
 def _steady_elsewhere(course: Course) -> bool:
     """The validation loss, a mean over many samples, stays near its best, and that is well below its first: batches differ, nothing rings."""
     losses = course.record.evaluations.metrics.get("loss")
@@ -292,6 +315,9 @@ def slow(course: Course) -> Symptom | None:
     after = course.losses[course.steps > course.warmup]
     if course.constant is None and not course.record.probes.update_ratios.size:
         return None  # neither its goal nor its steps are known
+    losses = course.record.evaluations.metrics.get("loss")
+    if losses is not None and len(losses) >= 6 and np.isfinite(losses).all() and _has_risen(course, losses):
+        return None  # that the fit is slow is the least of it
     updates, third = layers.recent_updates(course.record), len(after) // 3
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
@@ -350,14 +376,15 @@ def walks_away(course: Course) -> Symptom | None:
 
 
 def far_above(course: Course) -> Symptom | None:
-    """It began far above what a constant answer has, and is still there after a tenth of the run: it has all of that to unlearn first. Traps:
-    squared errors of targets that nobody scaled; a first pass that is too large and comes down at once."""
+    """It began far above what a constant answer has, and is still there after a tenth of the run, or above it after the half of it: it has all of
+    that to unlearn first. Traps: squared errors of targets that nobody scaled; a first pass that is too large and comes down at once."""
     if course.constant is None or not course.past(0.1) or course.begins_trained or course.adversarial:
         return None
     floor = course.bound if course.bound is not None else 0.0
     reference = course.constant - floor
     recent = course.level()
-    if not course.start - floor > 10 * reference or not recent - floor > 3 * reference:
+    high, still = (10, 3) if not course.past(0.4) else (3, 1.15)
+    if not course.start - floor > high * reference or not recent - floor > still * reference:
         return None
     evidence = {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant}
     return Symptom("far_above", int(course.steps[0]), evidence)
@@ -367,10 +394,14 @@ def contradicts(course: Course) -> Symptom | None:
     """The training samples are fitted, and validation has never been better than a constant answer or than at its first check. Traps: early on;
     models that only begin to learn what holds in general (their validation improves)."""
     losses = course.record.evaluations.metrics.get("loss")
-    if losses is None or len(losses) < 6 or course.constant_at_most is None or not course.past(0.4, 2 * MIN_STEPS):
+    if losses is None or len(losses) < 6 or not course.past(0.4, 2 * MIN_STEPS):
         return None
     if course.adversarial or course.begins_trained or not np.isfinite(losses).all():
         return None
+    if (found := _answers_stay(course)) is not None:
+        return found
+    if course.constant_at_most is None:
+        return _only_worse(course, losses)
     floor = course.bound if course.bound is not None else 0.0
     reference = course.constant_at_most - floor
     window = max(MIN_STEPS, len(course.losses) // 4)
@@ -378,8 +409,7 @@ def contradicts(course: Course) -> Symptom | None:
     fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
     best = float(losses.min()) - floor
     # Or they are on their way there, while validation has only become worse.
-    worse = losses.argmin() <= 1 and float(losses[-3:].min()) - floor > best + 0.05 * reference
-    fits = worse and course.start - level > 0.2 * course.scale
+    fits = _has_risen(course, losses) and course.start - level > 0.2 * course.scale
     if not (fitted or fits) or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):
         return None
     return Symptom(
@@ -391,6 +421,37 @@ def contradicts(course: Course) -> Symptom | None:
             "training_loss": level,
         },
     )
+
+
+def _has_risen(course: Course, losses: NDArray[np.float64]) -> bool:
+    """The validation loss, since its first checks."""
+    return bool(losses.argmin() <= 1 and losses[-3:].min() - losses.min() > 0.04 * course.scale)
+
+
+def _answers_stay(course: Course) -> Symptom | None:
+    """Most of the loss is gone, and no more answers are right than at the first check: it measures something else. Right: most answers were right
+    from the start."""
+    accuracy = course.record.evaluations.metrics.get("accuracy")
+    if accuracy is None or len(accuracy) < 6 or not np.isfinite(accuracy).all() or not course.past(LATE_PATIENCE):
+        return None
+    if not course.start - course.recent > 0.7 * course.scale or accuracy.max() > min(0.5, accuracy[0] + 0.05):
+        return None
+    evidence = {"accuracy": float(accuracy.max()), "first_accuracy": float(accuracy[0]), "training_loss": course.recent}
+    return Symptom("contradicts", int(course.steps[0]), {**evidence, "first_loss": course.start})
+
+
+def _only_worse(course: Course, losses: NDArray[np.float64]) -> Symptom | None:
+    """As ``contradicts`` where nobody knows what a constant answer has. Trap: few samples, of which the first epoch tells the most."""
+    epoch = course.record.facts.steps_per_epoch
+    few = epoch is not None and losses.argmin() > 0 and course.record.evaluations.steps[0] < epoch
+    if few or not _has_risen(course, losses) or not course.start - course.recent > 0.2 * course.scale:
+        return None
+    evidence = {
+        "validation_loss": float(np.median(losses[-3:])),
+        "best_validation_loss": float(losses.min()),
+        "training_loss": course.recent,
+    }
+    return Symptom("contradicts", int(course.steps[0]), evidence)
 
 
 def _only_surer(course: Course, best: int, rise: float) -> bool:
