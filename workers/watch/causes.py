@@ -59,7 +59,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         unsteady.slow_convergence,
     ),
     "far_above": (flat.unnormalised, flat.scale_of_weights, away.exploding, away.huge_first_forward),
-    "contradicts": (unsteady.thrown_about, unsteady.fitted_only),
+    "contradicts": (unsteady.thrown_about, unsteady.rare, unsteady.fitted_only),
     "walks_away": (unsteady.thrown_about, unsteady.suddenly_easy, unsteady.fitted_only, unsteady.overfitting),
 }
 

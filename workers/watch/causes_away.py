@@ -160,14 +160,18 @@ def grown(course: Course, symptom: Symptom) -> Found | None:
 
 
 def huge_first_forward(course: Course, symptom: Symptom) -> Found | None:
-    """The first outputs were already out of range. Of a squared error that is so by the outputs' own spread, not by what the targets' unit is."""
+    """The first outputs were already out of range: not by what the unit of a squared error's targets is, and not for an answer that is hardly ever
+    asked for."""
     loss = course.record.facts.loss
     if course.constant is None or course.bound is None:
         return None
+    spread = loss.output.std if loss.output is not None else None
     if loss.function == "mse_loss":
-        known = loss.output is not None and loss.target is not None and loss.output.std and loss.target.std
-        if not known or not (loss.output.std or 0.0) > 3 * (loss.target.std or 0.0):  # type: ignore[union-attr]
+        asked = loss.target.std if loss.target is not None else None
+        if not spread or not asked or not spread > 3 * asked:
             return None
+    elif spread is not None and spread < 1:
+        return None
     if not course.start - course.bound > 5 * (course.constant - course.bound):
         return None
     return Found(

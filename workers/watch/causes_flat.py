@@ -20,7 +20,7 @@ LEAST_UPDATE = 2e-5  # of the weights
 LARGE_UPDATE = 0.05
 DESTRUCTIVE = 0.5
 ABOVE_CONSTANT = 1.1
-STEADY_UPDATE = 0.02  # of the weights: whoever is above a constant answer with such steps is there for another reason
+STEADY_UPDATE = 0.008  # of the weights: whoever is above a constant answer with such steps is there for another reason
 ROSE_BLOCKS = 3
 HARDLY = 0.01  # of the weights
 DROPPED = 0.85  # of a layer's units: what is left carries little
@@ -110,8 +110,9 @@ def rate_too_high(course: Course, symptom: Symptom) -> Found | None:
     reference = course.start if course.constant is None else course.constant
     higher = course.recent - floor > ABOVE_CONSTANT * (reference - floor)
     recent = layers.recent_updates(course.record)
-    higher &= recent is None or not float(np.nanmax(recent)) < STEADY_UPDATE
-    rose = _leapt(course, 1.3)[:ROSE_BLOCKS].any() and largest > 4 * LARGE_UPDATE
+    huge = largest > 4 * LARGE_UPDATE
+    higher &= recent is None or huge or not float(np.nanmax(recent)) < STEADY_UPDATE
+    rose = huge and _leapt(course, 1.3)[:ROSE_BLOCKS].any()
     if not (leapt or higher or rose or largest > DESTRUCTIVE):
         return None
     evidence = {**symptom.evidence, "largest_update_ratio": largest, "peak_loss": peak}

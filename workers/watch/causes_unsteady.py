@@ -7,7 +7,7 @@ import numpy as np
 from workers.watch import layers
 from workers.watch.causes_flat import LARGE_UPDATE
 from workers.watch.course import Course
-from workers.watch.fact_rules import LABELS
+from workers.watch.fact_rules import IMBALANCE, LABELS
 from workers.watch.findings import Found
 from workers.watch.rank_rules import noise_scale
 from workers.watch.symptoms import Symptom, slow
@@ -90,6 +90,19 @@ def suddenly_easy(course: Course, symptom: Symptom) -> Found | None:
     step = int(course.level_steps[row])
     evidence = {**symptom.evidence, "easy_since": f"At step {step}", "loss_before": float(before[row - 1]) + floor}
     return Found("label_error", "warning", step, evidence)
+
+
+def rare(course: Course, symptom: Symptom) -> Found | None:
+    """Answers that are hardly ever asked for: never to give them costs nearly nothing."""
+    loss = course.record.facts.loss
+    mean = loss.target.mean if loss.target is not None and (loss.function or "").startswith("binary") else None
+    if "first_accuracy" not in symptom.evidence or mean is None or loss.weighted:
+        return None
+    asked = min(mean, 1 - mean)
+    if not 0 < asked < 1 / (1 + IMBALANCE):
+        return None
+    evidence = {"ratio": (1 - asked) / asked, "smallest": asked, "largest": 1 - asked}
+    return Found("class_imbalance", "warning", symptom.step, {**symptom.evidence, **evidence})
 
 
 def fitted_only(course: Course, symptom: Symptom) -> Found | None:

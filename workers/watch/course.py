@@ -259,6 +259,14 @@ class Course:
         fell = float(np.median(late[:2]) - np.median(late[-2:]))
         return fell > max(0.015 * self.scale, 3 * jitter)
 
+    @cached_property
+    def lies_about_zero(self) -> bool:
+        """It has either sign, and no function that is known by name: a policy's, say. How large it is says nothing of what was learnt."""
+        loss, early = self.record.facts.loss, self.losses[: 2 * MIN_STEPS]
+        if self.bound is not None or loss.function is not None or not len(early):
+            return False
+        return bool(abs(self.start) < 0.1 * self.scale and early.min() < 0)
+
     # --- what was measured on validation samples -----------------------------------------------------------------------
 
     @cached_property

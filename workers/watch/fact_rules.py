@@ -20,6 +20,7 @@ IMBALANCE = 20  # largest class over smallest
 SCALE = 10.0  # of He's, in the median of the hidden layers
 EMBEDDING_SCALE = 30.0  # torch draws them with deviation 1
 LABELS = 100  # fewer say nothing about classes
+GONE = 1e-3  # of the weights' first norm
 COMPARED = 4  # samples of a batch that are told from each other: fewer than that teach hardly anything
 PRODUCTS = ("matmul", "mm", "bmm", "einsum", "mul", "div", "cosine_similarity")
 UNCLEARED = 0.3  # of the first step's norm
@@ -279,8 +280,7 @@ def class_imbalance(course: Course) -> Found | None:
         return None
     if any(fact.kind == "Embedding" and len(counts) in fact.shape[:1] for fact in course.record.facts.layers):
         return None  # what is told is what is read: words, letters
-    ratio = max(counts) / max(min(counts), 1)
-    if not ratio > IMBALANCE:
+    if not (ratio := max(counts) / max(min(counts), 1)) > IMBALANCE:
         return None
     return Found(
         "class_imbalance",
@@ -288,6 +288,20 @@ def class_imbalance(course: Course) -> Found | None:
         0,
         {"ratio": ratio, "smallest": min(counts), "largest": max(counts)},
         explains=False,
+    )
+
+
+def weights_gone(course: Course) -> Found | None:
+    """Whatever takes them away, no model answers anything with weights of nearly zero. Right: pruned or gated away in part, a start from zero."""
+    shrunk = layers.ratio_to_start(layers.of_weights(course.record))
+    if shrunk is None or len(shrunk) < 2 or not (shrunk < GONE).mean() >= 0.5:
+        return None
+    evidence = {"weights_left": float(np.median(shrunk)), "weight_decay": course.record.facts.weight_decay or 0.0}
+    return Found(
+        "over_regularised",
+        "warning",
+        int(course.steps[0]),
+        {**evidence, "loss": course.recent, "first_loss": course.start},
     )
 
 
@@ -365,5 +379,5 @@ def endless_warmup(course: Course) -> Found | None:
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
     nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, nothing_flows, cut_off, lr_zero,
-    endless_warmup, few_to_compare, class_imbalance, data_starvation,
+    endless_warmup, weights_gone, few_to_compare, class_imbalance, data_starvation,
 )  # fmt: skip

@@ -53,7 +53,7 @@ class FirstPass:
             return
         found = call.found
         targets = all_targets(train, found)
-        counts = class_counts(train, found.classes) or found.class_counts or binary_counts(found, targets)
+        counts = class_counts(train, found) or found.class_counts or binary_counts(found, targets)
         whole = call.is_all(loss_sum, count)
         constant = constant_loss(found, call.weighed(counts), call.smoothing, call.variance, targets) if whole else None
         looked_at = found.target.rows if found.target is not None else None
@@ -116,13 +116,14 @@ def _rate(spec: JobSpec, plan: Plan, step: int) -> float:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def class_counts(train: Dataset, classes: int | None) -> tuple[int, ...]:
-    """Over the training split, where its class numbers lie in memory as ``labels``; else nothing."""
-    labels = getattr(train, "labels", None)
+def class_counts(train: Dataset, loss: LossFacts) -> tuple[int, ...]:
+    """Over the training split, where its class numbers lie in memory as ``labels`` and are what the loss was given: no others were; else nothing."""
+    labels, classes = getattr(train, "labels", None), loss.classes
     if not classes or not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         return ()
-    counts = labels[labels >= 0].bincount(minlength=classes)
-    return tuple(counts.tolist()) if len(counts) == classes else ()
+    counts = labels[labels >= 0].bincount(minlength=classes).tolist()
+    others = any(seen > 0 and not count for seen, count in zip(loss.class_counts, counts, strict=False))
+    return tuple(counts) if len(counts) == classes and not others else ()
 
 
 def all_targets(train: Dataset, loss: LossFacts) -> Tensor | None:

@@ -66,6 +66,8 @@ def cut(record: Record) -> str | None:
         return None
     if any(fact.std == 0 and "Norm" not in fact.kind and fact.requires_grad for fact in facts.values()):
         return None
+    if any(fact.kind == "RNN" for fact in facts.values()):
+        return None  # through time it vanishes as completely
     idle = (norms == 0).all(axis=0)
     names = record.series.layers
     matrices = [j for j in np.flatnonzero(idle) if names[j] in facts and len(facts[names[j]].shape) > 1]

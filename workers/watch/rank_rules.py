@@ -20,6 +20,7 @@ from workers.watch.record import Checksums, Floats, Ranks, Record
 HISTORY = 12  # rows before a rank can be called off its own past
 AT_ONCE = math.log(30.0)  # a single step: a bit of the exponent
 LASTING = math.log(3.0)  # norms, in the median; ranks with data of their own differ less
+LASTING_OF_MANY = math.log(1.7)  # where several peers agree
 LASTING_LOSS = math.log(1.6)
 LASTING_ROWS = 15
 ONSET_ROWS = 8  # whose mean says whether it had begun
@@ -152,7 +153,8 @@ def gradients_off(ranks: Ranks) -> Found | None:
         rank = int(np.argmax(np.where(leaps[row], apart[row + 1], -np.inf)))
         evidence = {"norm_over_peers": float(np.exp(apart[row + 1, rank]))}
         return Found("silent_corruption", "critical", int(steps[row + 1]), evidence, rank=rank)
-    return _lasting(table, apart, steps, LASTING, "silent_corruption", "norm_over_peers")
+    lasting = LASTING if apart.shape[1] == 2 else LASTING_OF_MANY
+    return _lasting(table, apart, steps, lasting, "silent_corruption", "norm_over_peers")
 
 
 def losses_off(ranks: Ranks) -> Found | None:

@@ -34,7 +34,7 @@ BOTTOMLESS = 1000.0  # times its first value
 RUNAWAY = 1.5  # of the untrained loss, for a while
 RUNAWAY_AT_ONCE = 10.0
 STILL_AWAY = 0.4  # of the peak: whoever has come back from it is not failing
-BY_HEART = 0.75  # of H
+BY_HEART, BY_HEART_SOON = 0.75, 0.6  # of H
 STUCK_PATIENCE = 0.3  # of the run
 STUCK_GAIN = 0.10  # of what there is to learn
 STUCK_LEVEL = 0.93  # of H
@@ -133,7 +133,8 @@ def runaway(course: Course) -> Symptom | None:
     reference = course.untrained + 0.0
     if course.record.facts.begins_trained and course.constant is None:
         window, reference = 2 * window, max(reference, 2 * course.start)
-    ceiling = above(course, reference, RUNAWAY)
+    unknown = course.constant is None and course.bound is None
+    ceiling = above(course, reference, 2 * RUNAWAY if unknown else RUNAWAY)  # of several parts one may well rise first
     at_once = above(course, reference, RUNAWAY_AT_ONCE)
     much = above(course, reference, 3.0)
     level = float(np.median(kept[-window:]))
@@ -179,8 +180,10 @@ def spike(course: Course) -> Symptom | None:
     """A jump within 2 % of the run, after real progress, that has not come back after 3 %. Traps: one bad batch (it comes back), restarts of
     the schedule (the rate rose), an epoch of hard data (a smaller step up)."""
     levels = course.levels
-    if course.adversarial or len(levels) < 8 or not math.isfinite(course.untrained):
+    if course.adversarial or course.lies_about_zero or len(levels) < 8 or not math.isfinite(course.untrained):
         return None
+    if (at_end := _at_the_very_end(course)) is not None:
+        return at_end
     patience = max(2 * course.block, round(0.03 * len(course.losses)), 10) // course.block + 1
     if len(levels) < patience + 4:
         return None
@@ -216,6 +219,25 @@ def spike(course: Course) -> Symptom | None:
     return Symptom("spike", step, {"loss_before": level_before, "loss": _readable(now), "first_loss": course.start})
 
 
+def _at_the_very_end(course: Course) -> Symptom | None:
+    """Nobody can wait whether it comes back: the last check and the last steps are far above all that was before."""
+    losses = course.record.evaluations.metrics.get("loss")
+    if course.record.facts.total_steps is None or course.now < course.total or losses is None or len(losses) < 6:
+        return None
+    if not np.isfinite(losses).all() or course.now != course.record.evaluations.steps[-1]:
+        return None
+    floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
+    before, now = float(np.median(losses[-4:-1])), float(losses[-1])
+    usual, last = float(np.median(course.levels[-5:-1])), float(np.median(course.losses[-3:]))
+    if not (now - floor > 2 * (before - floor) and now - before > 0.15 * course.scale):
+        return None
+    if not (last - floor > 1.5 * (usual - floor) and last - usual > 4 * course.noise):
+        return None
+    rows = np.flatnonzero(course.losses[-MIN_STEPS:] > (usual + last) / 2)
+    step = int(course.steps[-MIN_STEPS:][rows[0]]) if len(rows) else course.now
+    return Symptom("spike", step, {"loss_before": usual, "loss": last, "first_loss": course.start})
+
+
 def rate_rose(course: Course, step: int) -> bool:
     rates = course.record.series.learning_rates
     near = (course.steps >= step - 0.04 * course.total) & (course.steps <= step + 0.02 * course.total)
@@ -230,7 +252,7 @@ def rate_rose(course: Course, step: int) -> bool:
 def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     """Hardly anything was learnt. Traps: warm-up, a start that was trained already, adversaries, a loss that still falls, regression with a
     noise floor (causes.py says nothing where it finds none), the loss of a model whose bias learns how frequent the classes are."""
-    if not course.past(patience) or course.begins_trained or course.adversarial:
+    if not course.past(patience) or course.begins_trained or course.adversarial or course.lies_about_zero:
         return None
     recent = course.recent
     if not math.isfinite(recent) or course.falls or course.lost is not None:
@@ -264,6 +286,8 @@ def rings(course: Course) -> Symptom | None:
     fall all the same."""
     if not course.past(STUCK_PATIENCE, 3 * MIN_STEPS) or course.adversarial or course.begins_trained:
         return None
+    if course.lies_about_zero:
+        return None
     accuracy = course.record.evaluations.metrics.get("accuracy")
     if accuracy is not None and len(accuracy) >= 6 and np.isfinite(accuracy).all():
         lost = float(accuracy[:-3].max() - accuracy[-3:].max())
@@ -294,7 +318,7 @@ def _fitted_since(course: Course, step: int) -> bool:
     """Training went on as it should, so that what validation lost has another reason."""
     at = int(np.searchsorted(course.steps, step))
     then = float(np.median(course.losses[max(0, at - 10) : at + 10]))
-    return then - course.recent > 0.1 * course.scale
+    return then - course.recent > 0.1 * course.scale and course.recent < course.start
 
 
 def _steady_elsewhere(course: Course) -> bool:
@@ -310,14 +334,18 @@ def _steady_elsewhere(course: Course) -> bool:
 def slow(course: Course) -> Symptom | None:
     """It falls along a straight line, and would be far from its goal at the end. Traps: fine-tuning, warm-up, convergence (its line bends), a
     noise floor (it bends too), the way out of a plateau (it bends the other way)."""
-    if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.adversarial:
+    if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.adversarial or course.lies_about_zero:
         return None
     after = course.losses[course.steps > course.warmup]
     if course.constant is None and not course.record.probes.update_ratios.size:
         return None  # neither its goal nor its steps are known
     losses = course.record.evaluations.metrics.get("loss")
-    if losses is not None and len(losses) >= 6 and np.isfinite(losses).all() and _has_risen(course, losses):
-        return None  # that the fit is slow is the least of it
+    if (
+        losses is not None
+        and len(losses) >= 6
+        and not float(losses[0]) - float(np.median(losses[-3:])) > 0.01 * course.scale
+    ):
+        return None  # that the fit is slow is the least of it: validation does not follow
     updates, third = layers.recent_updates(course.record), len(after) // 3
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
@@ -353,7 +381,8 @@ def walks_away(course: Course) -> Symptom | None:
     # Of a few samples a step most are right and a few very wrong: their mean is not by heart.
     mean = course.mean(max(4 * MIN_STEPS, len(course.losses) // 4), 10 * reference) - floor
     known = max(course.recent - floor, 0.5 * mean) < 0.1 * reference
-    by_heart = bool((now - floor > BY_HEART * reference).all()) and known
+    soon = best <= len(losses) // 5  # what was learnt after that is of these samples alone
+    by_heart = bool((now - floor > (BY_HEART_SOON if soon else BY_HEART) * reference).all()) and known
     if best > len(losses) - 4 or not (high or by_heart):
         return None
     jitter = 1.4826 * float(np.median(np.abs(np.diff(losses)))) if len(losses) > 6 else 0.0
@@ -383,7 +412,7 @@ def far_above(course: Course) -> Symptom | None:
     floor = course.bound if course.bound is not None else 0.0
     reference = course.constant - floor
     recent = course.level()
-    high, still = (10, 3) if not course.past(0.4) else (3, 1.15)
+    high, still = (10, 3) if not course.past(0.5) else (3, 1.15)
     if not course.start - floor > high * reference or not recent - floor > still * reference:
         return None
     evidence = {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant}
@@ -396,7 +425,7 @@ def contradicts(course: Course) -> Symptom | None:
     losses = course.record.evaluations.metrics.get("loss")
     if losses is None or len(losses) < 6 or not course.past(0.4, 2 * MIN_STEPS):
         return None
-    if course.adversarial or course.begins_trained or not np.isfinite(losses).all():
+    if course.adversarial or course.begins_trained or course.lies_about_zero or not np.isfinite(losses).all():
         return None
     if (found := _answers_stay(course)) is not None:
         return found
@@ -443,7 +472,8 @@ def _answers_stay(course: Course) -> Symptom | None:
 def _only_worse(course: Course, losses: NDArray[np.float64]) -> Symptom | None:
     """As ``contradicts`` where nobody knows what a constant answer has. Trap: few samples, of which the first epoch tells the most."""
     epoch = course.record.facts.steps_per_epoch
-    few = epoch is not None and losses.argmin() > 0 and course.record.evaluations.steps[0] < epoch
+    rise = float(losses[-3:].min() - losses.min())
+    few = epoch is not None and rise < 0.1 * course.scale and course.record.evaluations.steps[0] < epoch
     if few or not _has_risen(course, losses) or not course.start - course.recent > 0.2 * course.scale:
         return None
     evidence = {
@@ -469,7 +499,8 @@ def _only_surer(course: Course, best: int, rise: float) -> bool:
     if accuracy is None or course.constant is None or not math.isfinite(float(accuracy[best])):
         return False
     gained = course.constant - float(course.record.evaluations.metrics["loss"][best])
-    return bool(np.median(accuracy[-3:]) >= accuracy[best] - 0.01 and rise < 0.25 * gained)
+    now = float(np.median(accuracy[-3:]))
+    return bool(now >= accuracy[best] - 0.01 and rise < (0.35 if now >= accuracy.max() - 0.01 else 0.25) * gained)
 
 
 def _evaluated(course: Course, row: int) -> int:
