@@ -12,7 +12,8 @@ from workers.watch import causes_unsteady as unsteady
 from workers.watch import layers
 from workers.watch.course import Course
 from workers.watch.findings import Found
-from workers.watch.symptoms import STUCK_PATIENCE, Kind, Symptom
+from workers.watch.symptom import Kind, Symptom
+from workers.watch.symptoms import STUCK_PATIENCE
 
 VANISHING_EARLY = 1e-6
 

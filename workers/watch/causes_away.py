@@ -10,7 +10,8 @@ from workers.watch import layers
 from workers.watch.causes_flat import LARGE_UPDATE, scale_of_weights, unnormalised
 from workers.watch.course import MIN_STEPS, Course
 from workers.watch.findings import Found
-from workers.watch.symptoms import Symptom, rate_rose
+from workers.watch.symptom import Symptom
+from workers.watch.symptoms import rate_rose
 
 GROWTH = 100.0  # of the norm over its own early median, or over layers
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.watch import layers
-from workers.watch.course import MIN_STEPS, SQUARED, Course
+from workers.watch.course import LATE_PATIENCE, MIN_STEPS, SQUARED, Course
 from workers.watch.findings import Found
-from workers.watch.symptoms import LATE_PATIENCE, Symptom, above
+from workers.watch.symptom import Symptom
+from workers.watch.symptoms import above
 
 VANISHED = 1e-6  # where there are too few layers for a quarter of them
 VANISHING = 1e-3  # first layers' median norm over the last ones'

@@ -10,7 +10,8 @@ from workers.watch.course import Course
 from workers.watch.fact_rules import IMBALANCE, LABELS
 from workers.watch.findings import Found
 from workers.watch.rank_rules import noise_scale
-from workers.watch.symptoms import Symptom, slow
+from workers.watch.symptom import Symptom
+from workers.watch.symptoms import slow
 
 RINGING_UPDATE = 1e-2
 

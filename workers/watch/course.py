@@ -15,6 +15,7 @@ import numpy as np
 from workers.watch.record import Floats, Record, Steps
 
 MIN_STEPS = 20  # fewer say nothing about a course
+LATE_PATIENCE = 0.45  # where only exclusion speaks
 BLOCKS = 200  # of the run, at most
 WARMUP = 0.25  # of the run, at most, of what looks like one
 SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")

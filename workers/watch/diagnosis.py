@@ -16,7 +16,8 @@ from workers.watch import causes, explanations, fact_rules, rank_rules
 from workers.watch.course import MIN_STEPS, Course
 from workers.watch.findings import ORDER, Found, Judgement
 from workers.watch.record import Record
-from workers.watch.symptoms import EARLY_PATIENCE, STUCK_PATIENCE, Symptom, stuck, symptoms
+from workers.watch.symptom import Symptom
+from workers.watch.symptoms import EARLY_PATIENCE, STUCK_PATIENCE, stuck, symptoms
 
 # Codes that can make a job fail in any way: with one of these, what its failing looks like is a consequence.
 ROOTS = (

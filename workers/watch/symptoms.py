@@ -7,50 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.watch import layers
-from workers.watch.course import MIN_STEPS, Course
-
-Kind = Literal[
-    "not_a_number",
-    "runaway",
-    "spike",
-    "stuck",
-    "lost",
-    "rings",
-    "walks_away",
-    "contradicts",
-    "below_bound",
-    "slow",
-    "far_above",
-]
+from workers.watch.course import LATE_PATIENCE, MIN_STEPS, Course
+from workers.watch.symptom import Symptom
+from workers.watch.symptoms_validation import contradicts, walks_away
 
 BOTTOMLESS = 1000.0  # times its first value
 RUNAWAY = 1.5  # of the untrained loss, for a while
 RUNAWAY_AT_ONCE = 10.0
 STILL_AWAY = 0.4  # of the peak: whoever has come back from it is not failing
-BY_HEART, BY_HEART_SOON = 0.75, 0.6  # of H
 STUCK_PATIENCE = 0.3  # of the run
 STUCK_GAIN = 0.10  # of what there is to learn
 STUCK_LEVEL = 0.93  # of H
-LATE_PATIENCE = 0.45  # where only exclusion speaks
 EARLY_PATIENCE = 0.08  # where the cause is beyond doubt (causes.py: certain_early)
 THROWN = 10.0  # of the weights' first norm, in the median layer: steps that do not add up to that in runs that are well
 SCALER_SKIPS = 10  # in a row; GradScaler tries so often by design
 SCALER_SETTLES = 20  # first steps
-SHARES = ("accuracy", "recall", "precision", "f1", "auroc", "iou")  # names end so: shares of right answers
-
-
-@dataclass(frozen=True)
-class Symptom:
-    kind: Kind
-    step: int
-    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 def symptoms(course: Course) -> list[Symptom]:
@@ -364,46 +340,6 @@ def slow(course: Course) -> Symptom | None:
     return Symptom("slow", int(course.steps[0]), evidence | (dict([useless]) if useless else {}))
 
 
-def walks_away(course: Course) -> Symptom | None:
-    """Validation loss 1.3 x its minimum for three checks while the training loss fell, or near that of a constant answer while the training
-    samples are known by heart. Traps: small noisy validation sets, and a model so
-    sure of itself that its validation loss doubles from nearly nothing: a tenth of what there is to learn is asked for."""
-    losses = course.record.evaluations.metrics.get("loss")
-    steps = course.record.evaluations.steps
-    if losses is None or len(losses) < 5 or course.adversarial or not math.isfinite(course.untrained):
-        return None
-    best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else 0
-    floor = course.bound if course.bound is not None else 0.0
-    now = losses[-3:]
-    minimum = float(losses[best])
-    reference = (course.constant_at_most - floor) if course.constant_at_most is not None else course.scale
-    high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
-    # Of a few samples a step most are right and a few very wrong: their mean is not by heart.
-    mean = course.mean(max(4 * MIN_STEPS, len(course.losses) // 4), 10 * reference) - floor
-    known = max(course.recent - floor, 0.5 * mean) < 0.1 * reference
-    soon = best <= len(losses) // 5  # what was learnt after that is of these samples alone
-    by_heart = bool((now - floor > (BY_HEART_SOON if soon else BY_HEART) * reference).all()) and known
-    if best > len(losses) - 4 or not (high or by_heart):
-        return None
-    jitter = 1.4826 * float(np.median(np.abs(np.diff(losses)))) if len(losses) > 6 else 0.0
-    at = int(np.searchsorted(course.steps, steps[best]))
-    then = float(np.median(course.losses[max(0, at - 10) : at + 10]))
-    fell = (then - floor) * 0.6 >= course.recent - floor
-    if not (fell or by_heart) or float(np.median(now)) - minimum < 2 * jitter:
-        return None
-    if _only_surer(course, best, float(np.median(now)) - minimum):
-        return None
-    rose = np.flatnonzero(
-        (np.arange(len(losses)) > best) & (losses - floor > min(1.3 * (minimum - floor), now.min() - floor))
-    )
-    rose = rose if len(rose) else np.array([len(losses) - 1])
-    return Symptom(
-        "walks_away",
-        int(steps[rose[0]]),
-        {"validation_loss": float(np.median(now)), "best_validation_loss": minimum, "training_loss": course.recent},
-    )
-
-
 def far_above(course: Course) -> Symptom | None:
     """It began far above what a constant answer has, and is still there after a tenth of the run, or above it after the half of it: it has all of
     that to unlearn first. Traps: squared errors of targets that nobody scaled; a first pass that is too large and comes down at once."""
@@ -417,90 +353,6 @@ def far_above(course: Course) -> Symptom | None:
         return None
     evidence = {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant}
     return Symptom("far_above", int(course.steps[0]), evidence)
-
-
-def contradicts(course: Course) -> Symptom | None:
-    """The training samples are fitted, and validation has never been better than a constant answer or than at its first check. Traps: early on;
-    models that only begin to learn what holds in general (their validation improves)."""
-    losses = course.record.evaluations.metrics.get("loss")
-    if losses is None or len(losses) < 6 or not course.past(0.4, 2 * MIN_STEPS):
-        return None
-    if course.adversarial or course.begins_trained or course.lies_about_zero or not np.isfinite(losses).all():
-        return None
-    if (found := _answers_stay(course)) is not None:
-        return found
-    if course.constant_at_most is None:
-        return _only_worse(course, losses)
-    floor = course.bound if course.bound is not None else 0.0
-    reference = course.constant_at_most - floor
-    window = max(MIN_STEPS, len(course.losses) // 4)
-    level = max(course.level(window), course.mean(window, 10 * reference))
-    fitted = reference - (level - floor) > max(0.13 * reference, 4 * course.noise / math.sqrt(window))
-    best = float(losses.min()) - floor
-    # Or they are on their way there, while validation has only become worse.
-    fits = _has_risen(course, losses) and course.start - level > 0.2 * course.scale
-    if not (fitted or fits) or not best > 0.95 * reference or not best > 0.9 * (float(losses[0]) - floor):
-        return None
-    return Symptom(
-        "contradicts",
-        int(course.steps[0]),
-        {
-            "validation_loss": float(np.median(losses[-3:])),
-            "best_validation_loss": best + floor,
-            "training_loss": level,
-        },
-    )
-
-
-def _has_risen(course: Course, losses: NDArray[np.float64]) -> bool:
-    """The validation loss, since its first checks."""
-    return bool(losses.argmin() <= 1 and losses[-3:].min() - losses.min() > 0.04 * course.scale)
-
-
-def _answers_stay(course: Course) -> Symptom | None:
-    """Most of the loss is gone, and no more answers are right than at the first check: it measures something else. Right: most answers were right
-    from the start."""
-    accuracy = course.record.evaluations.metrics.get("accuracy")
-    if accuracy is None or len(accuracy) < 6 or not np.isfinite(accuracy).all() or not course.past(LATE_PATIENCE):
-        return None
-    if not course.start - course.recent > 0.7 * course.scale or accuracy.max() > min(0.5, accuracy[0] + 0.05):
-        return None
-    evidence = {"accuracy": float(accuracy.max()), "first_accuracy": float(accuracy[0]), "training_loss": course.recent}
-    return Symptom("contradicts", int(course.steps[0]), {**evidence, "first_loss": course.start})
-
-
-def _only_worse(course: Course, losses: NDArray[np.float64]) -> Symptom | None:
-    """As ``contradicts`` where nobody knows what a constant answer has. Trap: few samples, of which the first epoch tells the most."""
-    epoch = course.record.facts.steps_per_epoch
-    rise = float(losses[-3:].min() - losses.min())
-    few = epoch is not None and rise < 0.1 * course.scale and course.record.evaluations.steps[0] < epoch
-    if few or not _has_risen(course, losses) or not course.start - course.recent > 0.2 * course.scale:
-        return None
-    evidence = {
-        "validation_loss": float(np.median(losses[-3:])),
-        "best_validation_loss": float(losses.min()),
-        "training_loss": course.recent,
-    }
-    return Symptom("contradicts", int(course.steps[0]), evidence)
-
-
-def _only_surer(course: Course, best: int, rise: float) -> bool:
-    """As many answers are right as where the validation loss was best, and most of what it had gained is there, or more are right by far: it is
-    surer of its mistakes."""
-    metrics = course.record.evaluations.metrics
-    shares = [
-        values for name, values in metrics.items() if name.endswith(SHARES) and len(values) == len(metrics["loss"])
-    ]
-    floor = course.bound if course.bound is not None else 0.0
-    by_heart = course.recent - floor < 0.25 * course.scale
-    if not by_heart and any(np.median(values[-3:]) > values[best] + 0.03 for values in shares):
-        return True
-    accuracy = metrics.get("accuracy")
-    if accuracy is None or course.constant is None or not math.isfinite(float(accuracy[best])):
-        return False
-    gained = course.constant - float(course.record.evaluations.metrics["loss"][best])
-    now = float(np.median(accuracy[-3:]))
-    return bool(now >= accuracy[best] - 0.01 and rise < (0.35 if now >= accuracy.max() - 0.01 else 0.25) * gained)
 
 
 def _evaluated(course: Course, row: int) -> int:
