@@ -1,4 +1,4 @@
-"""The rules on real small trainings: each sickness, and a healthy run that looks like it for each trap of shared/HEALTH.md."""
+"""The rules on real small trainings: each sickness, and a healthy run that looks like it for each trap of the rules."""
 
 from __future__ import annotations
 

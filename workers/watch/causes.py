@@ -1,4 +1,4 @@
-"""Why a job fails, by exclusion: for each symptom causes in the order of shared/HEALTH.md, section 3. The first that matches is the cause, the
+"""Why a job fails, by exclusion: for each symptom causes in an order that asks for the surest first. The first that matches is the cause, the
 others are also seen. Only called with a symptom: none of these signals is a sickness by itself."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Is the job failing? Statements about the job, never about a gradient; each with its first bad step and its evidence.
 
-Numbers are those of shared/HEALTH.md, section 3, where not said otherwise. A symptom without what it needs is silent.
+A symptom without what it needs is silent. What each is not to be taken for stands with it as its traps.
 """
 
 from __future__ import annotations
