@@ -1,4 +1,4 @@
-"""Held back: pictures under other models, losses and optimizers than rules are tuned on. Their writer had not read the rules."""
+"""Pictures under other models, losses and optimizers, by somebody who had not read the rules. Rules have been tuned on them since."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.pitfalls.recipe import Family, adam, recipe, sgd
 from benchmarks.pitfalls.unseen import pictures as made
 from benchmarks.pitfalls.unseen.shared import Lion, Residual, each, enlarged, nesterov, trained_on, using
 
-FAMILY = Family("unseen_pictures", held_back=True)
+FAMILY = Family("unseen_pictures")
 GOOD = Goal("accuracy", at_least=0.85)
 VIEWED = Goal("accuracy", at_least=0.75)
 SAME = Goal("accuracy", at_least=0.75)  # of pairs or triples, of which chance has a half
