@@ -184,3 +184,19 @@ def test_classes_of_a_single_answer_are_counted_over_all_samples() -> None:
         outputs=1,
     ).loss
     assert (weighted.weighted, weighted.constant) == (True, None), "H is another for weighted answers"
+
+
+def test_classes_of_the_data_are_counted_only_where_they_are_what_the_loss_was_given() -> None:
+    """Forty views that are told from each other, of samples that have one of three classes."""
+    known = facts_with(lambda o, y: F.cross_entropy(o, y), LABELS, data=Data(LABELS.repeat(10))).loss
+    assert known.class_counts == (140, 130, 130)
+    others = facts_with(lambda o, y: F.cross_entropy(o @ o.T, y), torch.arange(40), data=Data(LABELS.repeat(10))).loss
+    assert others.class_counts == (1,) * 40
+    assert others.constant == pytest.approx(math.log(40))
+
+
+def test_parameters_that_the_model_does_not_have() -> None:
+    """Right: parameters that hang on nothing, and inputs whose gradient somebody wants."""
+    hidden = nn.Linear(3, 3)
+    assert facts_with(lambda o, y: F.cross_entropy(hidden(o), y), LABELS).strays == 2
+    assert facts_with(lambda o, y: F.cross_entropy(o, y), LABELS, x=torch.randn(40, 5, requires_grad=True)).strays == 0

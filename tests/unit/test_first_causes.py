@@ -486,3 +486,9 @@ def test_weights_drawn_too_large_are_above_a_constant_answer_for_half_of_the_run
     wide = tuple(LayerFacts(name, "Linear", (64, 64), 64, 0.0, 1.0) for name in LAYERS)
     assert alarms(record(losses, {"layers": wide}))[0] == "bad_init"
     assert alarms(record((1.0 + 20 * np.exp(-np.arange(STEPS) / 20)) * noise(STEPS), {"layers": wide})) == []
+
+
+def test_layers_in_a_list_are_found_before_the_first_step() -> None:
+    (found,) = diagnose(record(learning(), {"strays": 6}).until(30)).findings
+    assert (found.code, found.first_bad_step) == ("frozen_params", 0)
+    assert "6 parameters that the model does not have" in found.explanation

@@ -22,8 +22,8 @@ Rule = Callable[[Course, Symptom], Found | None]
 RULES: dict[Kind, tuple[Rule, ...]] = {
     "not_a_number": (away.bad_rows, away.overflow, away.wrong_from_the_start, away.away_before, away.made_by_a_layer),
     "below_bound": (away.wrong_sign,),
-    "spike": (away.rate_changed, away.jumped),
-    "runaway": away.RUNAWAY,
+    "spike": (away.rate_changed, unsteady.heavy, away.jumped),
+    "runaway": (unsteady.heavy, *away.RUNAWAY),
     "stuck": (
         flat.rate_zero,
         flat.underflow,
@@ -48,8 +48,15 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.labels,
         flat.plateau,
     ),
-    "lost": (away.rate_changed, flat.rate_too_high, flat.dying, unsteady.rings_by_rate, unsteady.oscillating),
-    "rings": (flat.unnormalised, unsteady.rings_by_batch, unsteady.rings_by_rate),
+    "lost": (
+        away.rate_changed,
+        unsteady.heavy,
+        flat.rate_too_high,
+        flat.dying,
+        unsteady.rings_by_rate,
+        unsteady.oscillating,
+    ),
+    "rings": (flat.unnormalised, unsteady.heavy, unsteady.rings_by_batch, unsteady.rings_by_rate),
     "slow": (
         flat.rate_died,
         flat.unnormalised,

@@ -370,7 +370,7 @@ def plateau(course: Course, symptom: Symptom) -> Found | None:
     totals = course.totals
     if not course.past(_patience(course), 3 * MIN_STEPS) or not len(totals):
         return None
-    if course.constant is None and course.useless is None:
+    if course.constant is None and course.useless is None and "unchanged_for" not in symptom.evidence:
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
     floor = course.bound or 0.0

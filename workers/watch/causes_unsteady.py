@@ -13,6 +13,7 @@ from workers.watch.rank_rules import noise_scale
 from workers.watch.symptom import Symptom
 from workers.watch.symptoms import slow
 
+HEAVY = 0.99  # momentum
 RINGING_UPDATE = 1e-2
 
 
@@ -36,6 +37,14 @@ def rings_by_rate(course: Course, symptom: Symptom) -> Found | None:
     if updates is not None and np.isfinite(updates).any():
         evidence["update_ratio"] = float(np.nanmax(updates))
     return Found("lr_too_high" if "update_ratio" in evidence else "oscillating_loss", "warning", symptom.step, evidence)
+
+
+def heavy(course: Course, symptom: Symptom) -> Found | None:
+    """Momentum that goes on for hundreds of steps in a direction that was right for a few. Right: Adam's, which is divided by what it sums up."""
+    facts = course.record.facts
+    if (facts.optimizer or "").lower() not in ("sgd", "rmsprop") or not (facts.momentum or 0.0) >= HEAVY:
+        return None
+    return Found("oscillating_loss", "warning", symptom.step, {**symptom.evidence, "momentum": facts.momentum})
 
 
 def oscillating(course: Course, symptom: Symptom) -> Found | None:

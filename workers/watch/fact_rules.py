@@ -180,6 +180,8 @@ def _never_a_gradient(course: Course, layer: str) -> bool:
 def unregistered(course: Course) -> Found | None:
     """Trainable and in no optimizer. Right: what is frozen on purpose (requires_grad off)."""
     left_out = [fact for fact in course.record.facts.layers if fact.requires_grad and not fact.in_optimizer]
+    if strays := course.record.facts.strays:
+        return Found("frozen_params", "warning", 0, {"strays": strays, "layers": len(left_out)})
     if not left_out:
         return None
     return Found("frozen_params", "warning", 0, {"layers": len(left_out), "in_optimizer": False}, left_out[0].name)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from workers import optim
@@ -23,6 +25,7 @@ from workers.watch.loss_call import BOUNDED, LossCall, constant_loss
 from workers.watch.record import Facts, LossFacts
 from workers.watch.tensor_facts import tensor_facts
 
+MOST_NODES = 100_000  # of the graph of a loss
 MANY = 16  # samples, whose deviation says something
 MARKS = {"0": 0.0, "0.01": 0.01, "0.1": 0.1, "1": 1.0}  # of the run
 
@@ -34,7 +37,7 @@ class FirstPass:
         """``model``: the plain one. ``see_calls``: not in a compiled model, whose programs would be made for the mode that sees them."""
         self._model, self._batch = model, batch
         self._call = LossCall() if see_calls else None
-        self._loss = LossFacts()
+        self._loss, self._strays = LossFacts(), 0
         self._layers = layer_facts(
             model, optimizer
         )  # now: a sharded model has other parameters until its backward pass
@@ -48,6 +51,7 @@ class FirstPass:
             yield
 
     def took(self, loss_sum: Tensor, count: Tensor, train: Dataset) -> None:
+        self._strays = strays(loss_sum, self._model)
         call = self._call
         if call is None or call.found is None:
             return
@@ -75,6 +79,7 @@ class FirstPass:
             inputs=tensor_facts(floats[0]) if floats else None,
             normalized_input=begins_with_norm(self._model),
             loss=self._loss,
+            strays=self._strays,
             dropout=max((float(each.p) for each in self._model.modules() if isinstance(each, _DropoutNd)), default=0.0),
         )
 
@@ -111,6 +116,29 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 def _rate(spec: JobSpec, plan: Plan, step: int) -> float:
     return optim.learning_rate(step, plan.steps, spec.schedule, spec.optimizer.learning_rate)
+
+
+# --- graph ------------------------------------------------------------------------------------------------------------
+
+
+def strays(loss: Tensor, model: nn.Module) -> int:
+    """Parameters that would get a gradient of the loss and are none of the model's: of layers in a list or tuple that PyTorch does not look into.
+    Unknown of sharded models, whose own are other tensors while they compute: 0."""
+    known = {id(parameter) for parameter in model.parameters()}
+    if loss.grad_fn is None or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return 0
+    seen: set[Node] = set()
+    waiting, found = [loss.grad_fn], set()
+    while waiting and len(seen) < MOST_NODES:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in known:
+            found.add(id(leaf))
+        waiting.extend(following for following, _ in node.next_functions if following is not None)
+    return len(found)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

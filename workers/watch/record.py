@@ -101,6 +101,7 @@ class Facts:
     precision: str = "fp32"  # of the forward pass: fp32, bf16, fp16
     begins_trained: bool = False  # from a checkpoint
     dropout: float = 0.0  # the largest share of units that a layer leaves out
+    strays: int = 0  # parameters that the loss hangs on and the model does not have
     optimizers: int = 1  # two and more may train against each other: their losses rise and fall as they should
 
 

@@ -242,6 +242,7 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
     useless = course.useless if course.constant is None and course.past(LATE_PATIENCE) else None
+    useless = useless or _unchanged(course)
     if learnt or not (flat or at_constant or settled or useless):
         return None
     evidence = {"loss": recent, "first_loss": course.start, "constant_loss": course.constant}
@@ -255,6 +256,28 @@ def _settled(course: Course) -> bool:
         return False
     then = float(np.median(course.losses[early : early + MIN_STEPS]))
     return course.start - course.recent < 0.25 * course.scale and then - course.recent < 0.05 * course.scale
+
+
+def _unchanged(course: Course) -> tuple[str, float] | None:
+    """Of a loss whose H nobody knows: nothing that is measured has become better since the first fifth of the run, and most of the loss is left."""
+    metrics = course.record.evaluations.metrics
+    if course.constant is not None or not metrics or "r2" in metrics or not course.past(LATE_PATIENCE):
+        return None  # an explained variance says by itself whether there is any
+    losses, fifth = course.losses, len(course.losses) // 5
+    floor = course.bound if course.bound is not None else min(0.0, course.start)
+    then = float(np.median(losses[fifth : fifth + max(MIN_STEPS, fifth // 2)]))
+    if not course.recent - floor > 0.4 * course.scale or abs(then - course.recent) > 0.03 * course.scale:
+        return None
+    for name, values in metrics.items():
+        since = len(values) // 5
+        slack = 0.015 if name != "loss" else 0.015 * course.scale
+        if (
+            len(values) < 8
+            or not np.isfinite(values).all()
+            or abs(float(np.median(values[-3:])) - float(values[since])) > slack
+        ):
+            return None
+    return "unchanged_for", round(0.8 * course.now)
 
 
 def rings(course: Course) -> Symptom | None:

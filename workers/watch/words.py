@@ -50,6 +50,13 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         None,
         "It worked when the training loss is back at its level before and the validation loss falls.",
     ),
+    ("frozen_params", "strays"): Words(
+        "The loss hangs on {strays} parameters that the model does not have (healthy: 0).",
+        "Backpropagation reaches them, and no optimizer that was given model.parameters() ever moves them; nor are they saved, or moved to a device.",
+        "Keep layers in nn.ModuleList or nn.ModuleDict in place of a list, tuple or dict, and tensors in nn.ParameterList",
+        None,
+        "It worked when model.parameters() has them and their update ratios are above 0.",
+    ),
     ("lr_too_low", "schedule"): Words(
         "The rate climbs through all of the run (share of the run: rate): {schedule}; it never comes near the {learning_rate} that it is to reach.",
         "Gradients point the right way from the first step on, and every step is a small part of what was meant.",
