@@ -274,7 +274,12 @@ def test_what_is_said_was_measured() -> None:
     killed = {"largest_update_ratio": 0.9, "dead_share": 0.99, "dead_layer": "3"}
     for code, evidence in (("lr_too_high", killed), ("lr_too_high", {"best": 0.9, "recent": 0.5, "update_ratio": 0.1})):
         assert "unknown" not in explanations.finding(Found(code, "critical", 12, evidence)).explanation
-    assert "unknown" in explanations.finding(Found("lr_too_high", "critical", 12, {})).explanation
+    without = explanations.finding(Found("dying_relu", "critical", 12, {}, "3")).explanation
+    assert without.startswith("In layer 3, unknown of the units"), "which no rule leaves out"
+    told = explanations.finding(Found("lr_too_high", "critical", 12, {"loss": 2.0})).explanation
+    assert told.startswith("The loss is 2, first off at step 12. The gradient"), "and no word of what was not measured"
+    dead = explanations.finding(Found("dying_relu", "critical", 12, {"dead_share": 0.958}, "3")).explanation
+    assert dead.startswith("In layer 3, 95.8 % of the units give 0 for every sample (healthy: below 85 %)")
 
 
 # --- validation says what the training loss does not ------------------------------------------------------------------

@@ -4,18 +4,28 @@ would be done under which consent, how to tell whether that worked. Four sentenc
 from __future__ import annotations
 
 import math
+import re
+import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workers.watch.findings import Finding, Found
 from workers.watch.words import Words, special
 
+OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
+UNKNOWN = "unknown"
+# Evidence that is a part of a whole.
+SHARES = frozenset({
+    "accuracy", "dead_share", "dropout", "first_accuracy", "left_over", "saturated_share", "share", "twin_rows", "weights_gone", "weights_left",
+    "zero_share",
+})  # fmt: skip
+
 
 def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
     words = special(found.code, found.evidence) or WORDS[found.code]
     values = _Values(found)
-    seen, means, worked = (each.format_map(values) for each in (words.seen, words.means, words.worked))
-    sentences = [seen, means, _would(words, values), worked]
+    seen, means, worked = (_said(each, values) for each in (words.seen, words.means, words.worked))
+    sentences = [seen[:1].upper() + seen[1:], means, _would(words, values), worked]
     return Finding(
         code=found.code,
         severity=found.severity,
@@ -27,6 +37,16 @@ def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
         rank=found.rank,
         consequences=tuple(consequences),
     )
+
+
+def _said(template: str, values: _Values) -> str:
+    """Parts in square brackets are left out where something in them was not measured."""
+
+    def part(match: re.Match[str]) -> str:
+        names = [name for _, name, _, _ in string.Formatter().parse(match[1]) if name]
+        return match[1] if all(values.get(name, UNKNOWN) != UNKNOWN for name in names) else ""
+
+    return OPTIONAL.sub(part, template).format_map(values)
 
 
 def _would(words: Words, values: _Values) -> str:
@@ -43,13 +63,13 @@ class _Values(dict[str, str]):
     """Evidence as text; what was not measured reads as ``unknown``."""
 
     def __init__(self, found: Found) -> None:
-        super().__init__({name: _text(value) for name, value in found.evidence.items()})
+        super().__init__({name: _text(value, name in SHARES) for name, value in found.evidence.items()})
         self["step"] = "before the first step" if found.step == 0 else f"at step {found.step}"
-        self["where"] = found.layer or "the model"
+        self["where"] = f"layer {found.layer}" if found.layer else "the model"
         self["rank"] = "one rank" if found.rank is None else f"rank {found.rank}"
 
     def __missing__(self, key: str) -> str:
-        return "unknown"
+        return UNKNOWN
 
 
 def _plain(value: Any) -> Any:
@@ -58,11 +78,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, share: bool = False) -> str:
     if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "unknown"}[value]
+        return {True: "yes", False: "no", None: UNKNOWN}[value]
+    if share and isinstance(value, float | int) and math.isfinite(value):
+        return f"{100 * value:.3g} %"
     if isinstance(value, float):
-        return "unknown" if math.isnan(value) else f"{value:.3g}"
+        return UNKNOWN if math.isnan(value) else f"{value:.3g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {_text(each)}" for name, each in value.items())
     return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
@@ -88,7 +110,7 @@ WORDS: dict[str, Words] = {
         "It worked when the norm stays within ten times its median and the loss is back below its start.",
     ),
     "nonfinite_gradient": Words(
-        "The loss or a gradient stopped being a finite number {step} ({bad_steps} steps so far, {layers} layers), and {where} is the layer "
+        "The loss or a gradient stopped being a finite number {step}[ ({bad_steps} steps so far)][ in {layers} layers], and {where} is the layer "
         "nearest the output that has it; in a healthy run there is none.",
         "The chain rule multiplies NaN into every weight it reaches from there on, and a weight that is NaN never recovers.",
         "Skip the step, go back to the last healthy weights, and look at the samples and at divisions, roots and logarithms in {where}",
@@ -96,21 +118,21 @@ WORDS: dict[str, Words] = {
         "It worked when all norms are finite and the same step does not fail again; if it does, the layer makes it every time.",
     ),
     "nonfinite_data": Words(
-        "Inputs or targets hold numbers that are not finite (rows {rows}), first {step}; a healthy data set has none.",
+        "Inputs or targets hold numbers that are not finite[ (rows {rows})], first {step}; a healthy data set has none.",
         "One such number makes the loss of its batch NaN, and by the chain rule the gradient of every weight.",
         "Leave these rows out on all ranks, or mend them in the data",
         "data",
         "It worked when no batch holds such a number and the loss is finite at every step.",
     ),
     "dying_relu": Words(
-        "In {where} {dead_share} of the units give 0 for every sample (healthy: below 0.85), first {step}, and the loss does not fall.",
+        "In {where}, {dead_share} of the units give 0 for every sample (healthy: below 85 %), first {step}, and the loss does not fall.",
         "The slope of a ReLU is 0 where its input is negative, so a unit that is never positive gets no gradient and stays as it is.",
         "Draw the dead units' incoming weights anew, clear their moments and lower optimizer.learning_rate; or use LeakyReLU",
         "weights",
         "It worked when fewer than half of the units are silent and the loss falls within 5 % of the run.",
     ),
     "saturated_activation": Words(
-        "In {where} {saturated_share} of the outputs lie where the activation is nearly flat (healthy: below 0.5), first {step}, and the loss does "
+        "In {where}, {saturated_share} of the outputs lie where the activation is nearly flat (healthy: below 50 %), first {step}, and the loss does "
         "not fall.",
         "A flat activation has a slope near 0, and the chain rule multiplies every gradient that passes by this slope.",
         "Normalise the inputs, re-initialise with smaller weights, or use an activation that does not saturate",
@@ -118,8 +140,8 @@ WORDS: dict[str, Words] = {
         "It worked when fewer than half of the outputs are saturated and the first layers' gradient has grown.",
     ),
     "bad_init": Words(
-        "The weights of {where} begin wrongly: share of equal rows {twin_rows}, deviation over He's {std_over_he}, first loss {first_loss}; "
-        "healthy are no equal rows, 0.1 to 4 and a first loss near {constant_loss}.",
+        "The weights of {where} begin wrongly[; {twin_rows} of their rows are equal (healthy: none)][; deviation: {std}][, {std_over_he} times "
+        "He's (healthy: 0.1 to 4)][; first loss: {first_loss}][, where a constant answer has {constant_loss}].",
         "Units with equal weights get equal gradients and stay copies of each other, and weights of a wrong scale shrink or blow up signal and "
         "gradient at every layer.",
         "Re-initialise by He or Xavier for the activation in use",
@@ -135,15 +157,18 @@ WORDS: dict[str, Words] = {
         "It worked when the first layer's update ratio is like the others' and the loss falls at once.",
     ),
     "lr_too_high": Words(
-        "The loss is {loss} after {first_loss} at the start, first off {step}, with updates of up to {largest_update_ratio} of the weights in one "
-        "step (healthy: about 0.001, at most 0.02 to 0.05).",
+        "The loss is {loss}[ after {first_loss} at the start], first off {step}[; updates of up to {largest_update_ratio} of the weights in one step "
+        "(healthy: about 0.001, at most 0.02 to 0.05)][; updates of {update_ratio} of the weights (healthy: about 0.001)][; the rate had risen just "
+        "before: {rate_rose}].",
         "The gradient is a direction that holds for a small step only; a step this long lands on the other side of the valley, higher than before.",
         "Go back to the last healthy weights and lower optimizer.learning_rate to a third or a tenth, with a new warm-up",
         "live",
         "It worked when the loss falls below its start and stays there; if it still rings, lower again.",
     ),
     "oscillating_loss": Words(
-        "The loss leaps or has lost what it had: {loss} now, {best} at best, its spread {spread} of its level (healthy: well below 0.9).",
+        "The loss leaps or has lost what it had: {loss} now[, {best} at best][, {loss_before} before][; its spread is {spread} of its level "
+        "(healthy: "
+        "well below 0.9)][; momentum is {momentum} (0.9 is common)].",
         "Steps overshoot from one side of a valley to the other, or gradients of so few samples point anywhere.",
         "Lower optimizer.learning_rate to a third, or accumulate gradients over more samples",
         "live",
@@ -166,29 +191,31 @@ WORDS: dict[str, Words] = {
         "It worked when the loss falls several times as fast without leaping.",
     ),
     "lr_zero": Words(
-        "The learning rate is {learning_rate}, {step}, long before the end of the run; a healthy one is positive until then.",
+        "The learning rate is 0 or next to it[ ({learning_rate})], {step}, long before the end of the run[ (share of the run: rate: {schedule})]; a "
+        "healthy one is positive until then.",
         "Gradients are computed and then multiplied by nothing: no weight can change.",
         "Mend the schedule (its length, its warm-up, its last value) or set optimizer.learning_rate",
         "live",
         "It worked when the weights change and the loss moves.",
     ),
     "plateau": Words(
-        "The loss has stayed at {loss} ({first_loss} at the start) and no other cause was found; the gradient's norm is {norm} after {early_norm} "
-        "at the start.",
+        "The loss has stayed at {loss} ({first_loss} at the start)[, nothing has become better for {unchanged_for} steps,] and no other cause was "
+        "found; the gradient's norm is {norm} after {early_norm} at the start.",
         "Where all gradients are small at once the surface is flat around: a saddle or a poor minimum that plain descent leaves slowly.",
         "Restart the learning rate with a warm-up, perturb the weights, use smaller batches, or begin from another initialisation",
         "live",
         "It worked when the norm grows and the loss leaves its level within 5 % of the run.",
     ),
     "loss_spike": Words(
-        "The loss jumped {step} from {loss_before} to {loss} and has not come back within 3 % of the run; a healthy one is back after a few steps.",
-        "One very large gradient (norm {norm_over_usual} times the usual) moved the weights far, and the optimizer's moments keep pushing that way.",
+        "The loss jumped {step} from {loss_before} to {loss} and has not come back; a healthy one is back after a few steps.",
+        "One very large gradient[ (norm {norm_over_usual} times the usual)] moved the weights far, and the optimizer's moments keep pushing that "
+        "way.",
         "Go back to the weights before the jump, leave out the batches around it, and clear the moments of {where}",
         "live",
         "It worked when the loss goes on from its level before the jump.",
     ),
     "wrong_loss": Words(
-        "The loss {loss} does not fit what it is given: {why} (below its bound {bound}: {below_its_bound}).",
+        "The loss {loss} does not fit what it is given: {why}[ (targets from {least_target} to {largest_target})].",
         "The chain rule starts at the loss, so every gradient behind it leads towards a goal that is not meant.",
         "Check the sign of the loss, the shapes and range of outputs and targets, and whether it takes logits or probabilities",
         None,
@@ -203,8 +230,7 @@ WORDS: dict[str, Words] = {
         "It worked when the loss falls below where it stopped before.",
     ),
     "label_error": Words(
-        "The loss is {loss} ({first_loss} at the start, {constant_loss} for the best constant answer) with gradients as lively as at the start, or "
-        "validation contradicts training.",
+        "The loss is {loss} ({first_loss} at the start[, {constant_loss} for the best constant answer]) with gradients as lively as at the start.",
         "Gradients of different samples point in different directions and cancel: nothing in the inputs tells the targets.",
         "Look at ten samples with their targets: their order, an off-by-one, a shuffle of one without the other",
         None,
@@ -218,15 +244,16 @@ WORDS: dict[str, Words] = {
         "It worked when the recall of the smallest class rises.",
     ),
     "frozen_params": Words(
-        "{where} and {layers} layers in all can be trained but do not change ({step}): they are in no optimizer, or no gradient reaches them; in a "
-        "healthy model every such layer changes.",
+        "{where}[ ({layers} in all)][ and all others ({layers_without_gradient} layers)] can be trained but do not change ({step}): they "
+        "are "
+        "in no optimizer, or no gradient reaches them; in a healthy model every such layer changes.",
         "Where the graph is cut (detach, no_grad) the chain rule ends, and a gradient without an optimizer changes nothing.",
         "Give these parameters to the optimizer, mend the graph, or set requires_grad to false if it is meant",
         "live",
         "It worked when the layers' update ratio is above 0.",
     ),
     "grad_accumulation": Words(
-        "When the passes of step 2 began, {left_over} of the first step's gradient was still there; healthy is 0.",
+        "When the passes of step 2 began, {left_over} of the first step's gradient was still there; healthy is none of it.",
         "Backpropagation adds to what it finds, so every step goes by the sum of all gradients since the start, like momentum without end.",
         "Clear the gradients after every optimizer step (optimizer.zero_grad())",
         "live",
@@ -241,8 +268,9 @@ WORDS: dict[str, Words] = {
         "It worked when validation loss no longer rises while training loss falls.",
     ),
     "over_regularised": Words(
-        "The loss stays at {loss} and weight decay is {weight_decay}, {rate_times_decay} of every weight in a step; {weights_left} of the weights' "
-        "norm is left (healthy: most of it).",
+        "The loss stays at {loss} and weight decay is {weight_decay}[, {rate_times_decay} of every weight in a step][; {weights_left} of the "
+        "weights' "
+        "norm is left (healthy: most of it)].",
         "Decay pulls every weight towards 0 more strongly than the gradient pulls it anywhere.",
         "Lower optimizer.weight_decay ten-fold or more",
         "live",
@@ -257,35 +285,37 @@ WORDS: dict[str, Words] = {
         "It worked when no step is skipped any more.",
     ),
     "precision_underflow": Words(
-        "Under half precision {zero_share} of the gradient is exactly 0, or weights of {dtype} move by {update_ratio} of themselves, less than "
-        "the format can hold (healthy: below 0.2 zeros, above 0.004 for bfloat16).",
+        "Half precision rounds away what is to be learnt[; {zero_share} of the gradient is exactly 0 (healthy: below 20 %)][; weights of {dtype} "
+        "are to "
+        "move by {update_ratio} of themselves, less than the format can hold (healthy: above 0.004 for bfloat16)].",
         "What is smaller than the format's spacing is rounded away, so the product of the chain rule ends as 0 or the update is lost.",
         "Keep weights in float32, and scale the loss where gradients are float16",
         "live",
         "It worked when the weights move and the loss falls.",
     ),
     "silent_corruption": Words(
-        "The gradient of {rank} before the all-reduce is {norm_over_peers} times its peers' (norm {norm}), first {step}; healthy ranks agree "
-        "within noise.",
+        "The gradient of {rank} before the all-reduce is off its peers'[, {norm_over_peers} times as large][ (norm {norm})][ (loss {loss})], first "
+        "{step}; healthy ranks agree within noise.",
         "The all-reduce adds it to everybody's, so one bad device or one bad part of the data moves all weights.",
         "Do the step again; if it is bad again, replace {rank} and go back to the last healthy weights",
         "live",
         "It worked when the ranks' norms agree again.",
     ),
     "rank_divergence": Words(
-        "{rank} is off its peers first {step}: loss over peers {loss_over_peers}, parameters equal until step {equal_until}; healthy ranks hold "
-        "equal parameters and see equally hard samples.",
+        "{rank} is off its peers, first {step}[; its loss is {loss_over_peers} times theirs][; parameters were equal until step {equal_until}]; "
+        "healthy "
+        "ranks hold equal parameters and see equally hard samples.",
         "All ranks must apply the same sum of gradients to the same weights; otherwise each learns a model of its own and the sum fits none.",
         "Send the weights of a healthy rank to all, look at the part of the data that {rank} reads, or replace its worker",
         "live",
         "It worked when checksums are equal and losses agree again.",
     ),
     "data_starvation": Words(
-        "A step waits {wait_seconds} s for its data, {share} of its time (healthy: below 0.2).",
+        "A step waits {wait_seconds} s for its data, {share} of its time (healthy: below 20 %).",
         "Backpropagation is idle meanwhile; the result is the same, only later.",
         "Use more loader workers, a cache, or decoded files",
         None,
-        "It worked when the share falls below 0.2.",
+        "It worked when the share falls below 20 %.",
     ),
     "batch_size": Words(
         "The batch has {batch} samples, the noise of the gradients says that about {critical_batch} are the best trade (healthy: within a factor "

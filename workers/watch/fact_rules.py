@@ -298,7 +298,7 @@ def weights_gone(course: Course) -> Found | None:
     shrunk = layers.ratio_to_start(layers.of_weights(course.record))
     if shrunk is None or len(shrunk) < 2 or not (shrunk < GONE).mean() >= 0.5:
         return None
-    evidence = {"weights_left": float(np.median(shrunk)), "weight_decay": course.record.facts.weight_decay or 0.0}
+    evidence = {"weights_gone": float((shrunk < GONE).mean()), "weights_left": float(np.median(shrunk))}
     return Found(
         "over_regularised",
         "warning",

@@ -129,6 +129,8 @@ def largest_update(record: Record, through: int | None = None) -> tuple[float, s
         return math.nan, None, 0
     worst = of_probe.max(axis=1)
     row = int(np.argsort(worst)[-min(3, len(worst))])
+    if worst[row] < 0:
+        return math.nan, None, 0
     layer = probes.layers[columns[int(np.argmax(of_probe[row]))]]
     return float(worst[row]), layer, int(probes.steps[row])
 

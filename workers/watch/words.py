@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Words:
-    """Templates; ``{where}`` is the layer, ``{rank}`` the rank, other names are of the evidence. ``consent``: a value of ``health.allow``, or
+    """Templates; ``{where}`` is the layer, ``{rank}`` the rank, other names are of the evidence; what is in square brackets is said where all of it
+    was measured. ``consent``: a value of ``health.allow``, or
     None where only a person can act."""
 
     seen: str
@@ -26,14 +27,14 @@ def special(code: str, evidence: Mapping[str, Any]) -> Words | None:
 
 SPECIAL: Mapping[tuple[str, str], Words] = {
     ("over_regularised", "dropout"): Words(
-        "The loss stays at {loss} ({first_loss} at the start), and a layer leaves out {dropout} of its units in every step (healthy: up to 0.5).",
+        "The loss stays at {loss} ({first_loss} at the start), and a layer leaves out {dropout} of its units in every step (healthy: up to 50 %).",
         "Nearly every path from the loss to the weights is cut anew in each step, so that what one step teaches the next does not find.",
-        "Lower the drop-out rate to 0.5 or less",
+        "Lower the drop-out rate to 50 % or less",
         "live",
         "It worked when the loss falls below that of a constant answer.",
     ),
     ("vanishing_gradient", "positions"): Words(
-        "The loss stays at {loss}, that of the best constant answer ({constant_loss}), with a plain recurrent layer, {where}, that reads {positions} "
+        "The loss stays at {loss}, that of the best constant answer ({constant_loss}), and {where} is a plain recurrent one that reads {positions} "
         "positions.",
         "Through time the chain rule multiplies by the layer's weights and its activation's slope once a position; with a slope below one hardly "
         "anything is left of what the early positions should teach.",
@@ -49,6 +50,36 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "Look at ten samples of the batches since then with their targets: a broken shard, a sampler that repeats, a sorted file",
         None,
         "It worked when the training loss is back at its level before and the validation loss falls.",
+    ),
+    ("label_error", "first_accuracy"): Words(
+        "The training loss fell to {training_loss} from {first_loss}, and no more validation samples are answered right than at the first check "
+        "({accuracy} at best, {first_accuracy} then).",
+        "Gradients lower something, and it is not what the answers are to become better by.",
+        "Look at the loss (its sign, what it is given) and at ten samples with their targets",
+        None,
+        "It worked when the share of right answers rises while the loss falls.",
+    ),
+    ("wrong_loss", "below_its_bound"): Words(
+        "The loss is {loss}[, below its bound {bound}][, after {first_loss} at the start, and falls ever faster]; no loss that is meant does that.",
+        "The chain rule starts at the loss, so every gradient behind it leads towards a goal that is not meant, and there is no end to it.",
+        "Check the sign of the loss and of each of its terms, and whether it takes logits or probabilities",
+        None,
+        "It worked when the loss starts near that of a constant answer and falls without passing its bound.",
+    ),
+    ("over_regularised", "weights_gone"): Words(
+        "Of {weights_gone} of the layers less than a thousandth of the weights' first norm is left; the loss is {loss} ({first_loss} at the start).",
+        "Something pulls every weight towards 0, a decay or a term of the loss, more strongly than the gradient of what is to be learnt pulls it "
+        "anywhere.",
+        "Lower optimizer.weight_decay, or the factor of the term that punishes weights, ten-fold or more",
+        "live",
+        "It worked when the weights' norms hold and the loss falls.",
+    ),
+    ("batch_size", "others"): Words(
+        "The samples of a batch are told from each other, and each has only {others} to be told from (healthy: dozens).",
+        "Nearly every answer is right by chance, so that the gradient says little of what makes samples different.",
+        "Raise training.batch_size, or keep earlier samples to compare with",
+        "live",
+        "It worked when validation finds more of its samples again.",
     ),
     ("frozen_params", "strays"): Words(
         "The loss hangs on {strays} parameters that the model does not have (healthy: 0).",
@@ -95,8 +126,8 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "It worked when the accuracy comes back and stays.",
     ),
     ("label_error", "validation_loss"): Words(
-        "The training loss is {training_loss} while the validation loss is {validation_loss} ({best_validation_loss} at best; {constant_loss} is "
-        "that of the best constant answer): what is learnt of the training samples does not hold for others at all.",
+        "The training loss is {training_loss} while the validation loss is {validation_loss} ({best_validation_loss} at best[; {constant_loss} is "
+        "that of the best constant answer]): what is learnt of the training samples does not hold for others at all.",
         "Gradients teach the training samples one by one, because nothing in the inputs tells the targets in general.",
         "Look at ten samples of both splits with their targets: their order, an off-by-one, a shuffle of one without the other",
         None,
