@@ -13,6 +13,7 @@ from benchmarks.pitfalls.cases import (
     regression,
     tabular,
     text,
+    unseen_people,
     unseen_pictures,
     unseen_sequences,
     unseen_signals,
@@ -37,4 +38,5 @@ ALL: tuple[Case, ...] = (
     *unseen_sequences.CASES,
     *unseen_words.CASES,
     *unseen_signals.CASES,
+    *unseen_people.CASES,
 )
