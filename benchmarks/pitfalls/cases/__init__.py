@@ -14,6 +14,7 @@ from benchmarks.pitfalls.cases import (
     tabular,
     text,
     unseen_people,
+    unseen_people_data,
     unseen_pictures,
     unseen_sequences,
     unseen_signals,
@@ -39,4 +40,5 @@ ALL: tuple[Case, ...] = (
     *unseen_words.CASES,
     *unseen_signals.CASES,
     *unseen_people.CASES,
+    *unseen_people_data.CASES,
 )

@@ -135,9 +135,9 @@ class Whitened(nn.Module):
         covariance = x.T @ x / len(x) + 0.1 * torch.eye(x.shape[1])
         if self.by_eigenvectors:
             values, vectors = torch.linalg.eigh(covariance)
-            return x @ vectors / values.sqrt()
+            return x @ vectors / values.sqrt()  # type: ignore[no-any-return]
         factor = torch.linalg.cholesky(covariance)
-        return torch.linalg.solve_triangular(factor, x.T, upper=False).T
+        return torch.linalg.solve_triangular(factor, x.T, upper=False).T  # type: ignore[no-any-return]
 
 
 class TwoSources(nn.Module):
@@ -163,8 +163,8 @@ class Numbered(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = nn.Embedding(442, 24)
-        self.net = mlp(34, 1, 48, 1, nn.GELU)
+        self.rows = nn.Embedding(442, 64)
+        self.net = mlp(74, 1, 48, 1, nn.GELU)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(torch.cat([x[:, :10], self.rows(x[:, 10].long())], 1))  # type: ignore[no-any-return]
@@ -209,6 +209,31 @@ def texts(length: int, padded: bool = False) -> tuple[Pair, int]:
         return replace(split, inputs=(split.inputs + 1) * (torch.arange(length) < kept))
 
     return each(pair, change), vocabulary + 1
+
+
+def two_vocabularies(length: int) -> Pair:
+    """Validation was made into numbers by a vocabulary of its own, in another order."""
+    pair, vocabulary = texts(length)
+    order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(8))
+    return replace(pair, validation=replace(pair.validation, inputs=order[pair.validation.inputs]))
+
+
+def series(size: float = 1.0, shift: float = 0.0, rolling: bool | None = None) -> Pair:
+    """Days of sales with two seasons: windows (N, 24, D), and the day after each (N, 1). The last fifth is for validation.
+
+    ``rolling``: beside it the mean of the last thirty days, which the first days do not have; False: they are left out.
+    """
+    days = torch.arange(1400.0)
+    noise = 0.2 * torch.randn(1400, generator=torch.Generator().manual_seed(9))
+    sold = (days * 2 * torch.pi / 30).sin() + 0.6 * (days * 2 * torch.pi / 7).sin() + noise
+    columns = [sold * size + shift]
+    if rolling is not None:
+        columns.append(torch.cat([torch.full((29,), torch.nan), sold.unfold(0, 30, 1).mean(1)]))
+    table, first = torch.stack(columns, 1), 0 if rolling is not False else 29
+    inputs = table[first:].unfold(0, 24, 1)[:-1].transpose(1, 2).contiguous()
+    targets = sold[first + 24 :, None]
+    count = len(inputs) * 4 // 5
+    return Pair(Split(inputs[:count], targets[:count]), Split(inputs[count:], targets[count:]))
 
 
 def pictures() -> Pair:
@@ -399,6 +424,14 @@ def of_logarithms(model: nn.Module, split: Split) -> Mapping[str, float]:
     found = model(split.inputs).exp()
     rest = (found - split.targets).square().mean() / (split.targets - split.targets.mean()).square().mean()
     return {"r2": float(1 - rest)}
+
+
+def by_class(model: nn.Module, split: Split) -> Mapping[str, float]:
+    """The share that is found of the class of which the least is found."""
+    right = model(split.inputs).argmax(-1) == split.targets
+    return {
+        "worst_recall": min(float(right[split.targets == label].float().mean()) for label in split.targets.unique())
+    }
 
 
 def nothing_but_loss(model: nn.Module, split: Split) -> Mapping[str, float]:
