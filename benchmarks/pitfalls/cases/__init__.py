@@ -15,6 +15,7 @@ from benchmarks.pitfalls.cases import (
     text,
     unseen_people,
     unseen_people_data,
+    unseen_people_sound,
     unseen_pictures,
     unseen_sequences,
     unseen_signals,
@@ -41,4 +42,5 @@ ALL: tuple[Case, ...] = (
     *unseen_signals.CASES,
     *unseen_people.CASES,
     *unseen_people_data.CASES,
+    *unseen_people_sound.CASES,
 )

@@ -225,8 +225,8 @@ CASES = (
         "slow_convergence",
         "Adam with an epsilon of 1, as one finds it for another network",
         GOOD,
-        DIGITS.but(optimizer=using(torch.optim.Adam, 2e-3)),
-        DIGITS.but(optimizer=using(torch.optim.Adam, 2e-3, eps=1.0)),
+        DIGITS.but(optimizer=using(torch.optim.Adam, 2e-2)),
+        DIGITS.but(optimizer=using(torch.optim.Adam, 2e-2, eps=1.0)),
         ("lr_too_low",),
     ),
     FAMILY.sick(
@@ -303,10 +303,10 @@ CASES = (
     FAMILY.sick(
         "top_of_the_cycle",
         "oscillating_loss",
-        "a rate that goes up and down five times, and whose upper end was taken too high by far",
+        "a rate that goes up and down five times, and whose upper end was taken too high",
         GOOD,
         STEPPED.but(schedule=partial(triangle, 3.0)),
-        STEPPED.but(schedule=partial(triangle, 40.0)),
+        STEPPED.but(schedule=partial(triangle, 8.0)),
         ("lr_too_high",),
     ),
 )
