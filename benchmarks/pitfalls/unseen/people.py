@@ -314,7 +314,7 @@ def halved(pair: Pair) -> Pair:
 
 def made_a_leaf(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The share of wrong answers, of which somebody was told that it needs a gradient."""
-    return (model(x).argmax(-1) != y).float().mean().requires_grad_()
+    return (model(x).argmax(-1) != y).float().mean().requires_grad_()  # type: ignore[no-any-return]
 
 
 def margin(output: Tensor, y: Tensor, signs: bool) -> Tensor:
