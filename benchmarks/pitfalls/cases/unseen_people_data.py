@@ -27,8 +27,9 @@ def head_at(rate: float) -> Optimize:
     """The last layer has a rate of its own."""
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
-        *body, head = [{"params": part.parameters()} for part in model.children() if isinstance(part, nn.Linear)]
-        return torch.optim.SGD([*body, {**head, "lr": rate}], 0.05, 0.9)
+        groups = [{"params": part.parameters(), "lr": 0.05} for part in model.children() if isinstance(part, nn.Linear)]
+        groups[-1]["lr"] = rate
+        return torch.optim.SGD(groups, momentum=0.9)
 
     return make
 
