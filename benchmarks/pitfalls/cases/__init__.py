@@ -13,6 +13,9 @@ from benchmarks.pitfalls.cases import (
     regression,
     tabular,
     text,
+    unseen_people,
+    unseen_people_data,
+    unseen_people_sound,
     unseen_pictures,
     unseen_sequences,
     unseen_signals,
@@ -37,4 +40,7 @@ ALL: tuple[Case, ...] = (
     *unseen_sequences.CASES,
     *unseen_words.CASES,
     *unseen_signals.CASES,
+    *unseen_people.CASES,
+    *unseen_people_data.CASES,
+    *unseen_people_sound.CASES,
 )
