@@ -200,3 +200,16 @@ def test_parameters_that_the_model_does_not_have() -> None:
     hidden = nn.Linear(3, 3)
     assert facts_with(lambda o, y: F.cross_entropy(hidden(o), y), LABELS).strays == 2
     assert facts_with(lambda o, y: F.cross_entropy(o, y), LABELS, x=torch.randn(40, 5, requires_grad=True)).strays == 0
+
+
+def test_both_parts_of_complex_weights_count() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1 + 1j, 1 - 1j], [1 + 1j, 1 - 1j], [1 - 3j, 1 + 3j]]))
+
+    model = Spectrum()
+    (fact,) = layer_facts(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert fact.twin_rows is not None and fact.twin_rows < 1, "the real parts alone are equal"
+    parts = torch.tensor([1.0, 1, 1, -1, 1, 1, 1, -1, 1, -3, 1, 3])
+    assert fact.std == pytest.approx(float(parts.std(correction=0)))

@@ -33,7 +33,9 @@ def layer_facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Lay
     for name, parameters in owned.items():
         module = modules.get(name, model)
         largest = max(parameters, key=lambda parameter: parameter.numel())
-        here = local(largest.detach()).float()
+        here = local(largest.detach())
+        # Of complex weights real and imaginary parts are numbers of their own.
+        here = (torch.view_as_real(here).flatten(-2) if here.is_complex() else here).float()
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         found.append(
             LayerFacts(
