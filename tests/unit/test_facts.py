@@ -210,6 +210,6 @@ def test_both_parts_of_complex_weights_count() -> None:
 
     model = Spectrum()
     (fact,) = layer_facts(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    assert fact.twin_rows is not None and fact.twin_rows < 1, "the real parts alone are equal"
+    assert fact.twin_rows == pytest.approx(2 / 3), "by their real parts all are equal"
     parts = torch.tensor([1.0, 1, 1, -1, 1, 1, 1, -1, 1, -3, 1, 3])
     assert fact.std == pytest.approx(float(parts.std(correction=0)))
