@@ -92,7 +92,7 @@ class Recorder:
             self.told = True
             count = torch.tensor(float(len(inputs)))
             train = cast(Any, SimpleNamespace(labels=self.job.train.targets))  # all that counting classes asks for
-            self.first.took(loss.detach() * count, count, train)
+            self.first.took(loss * count, count, train)
 
     def own_gradients(self, replicas: list[nn.Module]) -> None:
         if len(replicas) == 1:
