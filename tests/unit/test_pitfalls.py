@@ -17,6 +17,7 @@ from benchmarks.pitfalls.table import table
 pytestmark = pytest.mark.unit
 
 
+@pytest.mark.timeout(600)  # some begin with what was trained beforehand
 @pytest.mark.parametrize("case", ALL[::8], ids=lambda case: case.name)
 def test_a_case_makes_two_steps_and_leaves_a_record(case: Case) -> None:
     """Every eighth; ``python -m benchmarks.pitfalls verify`` trains all of them."""

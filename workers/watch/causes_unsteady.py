@@ -91,7 +91,7 @@ def suddenly_easy(course: Course, symptom: Symptom) -> Found | None:
     floor = course.bound if course.bound is not None else 0.0
     if len(levels) < 8 or not np.isfinite(levels).all():
         return None
-    before = np.array([np.median(levels[max(0, i - 3) : i]) for i in range(1, len(levels) - 1)]) - floor
+    before = np.array([levels[max(0, i - 3) : i].min() for i in range(1, len(levels) - 1)]) - floor
     after = np.maximum(levels[1:-1], levels[2:]) - floor
     gone = (after < 0.1 * before) & (before > 0.2 * course.scale)
     if not gone.any():
