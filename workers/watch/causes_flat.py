@@ -256,9 +256,10 @@ def scale_of_weights(course: Course, symptom: Symptom) -> Found | None:
 
 def vanishing(course: Course, symptom: Symptom, threshold: float = VANISHING) -> Found | None:
     """Traps: layers without any gradient of their own accord (zero branches, idle experts), convergence (no symptom there)."""
-    flow = layers.flow(course.record) or layers.flow(course.record, fewest=2)
-    few = layers.flow(course.record) is None
-    if flow is None or not flow.ratio <= (min(threshold, VANISHED) if few else threshold) or layers.cut(course.record):
+    flow = layers.flow(course.record)
+    if flow is None:
+        flow, threshold = layers.flow(course.record, fewest=2), min(threshold, VANISHED)
+    if flow is None or not flow.ratio <= threshold or layers.cut(course.record):
         return None
     evidence = {"first_layers_norm": flow.first, "last_layers_norm": flow.last, "ratio": flow.ratio}
     return Found("vanishing_gradient", "critical", int(course.steps[0]), evidence, flow.drop)
@@ -370,7 +371,7 @@ def plateau(course: Course, symptom: Symptom) -> Found | None:
     totals = course.totals
     if not course.past(_patience(course), 3 * MIN_STEPS) or not len(totals):
         return None
-    if course.constant is None and course.useless is None and "unchanged_for" not in symptom.evidence:
+    if course.constant is None and not course.useless and "unchanged_for" not in symptom.evidence:
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
     floor = course.bound or 0.0

@@ -20,6 +20,7 @@ BLOCKS = 200  # of the run, at most
 WARMUP = 0.25  # of the run, at most, of what looks like one
 SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
+CHECKS = 6  # of validation: fewer say nothing about a course
 NO_BETTER = 0.02  # in a metric that a constant answer has too
 BOUNDED = (
     "cross_entropy",
@@ -261,8 +262,13 @@ class Course:
         return fell > max(0.015 * self.scale, 3 * jitter)
 
     @cached_property
-    def lies_about_zero(self) -> bool:
-        """It has either sign, and no function that is known by name: a policy's, say. How large it is says nothing of what was learnt."""
+    def measures_nothing(self) -> bool:
+        """How large the loss is says nothing of what was learnt: of adversaries, or it has either sign and no function that is known by name, as a
+        policy's."""
+        return self.adversarial or self._lies_about_zero
+
+    @cached_property
+    def _lies_about_zero(self) -> bool:
         loss, early = self.record.facts.loss, self.losses[: 2 * MIN_STEPS]
         if self.bound is not None or loss.function is not None or not len(early):
             return False
@@ -270,17 +276,22 @@ class Course:
 
     # --- what was measured on validation samples -----------------------------------------------------------------------
 
+    def checks(self, metric: str) -> Floats | None:
+        """(E,) its values, where there are ``CHECKS`` and all are finite; else None."""
+        values = self.record.evaluations.metrics.get(metric)
+        return values if values is not None and len(values) >= CHECKS and np.isfinite(values).all() else None
+
     @cached_property
-    def useless(self) -> tuple[str, float] | None:
-        """Metric and its best value over the second half of the checks, where that is no better than what a constant answer has; or None."""
-        metrics, counts = self.record.evaluations.metrics, [n for n in self.record.facts.loss.class_counts if n >= 0]
-        r2 = _best_late(metrics.get("r2"))
+    def useless(self) -> dict[str, float]:
+        """The metric whose best value over the second half of the checks is no better than what a constant answer has; or nothing."""
+        counts = [n for n in self.record.facts.loss.class_counts if n >= 0]
+        r2 = _best_late(self.checks("r2"))
         if r2 is not None and r2 < NO_BETTER:
-            return "r2", r2
-        accuracy = _best_late(metrics.get("accuracy"))
+            return {"r2": r2}
+        accuracy = _best_late(self.checks("accuracy"))
         if accuracy is not None and len(counts) > 1 and accuracy < max(counts) / sum(counts) + NO_BETTER:
-            return "accuracy", accuracy
-        return None
+            return {"accuracy": accuracy}
+        return {}
 
     # --- gradients ----------------------------------------------------------------------------------------------------
 
@@ -297,9 +308,7 @@ class Course:
 
 
 def _best_late(values: Floats | None) -> float | None:
-    if values is None or len(values) < 6 or not np.isfinite(values).all():
-        return None
-    return float(values[len(values) // 2 :].max())
+    return None if values is None else float(values[len(values) // 2 :].max())
 
 
 def _mad(values: Floats) -> float:

@@ -156,7 +156,7 @@ def spike(course: Course) -> Symptom | None:
     """A jump within 2 % of the run, after real progress, that has not come back after 3 %. Traps: one bad batch (it comes back), restarts of
     the schedule (the rate rose), an epoch of hard data (a smaller step up)."""
     levels = course.levels
-    if course.adversarial or course.lies_about_zero or len(levels) < 8 or not math.isfinite(course.untrained):
+    if course.measures_nothing or len(levels) < 8 or not math.isfinite(course.untrained):
         return None
     if (at_end := _at_the_very_end(course)) is not None:
         return at_end
@@ -197,10 +197,10 @@ def spike(course: Course) -> Symptom | None:
 
 def _at_the_very_end(course: Course) -> Symptom | None:
     """Nobody can wait whether it comes back: the last check and the last steps are far above all that was before."""
-    losses = course.record.evaluations.metrics.get("loss")
-    if course.record.facts.total_steps is None or course.now < course.total or losses is None or len(losses) < 6:
+    losses = course.checks("loss")
+    if course.record.facts.total_steps is None or course.now < course.total or losses is None:
         return None
-    if not np.isfinite(losses).all() or course.now != course.record.evaluations.steps[-1]:
+    if course.now != course.record.evaluations.steps[-1]:
         return None
     floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
     before, now = float(np.median(losses[-4:-1])), float(losses[-1])
@@ -228,7 +228,7 @@ def rate_rose(course: Course, step: int) -> bool:
 def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     """Hardly anything was learnt. Traps: warm-up, a start that was trained already, adversaries, a loss that still falls, regression with a
     noise floor (causes.py says nothing where it finds none), the loss of a model whose bias learns how frequent the classes are."""
-    if not course.past(patience) or course.begins_trained or course.adversarial or course.lies_about_zero:
+    if not course.past(patience) or course.begins_trained or course.measures_nothing:
         return None
     recent = course.recent
     if not math.isfinite(recent) or course.falls or course.lost is not None:
@@ -241,12 +241,11 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     learnt = least is not None and recent - floor <= STUCK_LEVEL * (least - floor)
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
-    useless = course.useless if course.constant is None and course.past(LATE_PATIENCE) else None
-    useless = useless or _unchanged(course)
+    useless = (course.useless if course.constant is None and course.past(LATE_PATIENCE) else {}) or _unchanged(course)
     if learnt or not (flat or at_constant or settled or useless):
         return None
     evidence = {"loss": recent, "first_loss": course.start, "constant_loss": course.constant}
-    return Symptom("stuck", int(course.steps[0]), evidence | (dict([useless]) if useless else {}))
+    return Symptom("stuck", int(course.steps[0]), evidence | useless)
 
 
 def _settled(course: Course) -> bool:
@@ -258,16 +257,16 @@ def _settled(course: Course) -> bool:
     return course.start - course.recent < 0.25 * course.scale and then - course.recent < 0.05 * course.scale
 
 
-def _unchanged(course: Course) -> tuple[str, float] | None:
+def _unchanged(course: Course) -> dict[str, int]:
     """Of a loss whose H nobody knows: nothing that is measured has become better since the first fifth of the run, and most of the loss is left."""
     metrics = course.record.evaluations.metrics
     if course.constant is not None or not metrics or "r2" in metrics or not course.past(LATE_PATIENCE):
-        return None  # an explained variance says by itself whether there is any
+        return {}  # an explained variance says by itself whether there is any
     losses, fifth = course.losses, len(course.losses) // 5
     floor = course.bound if course.bound is not None else min(0.0, course.start)
     then = float(np.median(losses[fifth : fifth + max(MIN_STEPS, fifth // 2)]))
     if not course.recent - floor > 0.4 * course.scale or abs(then - course.recent) > 0.03 * course.scale:
-        return None
+        return {}
     for name, values in metrics.items():
         since = len(values) // 5
         slack = 0.015 if name != "loss" else 0.015 * course.scale
@@ -276,19 +275,17 @@ def _unchanged(course: Course) -> tuple[str, float] | None:
             or not np.isfinite(values).all()
             or abs(float(np.median(values[-3:])) - float(values[since])) > slack
         ):
-            return None
-    return "unchanged_for", round(0.8 * course.now)
+            return {}
+    return {"unchanged_for": round(0.8 * course.now)}
 
 
 def rings(course: Course) -> Symptom | None:
     """It has learnt and lost it, or leaps about a level that does not fall. Traps: batches of two to four, drop-out, restarts: their medians
     fall all the same."""
-    if not course.past(STUCK_PATIENCE, 3 * MIN_STEPS) or course.adversarial or course.begins_trained:
+    if not course.past(STUCK_PATIENCE, 3 * MIN_STEPS) or course.measures_nothing or course.begins_trained:
         return None
-    if course.lies_about_zero:
-        return None
-    accuracy = course.record.evaluations.metrics.get("accuracy")
-    if accuracy is not None and len(accuracy) >= 6 and np.isfinite(accuracy).all():
+    accuracy = course.checks("accuracy")
+    if accuracy is not None:
         lost = float(accuracy[:-3].max() - accuracy[-3:].max())
         if lost > 0.1 and not _fitted_since(course, _evaluated(course, int(np.argmax(accuracy)))):
             return Symptom(
@@ -322,8 +319,8 @@ def _fitted_since(course: Course, step: int) -> bool:
 
 def _steady_elsewhere(course: Course) -> bool:
     """The validation loss, a mean over many samples, stays near its best, and that is well below its first: batches differ, nothing rings."""
-    losses = course.record.evaluations.metrics.get("loss")
-    if losses is None or len(losses) < 6 or not np.isfinite(losses).all():
+    losses = course.checks("loss")
+    if losses is None:
         return False
     floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
     best, first = float(losses.min()) - floor, max(course.untrained, float(losses[0])) - floor
@@ -333,7 +330,7 @@ def _steady_elsewhere(course: Course) -> bool:
 def slow(course: Course) -> Symptom | None:
     """It falls along a straight line, and would be far from its goal at the end. Traps: fine-tuning, warm-up, convergence (its line bends), a
     noise floor (it bends too), the way out of a plateau (it bends the other way)."""
-    if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.adversarial or course.lies_about_zero:
+    if not course.past(0.4, 2 * MIN_STEPS) or course.begins_trained or course.measures_nothing:
         return None
     after = course.losses[course.steps > course.warmup]
     if course.constant is None and not course.record.probes.update_ratios.size:
@@ -356,11 +353,11 @@ def slow(course: Course) -> Symptom | None:
     reference = course.untrained
     floor = course.bound if course.bound is not None else course.start - course.scale
     short = updates is not None and float(np.nanmedian(updates)) < layers.SHORT_STEPS
-    useless = course.useless if short and course.past(LATE_PATIENCE) else None
+    useless = course.useless if short and course.past(LATE_PATIENCE) else {}
     if end - floor < (0.6 if useless else 0.75) * (reference - floor):
         return None
     evidence = {"loss": last, "first_loss": course.start, "expected_at_the_end": end}
-    return Symptom("slow", int(course.steps[0]), evidence | (dict([useless]) if useless else {}))
+    return Symptom("slow", int(course.steps[0]), evidence | useless)
 
 
 def far_above(course: Course) -> Symptom | None:

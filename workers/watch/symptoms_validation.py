@@ -57,10 +57,8 @@ def walks_away(course: Course) -> Symptom | None:
 def contradicts(course: Course) -> Symptom | None:
     """The training samples are fitted, and validation has never been better than a constant answer or than at its first check. Traps: early on;
     models that only begin to learn what holds in general (their validation improves)."""
-    losses = course.record.evaluations.metrics.get("loss")
-    if losses is None or len(losses) < 6 or not course.past(0.4, 2 * MIN_STEPS):
-        return None
-    if course.adversarial or course.begins_trained or course.lies_about_zero or not np.isfinite(losses).all():
+    losses = course.checks("loss")
+    if losses is None or not course.past(0.4, 2 * MIN_STEPS) or course.measures_nothing or course.begins_trained:
         return None
     if (found := _answers_stay(course)) is not None:
         return found
@@ -95,8 +93,8 @@ def _has_risen(course: Course, losses: NDArray[np.float64]) -> bool:
 def _answers_stay(course: Course) -> Symptom | None:
     """Most of the loss is gone, and no more answers are right than at the first check: it measures something else. Right: most answers were right
     from the start."""
-    accuracy = course.record.evaluations.metrics.get("accuracy")
-    if accuracy is None or len(accuracy) < 6 or not np.isfinite(accuracy).all() or not course.past(LATE_PATIENCE):
+    accuracy = course.checks("accuracy")
+    if accuracy is None or not course.past(LATE_PATIENCE):
         return None
     if not course.start - course.recent > 0.7 * course.scale or accuracy.max() > min(0.5, accuracy[0] + 0.05):
         return None
