@@ -23,7 +23,7 @@ from workers.data_checks.control import DataControl
 from workers.group_decisions import View
 from workers.jobfolder import JobFolder
 from workers.ledger import Ledger
-from workers.losses import Losses
+from workers.lost_workers import LostWorkers
 from workers.membership import GENERATIONS, Membership
 from workers.pace import Pace
 from workers.placing import Attempt, end_workers, free_room
@@ -57,7 +57,7 @@ class JobController:
         self._stopping = Stopping()
         self._generation = 0
         self._forming_since: float | None = time.monotonic()
-        self._losses = Losses()
+        self._losses = LostWorkers()
         self._adopted = False  # the group was formed by a controller before this one
         self._broken_up = 0  # generation that was broken up although nobody was lost
         self._pace = Pace()

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from workers.losses import KEPT, Losses
+from workers.lost_workers import KEPT, LostWorkers
 from workers.reports import ReasonCode
 
 pytestmark = pytest.mark.unit
 
 
 def test_who_died_is_the_cause_and_not_whose_connection_broke() -> None:
-    losses = Losses()
+    losses = LostWorkers()
     losses.begin(40, {0: "connection reset", 2: "connection reset"})
     losses.blame(1, "killed by signal 9")
     losses.blame(3, "out of memory")
@@ -28,19 +28,19 @@ def test_who_died_is_the_cause_and_not_whose_connection_broke() -> None:
 
 def test_a_controller_that_was_restarted_in_the_midst_of_a_loss_goes_on_with_it() -> None:
     """Would catch a loss that is told twice, never, or as shorter than it was."""
-    first, second = Losses(), Losses()
+    first, second = LostWorkers(), LostWorkers()
     first.begin(10, {0: "connection reset"})
     second.restore(json.loads(json.dumps(first.document())))
     assert second.is_open
     assert first.end(time.time() + 5).lost_at == second.end(time.time() + 5).lost_at
-    third = Losses()
+    third = LostWorkers()
     third.restore(json.loads(json.dumps(second.document())))
     assert not third.is_open
     assert [recovery.cause for recovery in third.recovered] == ["rank 0: connection reset"]
 
 
 def test_losses_without_a_step_between_them_come_to_an_end() -> None:
-    losses = Losses()
+    losses = LostWorkers()
     for _ in range(3):
         assert losses.exhausted(2) is None
         losses.begin(7, {})
@@ -54,7 +54,7 @@ def test_losses_without_a_step_between_them_come_to_an_end() -> None:
 
 
 def test_what_is_remembered_is_bounded_and_a_group_formed_anew_is_no_loss_of_anybody() -> None:
-    losses = Losses()
+    losses = LostWorkers()
     for _ in range(KEPT + 20):
         losses.begin_without_cause()
         losses.end(None)

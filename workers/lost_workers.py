@@ -16,7 +16,7 @@ FRUITLESS = 3  # losses in a row without a step between them, at least, before t
 Source = Literal["memory", "checkpoint", "start"]
 
 
-class Losses:
+class LostWorkers:
     """At most one loss is open: from when a group comes apart until the next one has done a step."""
 
     def __init__(self) -> None:
