@@ -65,6 +65,7 @@ class _Values(dict[str, str]):
     def __init__(self, found: Found) -> None:
         super().__init__({name: _text(value, name in SHARES) for name, value in found.evidence.items()})
         self["step"] = "before the first step" if found.step == 0 else f"at step {found.step}"
+        self["since"] = self["step"] if found.step == 0 else f"first {self['step']}"
         self["where"] = f"layer {found.layer}" if found.layer else "the model"
         self["rank"] = "one rank" if found.rank is None else f"rank {found.rank}"
 
@@ -101,7 +102,7 @@ WORDS: dict[str, Words] = {
         "It worked when the first layers receive more than a hundredth of the last layers' gradient and the loss falls within 5 % of the run.",
     ),
     "exploding_gradient": Words(
-        "The loss rose to {loss} from {first_loss} while the gradient's norm reached {norm}, where {early_median_norm} was usual, first {step} and "
+        "The loss rose to {loss} from {first_loss} while the gradient's norm reached {norm}, where {early_median_norm} was usual, {since} and "
         "largest in {where}.",
         "Each layer on the way back multiplies the error by more than one, so that products of many layers grow without limit and the update "
         "throws the weights away.",
@@ -118,21 +119,21 @@ WORDS: dict[str, Words] = {
         "It worked when all norms are finite and the same step does not fail again; if it does, the layer makes it every time.",
     ),
     "nonfinite_data": Words(
-        "Inputs or targets hold numbers that are not finite[ (rows {rows})], first {step}; a healthy data set has none.",
+        "Inputs or targets hold numbers that are not finite[ (rows {rows})], {since}; a healthy data set has none.",
         "One such number makes the loss of its batch NaN, and by the chain rule the gradient of every weight.",
         "Leave these rows out on all ranks, or mend them in the data",
         "data",
         "It worked when no batch holds such a number and the loss is finite at every step.",
     ),
     "dying_relu": Words(
-        "In {where}, {dead_share} of the units give 0 for every sample (healthy: below 85 %), first {step}, and the loss does not fall.",
+        "In {where}, {dead_share} of the units give 0 for every sample (healthy: below 85 %), {since}, and the loss does not fall.",
         "The slope of a ReLU is 0 where its input is negative, so a unit that is never positive gets no gradient and stays as it is.",
         "Draw the dead units' incoming weights anew, clear their moments and lower optimizer.learning_rate; or use LeakyReLU",
         "weights",
         "It worked when fewer than half of the units are silent and the loss falls within 5 % of the run.",
     ),
     "saturated_activation": Words(
-        "In {where}, {saturated_share} of the outputs lie where the activation is nearly flat (healthy: below 50 %), first {step}, and the loss does "
+        "In {where}, {saturated_share} of the outputs lie where the activation is nearly flat (healthy: below 50 %), {since}, and the loss does "
         "not fall.",
         "A flat activation has a slope near 0, and the chain rule multiplies every gradient that passes by this slope.",
         "Normalise the inputs, re-initialise with smaller weights, or use an activation that does not saturate",
@@ -157,9 +158,9 @@ WORDS: dict[str, Words] = {
         "It worked when the first layer's update ratio is like the others' and the loss falls at once.",
     ),
     "lr_too_high": Words(
-        "The loss is {loss}[ after {first_loss} at the start], first off {step}[; updates of up to {largest_update_ratio} of the weights in one step "
-        "(healthy: about 0.001, at most 0.02 to 0.05)][; updates of {update_ratio} of the weights (healthy: about 0.001)][; the rate had risen just "
-        "before: {rate_rose}].",
+        "The loss is {loss}[ after {first_loss} at the start], first off {step}[; updates of up to {largest_update_ratio} of the weights in one "
+        "step (healthy: about 0.001, at most 0.02 to 0.05)][; updates of {update_ratio} of the weights (healthy: about 0.001)][; the rate had "
+        "risen just before: {rate_rose}].",
         "The gradient is a direction that holds for a small step only; a step this long lands on the other side of the valley, higher than before.",
         "Go back to the last healthy weights and lower optimizer.learning_rate to a third or a tenth, with a new warm-up",
         "live",
@@ -167,8 +168,7 @@ WORDS: dict[str, Words] = {
     ),
     "oscillating_loss": Words(
         "The loss leaps or has lost what it had: {loss} now[, {best} at best][, {loss_before} before][; its spread is {spread} of its level "
-        "(healthy: "
-        "well below 0.9)][; momentum is {momentum} (0.9 is common)].",
+        "(healthy: well below 0.9)][; momentum is {momentum} (0.9 is common)].",
         "Steps overshoot from one side of a valley to the other, or gradients of so few samples point anywhere.",
         "Lower optimizer.learning_rate to a third, or accumulate gradients over more samples",
         "live",
@@ -244,9 +244,8 @@ WORDS: dict[str, Words] = {
         "It worked when the recall of the smallest class rises.",
     ),
     "frozen_params": Words(
-        "{where}[ ({layers} in all)][ and all others ({layers_without_gradient} layers)] can be trained but do not change ({step}): they "
-        "are "
-        "in no optimizer, or no gradient reaches them; in a healthy model every such layer changes.",
+        "{where}[ ({layers} in all)][ and all others ({layers_without_gradient} layers)] can be trained but do not change ({step}): they are in no "
+        "optimizer, or no gradient reaches them; in a healthy model every such layer changes.",
         "Where the graph is cut (detach, no_grad) the chain rule ends, and a gradient without an optimizer changes nothing.",
         "Give these parameters to the optimizer, mend the graph, or set requires_grad to false if it is meant",
         "live",
@@ -269,8 +268,7 @@ WORDS: dict[str, Words] = {
     ),
     "over_regularised": Words(
         "The loss stays at {loss} and weight decay is {weight_decay}[, {rate_times_decay} of every weight in a step][; {weights_left} of the "
-        "weights' "
-        "norm is left (healthy: most of it)].",
+        "weights' norm is left (healthy: most of it)].",
         "Decay pulls every weight towards 0 more strongly than the gradient pulls it anywhere.",
         "Lower optimizer.weight_decay ten-fold or more",
         "live",
@@ -286,24 +284,22 @@ WORDS: dict[str, Words] = {
     ),
     "precision_underflow": Words(
         "Half precision rounds away what is to be learnt[; {zero_share} of the gradient is exactly 0 (healthy: below 20 %)][; weights of {dtype} "
-        "are to "
-        "move by {update_ratio} of themselves, less than the format can hold (healthy: above 0.004 for bfloat16)].",
+        "are to move by {update_ratio} of themselves, less than the format can hold (healthy: above 0.004 for bfloat16)].",
         "What is smaller than the format's spacing is rounded away, so the product of the chain rule ends as 0 or the update is lost.",
         "Keep weights in float32, and scale the loss where gradients are float16",
         "live",
         "It worked when the weights move and the loss falls.",
     ),
     "silent_corruption": Words(
-        "The gradient of {rank} before the all-reduce is off its peers'[, {norm_over_peers} times as large][ (norm {norm})][ (loss {loss})], first "
-        "{step}; healthy ranks agree within noise.",
+        "The gradient of {rank} before the all-reduce is off its peers'[, {norm_over_peers} times as large][ (norm {norm})][ (loss {loss})], {since}; "
+        "healthy ranks agree within noise.",
         "The all-reduce adds it to everybody's, so one bad device or one bad part of the data moves all weights.",
         "Do the step again; if it is bad again, replace {rank} and go back to the last healthy weights",
         "live",
         "It worked when the ranks' norms agree again.",
     ),
     "rank_divergence": Words(
-        "{rank} is off its peers, first {step}[; its loss is {loss_over_peers} times theirs][; parameters were equal until step {equal_until}]; "
-        "healthy "
+        "{rank} is off its peers, {since}[; its loss is {loss_over_peers} times theirs][; parameters were equal until step {equal_until}]; healthy "
         "ranks hold equal parameters and see equally hard samples.",
         "All ranks must apply the same sum of gradients to the same weights; otherwise each learns a model of its own and the sum fits none.",
         "Send the weights of a healthy rank to all, look at the part of the data that {rank} reads, or replace its worker",
