@@ -291,8 +291,8 @@ WORDS: dict[str, Words] = {
         "It worked when the weights move and the loss falls.",
     ),
     "silent_corruption": Words(
-        "The gradient of {rank} before the all-reduce is off its peers'[, {norm_over_peers} times as large][ (norm {norm})][ (loss {loss})], {since}; "
-        "healthy ranks agree within noise.",
+        "The gradient of {rank} before the all-reduce is off its peers'[, {norm_over_peers} times as large][ (norm {norm})][ (loss {loss})], "
+        "{since}; healthy ranks agree within noise.",
         "The all-reduce adds it to everybody's, so one bad device or one bad part of the data moves all weights.",
         "Do the step again; if it is bad again, replace {rank} and go back to the last healthy weights",
         "live",
