@@ -46,7 +46,7 @@ def record(losses: np.ndarray, facts: dict[str, Any] | None = None, **probed: An
     }
     ones = np.ones(len(steps))
     probes = Probes(
-        LAYERS, ACTIVATIONS, PROBED, weight_norms=table(*[5.0] * 4), update_ratios=table(*[1e-3] * 4),
+        LAYERS, ACTIVATIONS, PROBED, weight_norms=table(*[5.0 * np.linspace(1, 1.02, len(PROBED))] * 4), update_ratios=table(*[1e-3] * 4),
         zero_shares=table(*[0.1] * 4), zero_rows=table(*[0.0] * 4), largest=table(*[0.1] * 4), nonfinite=table(*[0.0] * 4),
         silent=table(*[0.1] * 3), saturated=none(len(PROBED), 3),
     )  # fmt: skip

@@ -221,7 +221,7 @@ def test_a_broken_image_ends_a_run_that_would_meet_it(tmp_path: Path) -> None:
 
 
 def test_without_time_a_sample_is_looked_at(tmp_path: Path) -> None:
-    report = look(folder_of_images(tmp_path), seconds=0.02)
+    report = look(folder_of_images(tmp_path), seconds=1e-4)
     assert report.problem is None
     assert report.unchecked is not None
     assert "of 120 images, drawn at random" in report.unchecked

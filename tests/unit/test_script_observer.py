@@ -105,6 +105,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a case in this process, which has torch already."""
     from torch.amp import grad_scaler
 
+    if (frames := sys.modules.get("torch._dynamo.convert_frame")) is not None:
+        monkeypatch.setattr(frames, "FRAME_COUNTER", 0)  # what other tests have compiled in this process
     monkeypatch.setattr(optimizer, "_global_optimizer_pre_hooks", OrderedDict())
     monkeypatch.setattr(optimizer, "_global_optimizer_post_hooks", OrderedDict())
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", torch.nn.Module.load_state_dict)

@@ -16,18 +16,20 @@ from workers.watch.symptom import Kind, Symptom
 from workers.watch.symptoms import STUCK_PATIENCE
 
 VANISHING_EARLY = 1e-6
+FULL = 0.9  # of a layer's outputs are saturated
 
 Rule = Callable[[Course, Symptom], Found | None]
 
 RULES: dict[Kind, tuple[Rule, ...]] = {
     "not_a_number": (away.bad_rows, away.overflow, away.wrong_from_the_start, away.away_before, away.made_by_a_layer),
     "below_bound": (away.wrong_sign,),
-    "spike": (away.rate_changed, unsteady.heavy, away.jumped),
+    "spike": (away.rate_changed, unsteady.heavy, flat.unnormalised, away.jumped),
     "runaway": (unsteady.heavy, *away.RUNAWAY),
     "stuck": (
         flat.rate_zero,
         flat.underflow,
         flat.unmoved,
+        flat.undone,
         flat.rate_died,
         flat.unnormalised,
         flat.over_regularised,
@@ -51,6 +53,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
     "lost": (
         away.rate_changed,
         unsteady.heavy,
+        flat.unnormalised,
         flat.rate_too_high,
         flat.dying,
         unsteady.rings_by_rate,
@@ -67,7 +70,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         unsteady.slow_convergence,
     ),
     "far_above": (flat.unnormalised, flat.scale_of_weights, away.exploding, away.huge_first_forward),
-    "contradicts": (unsteady.thrown_about, unsteady.rare, unsteady.fitted_only),
+    "contradicts": (unsteady.asks_for_another, unsteady.thrown_about, unsteady.rare, unsteady.fitted_only),
     "walks_away": (unsteady.thrown_about, unsteady.suddenly_easy, unsteady.fitted_only, unsteady.overfitting),
 }
 
@@ -95,6 +98,7 @@ def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
     for rule in (
         flat.rate_zero,
         flat.underflow,
+        flat.undone,
         flat.far_from_normal,
         flat.weights_vanish,
         flat.ran_away_first,
@@ -109,6 +113,8 @@ def _beyond_doubt(course: Course, symptom: Symptom) -> Iterator[Found]:
         yield Found("dying_relu", "critical", dead.step, {"dead_share": dead.share, "layers": dead.count}, dead.layer)
     if cut := flat.cut_within(course, symptom):
         yield cut
+    if full := flat.saturated(course, symptom, FULL):
+        yield full
     lost = flat.vanishing(course, symptom, VANISHING_EARLY)
     if lost and (scale := flat.scale_of_weights(course, symptom)):
         yield scale

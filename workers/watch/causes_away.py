@@ -13,6 +13,7 @@ from workers.watch.findings import Found
 from workers.watch.symptom import Symptom
 from workers.watch.symptoms import rate_rose
 
+CLIMBED = 1.9  # times the rate at half the time
 GROWTH = 100.0  # of the norm over its own early median, or over layers
 
 
@@ -111,9 +112,22 @@ def jumped(course: Course, symptom: Symptom) -> Found | None:
 
 
 def rate_changed(course: Course, symptom: Symptom) -> Found | None:
-    if not course.past(0.02) or not rate_rose(course, symptom.step) or symptom.step <= course.warmup:
+    if len(course.steps) < MIN_STEPS or symptom.step <= course.warmup:
+        return None
+    if not rate_rose(course, symptom.step) and not _climbs(course, symptom.step):
         return None
     return Found("lr_too_high", "critical", symptom.step, {**symptom.evidence, "rate_rose": True})
+
+
+def _climbs(course: Course, step: int) -> bool:
+    """The rate was never higher than now, twice what it was at half the time, and climbs on. Trap: warm-up, which is over."""
+    rates = course.record.series.learning_rates
+    row = min(int(np.searchsorted(course.steps, step)), len(rates) - 1)
+    if row < 2 or not np.isfinite(rates[: row + 1]).all():
+        return False
+    return bool(
+        rates[row] >= rates[: row + 1].max() and rates[row] > CLIMBED * rates[row // 2] and rates[row] > rates[row - 2]
+    )
 
 
 def exploding(course: Course, symptom: Symptom) -> Found | None:

@@ -26,12 +26,14 @@ ROSE_BLOCKS = 3
 HARDLY = 0.01  # of the weights
 DROPPED = 0.85  # of a layer's units: what is left carries little
 DECAY = 0.01  # learning rate times weight decay
+FEW_LEFT = 0.1  # of the weights' first norm
 COUPLED = ("sgd", "adam", "rmsprop", "adagrad", "nadam", "radam")  # their weight decay is not as in AdamW
-INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
 GROWTH = 100.0  # of norms from the last layers to the first
 POSITIONS = 30  # that a recurrent layer reads: tanh halves a gradient so often that less than a thousandth is left
 LIVELY = 0.05  # norm now over its early median
 UNSTIRRED = 1e-3  # of what there is to learn: a model that answers anything has another loss for each batch
+MIN_PROBES = 5
+RESTED = 1e-4  # of the weights in a step: less may leave their length as it is
 TRIED = 0.05  # of the weights, by all steps so far: less is no attempt at learning
 
 
@@ -65,10 +67,10 @@ def over_regularised(course: Course, symptom: Symptom) -> Found | None:
     if facts.dropout >= DROPPED:
         return Found("over_regularised", "critical", 0, {"dropout": facts.dropout})
     decay = facts.weight_decay or 0.0
-    if not decay:
-        return None
     norms = layers.of_weights(course.record)
     shrunk = layers.ratio_to_start(norms)
+    if not decay:
+        return _by_a_term(course, shrunk)
     if len(norms) >= 3 and shrunk is not None:
         if not np.median(shrunk) < 0.5:
             return None
@@ -77,6 +79,15 @@ def over_regularised(course: Course, symptom: Symptom) -> Found | None:
     evidence = {"weight_decay": decay, "rate_times_decay": (facts.learning_rate or math.nan) * decay}
     if shrunk is not None:
         evidence["weights_left"] = float(np.median(shrunk))
+    return Found("over_regularised", "critical", int(course.steps[0]), evidence)
+
+
+def _by_a_term(course: Course, shrunk: NDArray[np.float64] | None) -> Found | None:
+    """The loss has parts besides the one that is known by name, and the weights are nearly gone."""
+    parts = course.constant is None and course.record.facts.loss.output is not None
+    if not parts or shrunk is None or len(shrunk) < 2 or not np.median(shrunk) < FEW_LEFT:
+        return None
+    evidence = {"weights_gone": float((shrunk < FEW_LEFT).mean()), "weights_left": float(np.median(shrunk))}
     return Found("over_regularised", "critical", int(course.steps[0]), evidence)
 
 
@@ -155,6 +166,22 @@ def unmoved(course: Course, symptom: Symptom) -> Found | None:
     return Found("frozen_params", "critical", int(course.steps[0]), {"update_ratio": 0.0, "layers": int(still.sum())})
 
 
+def undone(course: Course, symptom: Symptom) -> Found | None:
+    """Steps are taken, and before the next one all weights are what they were at first: something writes them back. Trap: weights that are kept at
+    a length on purpose, whose job does not fail."""
+    norms, updates = layers.of_weights(course.record), layers.recent_updates(course.record)
+    if len(norms) < MIN_PROBES or updates is None or not np.isfinite(norms).all() or not (norms[0] > 0).all():
+        return None
+    if not np.nanmax(updates) > RESTED or np.abs(norms / norms[0] - 1).max() > 1e-6:
+        return None
+    return Found(
+        "frozen_params",
+        "critical",
+        int(course.steps[0]),
+        {"undone": float(np.nanmax(updates)), "layers": norms.shape[1]},
+    )
+
+
 def underflow(course: Course, symptom: Symptom) -> Found | None:
     facts = course.record.facts
     half = facts.precision == "fp16" or any(layer.dtype == "float16" for layer in facts.layers)
@@ -215,8 +242,8 @@ def cannot_arrive(course: Course, symptom: Symptom) -> Found | None:
     return Found("lr_too_low", "critical", int(course.steps[0]), evidence)
 
 
-def saturated(course: Course, symptom: Symptom) -> Found | None:
-    found = layers.saturated(course.record, SATURATED)
+def saturated(course: Course, symptom: Symptom, limit: float = SATURATED) -> Found | None:
+    found = layers.saturated(course.record, limit)
     if found is None:
         return None
     return Found(
@@ -275,30 +302,25 @@ def cut_within(course: Course, symptom: Symptom) -> Found | None:
 
 
 def unnormalised(course: Course, symptom: Symptom) -> Found | None:
-    """Traps: models that begin with a normalisation, numbers that are ids, scales that Adam copes with (no symptom there)."""
-    facts = course.record.facts
-    inputs = facts.inputs
-    if inputs is None or facts.normalized_input or "int" in inputs.dtype:
-        return None
-    scale = max(inputs.largest_feature_mean or 0.0, inputs.largest_feature_std or 0.0)
-    if inputs.largest_feature_mean is None:
-        scale = max(abs(inputs.mean or 0.0), inputs.std or 0.0)
-    if not scale > INPUT_SCALE:
+    """Trap: scales that Adam copes with (no symptom there)."""
+    facts, scale = course.record.facts, layers.scale_of_inputs(course.record)
+    if scale is None or facts.inputs is None:
         return None
     first = facts.layers[0].name if facts.layers else None
+    name = "largest_feature_scale" if scale > layers.FAINT else "largest_input"
     return Found(
-        "unnormalised_input",
-        "critical",
-        0,
-        {"largest_feature_scale": scale, "mean": inputs.mean, "std": inputs.std},
-        first,
+        "unnormalised_input", "critical", 0, {name: scale, "mean": facts.inputs.mean, "std": facts.inputs.std}, first
     )
 
 
 def far_from_normal(course: Course, symptom: Symptom) -> Found | None:
     """Inputs so far from normalised that nobody has to wait for more evidence."""
     found = unnormalised(course, symptom)
-    return found if found is not None and found.evidence["largest_feature_scale"] > 10 * INPUT_SCALE else None
+    return (
+        found
+        if found is not None and found.evidence.get("largest_feature_scale", 0.0) > 10 * layers.INPUT_SCALE
+        else None
+    )
 
 
 def weights_vanish(course: Course, symptom: Symptom) -> Found | None:
@@ -312,6 +334,8 @@ def labels(course: Course, symptom: Symptom) -> Found | None:
     tasks early on (patience), regression with a little signal in much noise (nothing is said below H)."""
     totals = course.totals
     if not course.past(_patience(course), 3 * MIN_STEPS) or course.constant is None or not len(totals):
+        return None
+    if course.answers_improve:
         return None
     floor = course.bound or 0.0
     level = (course.recent - floor) / max(course.constant - floor, 1e-12)
@@ -369,7 +393,7 @@ def _regression(course: Course) -> bool:
 
 def plateau(course: Course, symptom: Symptom) -> Found | None:
     totals = course.totals
-    if not course.past(_patience(course), 3 * MIN_STEPS) or not len(totals):
+    if not course.past(_patience(course), 3 * MIN_STEPS) or not len(totals) or course.answers_improve:
         return None
     if course.constant is None and not course.useless and "unchanged_for" not in symptom.evidence:
         return None

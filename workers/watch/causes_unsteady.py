@@ -115,6 +115,12 @@ def rare(course: Course, symptom: Symptom) -> Found | None:
     return Found("class_imbalance", "warning", symptom.step, {**symptom.evidence, **evidence})
 
 
+def asks_for_another(course: Course, symptom: Symptom) -> Found | None:
+    if "best_accuracy" not in symptom.evidence:
+        return None
+    return Found("wrong_loss", "warning", symptom.step, symptom.evidence)
+
+
 def fitted_only(course: Course, symptom: Symptom) -> Found | None:
     """Validation was never better than a constant answer: what the training data say of the targets holds nowhere else. Of few samples that may
     be so although their targets are right."""

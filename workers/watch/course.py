@@ -21,6 +21,8 @@ WARMUP = 0.25  # of the run, at most, of what looks like one
 SQUARED = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 UNKNOWN_LENGTH = 300  # steps of patience where nobody knows how long a script will run
 CHECKS = 6  # of validation: fewer say nothing about a course
+CREEPS = 0.002  # of what there is to learn
+CLEARLY = 0.1  # of all answers
 NO_BETTER = 0.02  # in a metric that a constant answer has too
 BOUNDED = (
     "cross_entropy",
@@ -292,6 +294,23 @@ class Course:
         if accuracy is not None and len(counts) > 1 and accuracy < max(counts) / sum(counts) + NO_BETTER:
             return {"accuracy": accuracy}
         return {}
+
+    @cached_property
+    def answers_improve(self) -> bool:
+        """More validation samples are answered right the longer it goes on, by far more than chance; or their loss creeps down check by check."""
+        accuracy, losses = self.checks("accuracy"), self.checks("loss")
+        if losses is not None:
+            late = losses[-CHECKS:]
+            steadily = (np.diff(late) < 0).sum() >= CHECKS - 2 and late[-1] <= losses.min()
+            if steadily and late[0] - late[-1] > CREEPS * self.scale:
+                return True
+        if accuracy is None:
+            return False
+        third = len(accuracy) // 3
+        first, middle, last = (
+            float(np.median(part)) for part in (accuracy[:third], accuracy[third:-third], accuracy[-third:])
+        )
+        return last > first + CLEARLY and last > middle
 
     # --- gradients ----------------------------------------------------------------------------------------------------
 

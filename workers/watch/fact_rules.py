@@ -21,6 +21,7 @@ SCALE = 10.0  # of He's, in the median of the hidden layers
 EMBEDDING_SCALE = 30.0  # torch draws them with deviation 1
 LABELS = 100  # fewer say nothing about classes
 GONE = 1e-3  # of the weights' first norm
+THIN = 4  # values that a mean is taken of
 COMPARED = 4  # samples of a batch that are told from each other: fewer than that teach hardly anything
 PRODUCTS = ("matmul", "mm", "bmm", "einsum", "mul", "div", "cosine_similarity")
 UNCLEARED = 0.3  # of the first step's norm
@@ -31,6 +32,7 @@ LIMITS = {
     "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0), "softsign": (-1.0, 1.0),
     "relu": (0.0, math.inf), "relu6": (0.0, 6.0), "softplus": (0.0, math.inf), "exp": (0.0, math.inf), "square": (0.0, math.inf),
     "gelu": (-0.17, math.inf), "silu": (-0.28, math.inf), "logsigmoid": (-math.inf, 0.0), "log_softmax": (-math.inf, 0.0),
+    "normalize": (-1.0, 1.0), "cosine_similarity": (-1.0, 1.0), "sin": (-1.0, 1.0), "cos": (-1.0, 1.0),
 }  # fmt: skip
 LOSES = (
     "softmax",
@@ -57,7 +59,12 @@ def output_activation(course: Course) -> Found | None:
     twice it changes nothing), softmax inside the model."""
     loss = course.record.facts.loss
     operation = _operation(loss)
-    if operation is None or loss.function is None:
+    if loss.function is None:
+        return None
+    if _of_one(loss) or (loss.function in SQUARED and _levelled(course)):
+        evidence = {"loss": loss.function, "output": loss.output_operation, "levelled": True, **_range(loss.target)}
+        return Found("output_activation", "warning", 0, evidence, _last_layer(course))
+    if operation is None:
         return None
     wrong = (
         (loss.function == "cross_entropy" and operation in LOSES)
@@ -66,8 +73,32 @@ def output_activation(course: Course) -> Found | None:
     )  # fmt: skip
     if not wrong:
         return None
-    evidence = {"loss": loss.function, "output": operation} | _range(loss.target)
+    evidence = {"loss": loss.function, "output": operation, **_range(loss.target)}
     return Found("output_activation", "warning", 0, evidence, _last_layer(course))
+
+
+def _of_one(loss: LossFacts) -> bool:
+    """A softmax over a single answer is 1 whatever that is, and its logarithm 0."""
+    shape = loss.output.shape if loss.output is not None else ()
+    return (
+        _operation(loss) in ("softmax", "log_softmax")
+        and len(shape) > 1
+        and shape[1] == 1
+        and max(shape[2:], default=1) == 1
+    )
+
+
+def _levelled(course: Course) -> bool:
+    """A normalisation without a gain and a shift of its own brings answers to mean 0 and deviation 1, and to the targets that is further than to
+    answer their mean always."""
+    loss, known = course.record.facts.loss, course.record.facts.layers
+    name = (loss.output_operation or "").rpartition(".")[2].lower()
+    if not name.endswith("norm") or not known or "Norm" in [fact for fact in known if fact.requires_grad][-1].kind:
+        return False
+    target = loss.target
+    if target is None or target.mean is None or not target.std:
+        return False
+    return target.mean**2 + (target.std - 1) ** 2 > 0.7 * target.std**2
 
 
 def _operation(loss: LossFacts) -> str | None:
@@ -201,6 +232,9 @@ def cut_off(course: Course) -> Found | None:
         return None
     known = {fact.name: fact for fact in course.record.facts.layers}
     cut = course.record.series.layers[:prefix]
+    if (scale := layers.scale_of_inputs(course.record)) is not None and scale > layers.INPUT_SCALE:
+        # Not the graph is cut: inputs that large leave what reads them without a slope.
+        return Found("unnormalised_input", "warning", 0, {"largest_feature_scale": scale, "layers": prefix}, cut[0])
     if any(fact.std == 0 for name, fact in known.items() if fact.requires_grad and "Norm" not in fact.kind):
         return None
     if known and all("Embedding" in known[name].kind for name in cut if name in known):
@@ -269,6 +303,8 @@ def nonfinite_data(course: Course) -> Found | None:
 def class_imbalance(course: Course) -> Found | None:
     """Right: weights, a sampler (its batches are counted), words of a text and pixels of a picture (classes of parts, not of samples)."""
     loss = course.record.facts.loss
+    if loss.class_weights and len(loss.class_weights) == len(loss.class_counts):
+        return _weighted_the_wrong_way(loss)
     if loss.weighted or loss.function is None:
         return None
     shape = loss.target.shape if loss.target is not None else ()
@@ -291,6 +327,34 @@ def class_imbalance(course: Course) -> Found | None:
         {"ratio": ratio, "smallest": min(counts), "largest": max(counts)},
         explains=False,
     )
+
+
+def _weighted_the_wrong_way(loss: LossFacts) -> Found | None:
+    """Weights that make the frequent classes count for still more. Right: weights that make up for a part of the imbalance, or for more than that."""
+    counts = np.array(loss.class_counts, dtype=np.float64)
+    seen = counts > 0
+    if counts.sum() < LABELS or seen.sum() < 2:
+        return None
+    parts = (counts * np.array(loss.class_weights))[seen]
+    ratio, unweighted = float(parts.max() / max(parts.min(), 1e-12)), float(counts[seen].max() / counts[seen].min())
+    if not ratio > IMBALANCE or not ratio > 2 * unweighted or counts[seen].argmax() != parts.argmax():
+        return None
+    evidence = {
+        "weighted_ratio": ratio,
+        "ratio": unweighted,
+        "smallest": int(counts[seen].min()),
+        "largest": int(counts.max()),
+    }
+    return Found("class_imbalance", "warning", 0, evidence, explains=False)
+
+
+def thin_statistics(course: Course) -> Found | None:
+    """A batch norm that takes mean and deviation of two or three values: of two it leaves nothing but which is larger. Right: one that is held
+    still."""
+    values = course.record.facts.batch_statistics
+    if values is None or values >= THIN:
+        return None
+    return Found("batch_size", "warning", 0, {"values": values, "batch": course.record.facts.batch_size})
 
 
 def weights_gone(course: Course) -> Found | None:
@@ -381,5 +445,5 @@ def endless_warmup(course: Course) -> Found | None:
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
     nonfinite_data, wrong_loss, output_activation, grad_accumulation, bad_init, far_from_any_scale, unregistered, nothing_flows, cut_off, lr_zero,
-    endless_warmup, weights_gone, few_to_compare, class_imbalance, data_starvation,
+    endless_warmup, weights_gone, few_to_compare, thin_statistics, class_imbalance, data_starvation,
 )  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from workers import optim
@@ -38,6 +39,7 @@ class FirstPass:
         self._model, self._batch = model, batch
         self._call = LossCall() if see_calls else None
         self._loss, self._strays = LossFacts(), 0
+        self._statistics = BatchStatistics()
         self._layers = layer_facts(
             model, optimizer
         )  # now: a sharded model has other parameters until its backward pass
@@ -47,7 +49,7 @@ class FirstPass:
         if self._call is None:
             yield
             return
-        with self._call:
+        with self._statistics.watch(self._model), self._call:
             yield
 
     def took(self, loss_sum: Tensor, count: Tensor, train: Dataset) -> None:
@@ -80,6 +82,7 @@ class FirstPass:
             normalized_input=begins_with_norm(self._model),
             loss=self._loss,
             strays=self._strays,
+            batch_statistics=self._statistics.fewest,
             dropout=max((float(each.p) for each in self._model.modules() if isinstance(each, _DropoutNd)), default=0.0),
         )
 
@@ -116,6 +119,33 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 def _rate(spec: JobSpec, plan: Plan, step: int) -> float:
     return optim.learning_rate(step, plan.steps, spec.schedule, spec.optimizer.learning_rate)
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+class BatchStatistics:
+    """Of how many values batch norms take mean and deviation, as they are called."""
+
+    def __init__(self) -> None:
+        self.fewest: int | None = None
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[None]:
+        norms = [each for each in model.modules() if isinstance(each, _BatchNorm)]
+        handles = [each.register_forward_pre_hook(self._count) for each in norms]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _count(self, norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Of an input (N, C, ...)."""
+        if not given or given[0].ndim < 2 or not (norm.training or norm.running_mean is None):
+            return  # one that is held still has statistics of its own
+        values = given[0].numel() // max(1, given[0].shape[1]) * getattr(norm, "world_size", 1)
+        self.fewest = values if self.fewest is None else min(self.fewest, values)
 
 
 # --- graph ------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ NO_MATRIX = ("Embedding", "Norm", "Parameter")  # kinds without rows that are un
 RELUS = ("relu", "gelu", "silu")
 SHORT_STEPS = 3e-4  # of the weights, in the median layer: a thousandth is usual
 ZERO_IN_FLOAT32 = 1e-37
+INPUT_SCALE = 10.0  # of a feature's mean or deviation; 1 is normalised
+FAINT = 0.02  # the largest input: what is between 0 and 1 was divided by 255 once more
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,23 @@ def hidden(record: Record) -> list[LayerFacts]:
         if len(fact.shape) > 1 and not any(kind in fact.kind for kind in NO_MATRIX) and "lora" not in fact.name.lower()
     ]
     return [fact for fact in matrices[:-1] if fact.requires_grad]
+
+
+def scale_of_inputs(record: Record) -> float | None:
+    """The largest mean or deviation of a feature where that is far from 1, or the largest value where all of them are nearly zero; else None. Right:
+    models that begin with a normalisation, numbers that are ids."""
+    facts, inputs = record.facts, record.facts.inputs
+    if inputs is None or facts.normalized_input or "int" in inputs.dtype:
+        return None
+    scale = max(inputs.largest_feature_mean or 0.0, inputs.largest_feature_std or 0.0)
+    if inputs.largest_feature_mean is None:
+        scale = max(abs(inputs.mean or 0.0), inputs.std or 0.0)
+    if scale > INPUT_SCALE:
+        return scale
+    if inputs.least is None or inputs.largest is None:
+        return None
+    largest = max(abs(inputs.least), abs(inputs.largest))
+    return largest if 0 < largest < FAINT else None
 
 
 def normalised(record: Record) -> bool:

@@ -92,6 +92,7 @@ class LossCall(TorchFunctionMode):
             classes=classes,
             class_counts=tuple(self.labels.bincount(minlength=classes).tolist()) if self.labels is not None and classes else (),
             weighted=isinstance(weight, Tensor) or isinstance(kwargs.get("pos_weight"), Tensor),
+            class_weights=tuple(self.weight.tolist()) if self.weight is not None and self.weight.numel() == classes else (),
         )  # fmt: skip
 
     def weighed(self, counts: tuple[int, ...]) -> tuple[float, ...]:

@@ -114,6 +114,7 @@ class LossGraph:
             target=tensor_facts(_as_given(target)),
             classes=classes,
             weighted=weight is not None or getattr(node, "_saved_pos_weight", None) is not None,
+            class_weights=tuple(weight.tolist()) if weight is not None and weight.numel() == classes else (),
         )
 
 

@@ -74,6 +74,7 @@ class LossFacts:
         int, ...
     ] = ()  # of targets that are class numbers, over the training split or the batches looked at
     weighted: bool = False  # with class weights
+    class_weights: tuple[float, ...] = ()  # where they are one for each class
     bound: float | None = (
         None  # below which it cannot fall: 0.0 for cross-entropy and squared error; None: unknown or none
     )
@@ -101,6 +102,9 @@ class Facts:
     precision: str = "fp32"  # of the forward pass: fp32, bf16, fp16
     begins_trained: bool = False  # from a checkpoint
     dropout: float = 0.0  # the largest share of units that a layer leaves out
+    batch_statistics: int | None = (
+        None  # values that a batch norm takes a mean of, the fewest; None: no batch norm does
+    )
     strays: int = 0  # parameters that the loss hangs on and the model does not have
     optimizers: int = 1  # two and more may train against each other: their losses rise and fall as they should
 

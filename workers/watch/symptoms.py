@@ -143,7 +143,7 @@ def above(course: Course, reference: float, factor: float) -> float:
     if course.bound is None:
         early = course.losses[:MIN_STEPS]
         early = early[np.isfinite(early)]
-        height = max(height, 3 * float(np.median(np.abs(np.diff(early)))) if len(early) > 1 else 0.0)
+        height = max(height, 3 * float(np.median(np.abs(np.diff(early)))) if len(early) > 1 else 0.0, course.scale)
     return floor + factor * height
 
 
@@ -318,13 +318,15 @@ def _fitted_since(course: Course, step: int) -> bool:
 
 
 def _steady_elsewhere(course: Course) -> bool:
-    """The validation loss, a mean over many samples, stays near its best, and that is well below its first: batches differ, nothing rings."""
-    losses = course.checks("loss")
+    """Validation, over many samples, stays near its best, and that is well above its first: batches differ, nothing rings."""
+    losses, accuracy = course.checks("loss"), course.checks("accuracy")
     if losses is None:
-        return False
+        return accuracy is not None and bool(
+            accuracy[-4:].min() > accuracy.max() - 0.05 and accuracy.max() > accuracy[0] + 0.1
+        )
     floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
     best, first = float(losses.min()) - floor, max(course.untrained, float(losses[0])) - floor
-    return bool(best < 0.8 * first and (losses[-4:] - floor).max() < 1.25 * best)
+    return bool(best < 0.8 * first and np.sort(losses[-4:] - floor)[-2] < 1.25 * best)  # one of them may be off
 
 
 def slow(course: Course) -> Symptom | None:
@@ -342,6 +344,8 @@ def slow(course: Course) -> Symptom | None:
         and not float(losses[0]) - float(np.median(losses[-3:])) > 0.01 * course.scale
     ):
         return None  # that the fit is slow is the least of it: validation does not follow
+    if losses is not None and len(losses) >= 6 and _ever_faster(losses[-4:]):
+        return None
     updates, third = layers.recent_updates(course.record), len(after) // 3
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
@@ -358,6 +362,11 @@ def slow(course: Course) -> Symptom | None:
         return None
     evidence = {"loss": last, "first_loss": course.start, "expected_at_the_end": end}
     return Symptom("slow", int(course.steps[0]), evidence | useless)
+
+
+def _ever_faster(losses: np.ndarray) -> bool:
+    falls = -np.diff(losses)
+    return bool((falls > 0).all() and falls[-1] > 1.5 * falls[:-1].max())
 
 
 def far_above(course: Course) -> Symptom | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from workers.watch.course import LATE_PATIENCE, MIN_STEPS, Course
 from workers.watch.symptom import Symptom
 
+SETTLED, RUN_AWAY = 0.3, 1.3  # of the run; of H
 BY_HEART, BY_HEART_SOON = 0.75, 0.6  # of H
 SHARES = ("accuracy", "recall", "precision", "f1", "auroc", "iou")  # names end so: shares of right answers
 
@@ -27,7 +28,10 @@ def walks_away(course: Course) -> Symptom | None:
     now = losses[-3:]
     minimum = float(losses[best])
     reference = (course.constant_at_most - floor) if course.constant_at_most is not None else course.scale
-    high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > 0.1 * reference).all())
+    least_rise = (
+        0.1 * reference if minimum >= floor else 0.3 * course.scale
+    )  # of a likelihood's no factor says anything
+    high = bool((now - floor > 1.3 * (minimum - floor)).all() and (now - minimum > least_rise).all())
     # Of a few samples a step most are right and a few very wrong: their mean is not by heart.
     mean = course.mean(max(4 * MIN_STEPS, len(course.losses) // 4), 10 * reference) - floor
     known = max(course.recent - floor, 0.5 * mean) < 0.1 * reference
@@ -35,13 +39,17 @@ def walks_away(course: Course) -> Symptom | None:
     by_heart = bool((now - floor > (BY_HEART_SOON if soon else BY_HEART) * reference).all()) and known
     if best > len(losses) - 4 or not (high or by_heart):
         return None
+    if not course.past(SETTLED) and now.min() - floor < RUN_AWAY * reference:
+        return None  # rates are at their highest, running means of batch norms lag behind
     jitter = 1.4826 * float(np.median(np.abs(np.diff(losses)))) if len(losses) > 6 else 0.0
     at = int(np.searchsorted(course.steps, steps[best]))
     then = float(np.median(course.losses[max(0, at - 10) : at + 10]))
     fell = (then - floor) * 0.6 >= course.recent - floor
+    if minimum < floor:
+        fell = then - course.recent > 0.1 * course.scale
     if not (fell or by_heart) or float(np.median(now)) - minimum < 2 * jitter:
         return None
-    if _only_surer(course, best, float(np.median(now)) - minimum):
+    if _only_surer(course, best, float(np.median(now)) - minimum) or _comes_back(losses[best:]):
         return None
     rose = np.flatnonzero(
         (np.arange(len(losses)) > best) & (losses - floor > min(1.3 * (minimum - floor), now.min() - floor))
@@ -51,6 +59,14 @@ def walks_away(course: Course) -> Symptom | None:
         "walks_away",
         int(steps[rose[0]]),
         {"validation_loss": float(np.median(now)), "best_validation_loss": minimum, "training_loss": course.recent},
+    )
+
+
+def _comes_back(since_best: NDArray[np.float64]) -> bool:
+    """Check by check, and more than a third of what was lost is back: the rate was high for a while."""
+    now, least = since_best[-3:], float(since_best[0])
+    return bool(
+        len(since_best) > 3 and (np.diff(now) < 0).all() and now[-1] - least < 0.65 * (since_best.max() - least)
     )
 
 
@@ -96,9 +112,29 @@ def _answers_stay(course: Course) -> Symptom | None:
     accuracy = course.checks("accuracy")
     if accuracy is None or not course.past(LATE_PATIENCE):
         return None
+    if (worse := _answers_get_worse(course, accuracy)) is not None:
+        return worse
     if not course.start - course.recent > 0.7 * course.scale or accuracy.max() > min(0.5, accuracy[0] + 0.05):
         return None
     evidence = {"accuracy": float(accuracy.max()), "first_accuracy": float(accuracy[0]), "training_loss": course.recent}
+    return Symptom("contradicts", int(course.steps[0]), {**evidence, "first_loss": course.start})
+
+
+def _answers_get_worse(course: Course, accuracy: NDArray[np.float64]) -> Symptom | None:
+    """A loss of one's own falls, in validation too, and from the first checks on ever fewer answers are right: it asks for something else. Traps:
+    weights of rare classes (their recall rises), answers that were all the frequent class."""
+    metrics, third = course.record.evaluations.metrics, len(accuracy) // 3
+    losses = course.checks("loss")
+    if course.record.facts.loss.output is not None or losses is None or len(accuracy) < 8:
+        return None
+    if not losses[-1] < losses[0] or not course.start - course.recent > 0.3 * course.scale:
+        return None
+    others = [np.asarray(values) for name, values in metrics.items() if name != "loss" and len(values) == len(accuracy)]
+    for values in others:
+        middle, last = float(np.median(values[third:-third])), float(np.median(values[-third:]))
+        if values.argmax() > third // 2 or last > values.max() - 0.05 or last > middle:
+            return None
+    evidence = {"best_accuracy": float(accuracy.max()), "accuracy": float(accuracy[-1]), "training_loss": course.recent}
     return Symptom("contradicts", int(course.steps[0]), {**evidence, "first_loss": course.start})
 
 

@@ -59,6 +59,14 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         None,
         "It worked when the share of right answers rises while the loss falls.",
     ),
+    ("wrong_loss", "best_accuracy"): Words(
+        "The loss fell to {training_loss} from {first_loss}, and ever fewer validation samples are answered right ({best_accuracy} at first, "
+        "{accuracy} now; healthy: more and more).",
+        "The chain rule starts at the loss, so the gradients lead to what the loss asks for, and that is not what the answers are judged by.",
+        "Check what the loss takes: targets of 0 and 1 or of -1 and 1, margins, logits or probabilities",
+        None,
+        "It worked when the share of right answers rises while the loss falls.",
+    ),
     ("wrong_loss", "below_its_bound"): Words(
         "The loss is {loss}[, below its bound {bound}][, after {first_loss} at the start, and falls ever faster]; no loss that is meant does that.",
         "The chain rule starts at the loss, so every gradient behind it leads towards a goal that is not meant, and there is no end to it.",
@@ -73,6 +81,63 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "Lower optimizer.weight_decay, or the factor of the term that punishes weights, ten-fold or more",
         "live",
         "It worked when the weights' norms hold and the loss falls.",
+    ),
+    ("unnormalised_input", "largest_input"): Words(
+        "The job fails and the largest of its inputs is {largest_input}, where about 1 is healthy.",
+        "The gradient of the first layer is the error times the input, so with inputs of nearly zero it learns nearly nothing, and all samples look "
+        "alike.",
+        "Standardise the inputs with mean and deviation of the training split; look whether they are divided twice",
+        "architecture",
+        "It worked when the first layer's update ratio is like the others' and the loss falls at once.",
+    ),
+    ("unnormalised_input", "layers"): Words(
+        "{where} has had no gradient since the first step, and a feature of its inputs has a mean or deviation of {largest_feature_scale}, where "
+        "about 1 is healthy.",
+        "Inputs this large drive whatever reads them to where its slope is 0, and the chain rule multiplies by that slope.",
+        "Standardise the inputs with mean and deviation of the training split, or fold that into the first layer",
+        "architecture",
+        "It worked when the first layer has a gradient and the loss falls at once.",
+    ),
+    ("output_activation", "levelled"): Words(
+        "The output passes {output} before {loss}, which makes the same of all answers[; targets lie between {least_target} and "
+        "{largest_target}]; in a healthy model the last layer's numbers go there unchanged.",
+        "What the function takes away (all of a single answer, or mean and deviation of several) no weight before it can bring back, and no gradient "
+        "passes it that would.",
+        "Remove {output} behind {where}",
+        "architecture",
+        "It worked when the loss falls below that of a constant answer.",
+    ),
+    ("class_imbalance", "weighted_ratio"): Words(
+        "The largest class has {ratio} times as many samples as the smallest ({largest} and {smallest}), and with its weight it counts "
+        "{weighted_ratio} times as much (healthy: weights that make up for the difference).",
+        "The gradient is a weighted mean over samples, and these weights leave the rare class hardly any part in it.",
+        "Weight each class by the inverse of how many samples it has",
+        "data",
+        "It worked when the recall of the smallest class rises.",
+    ),
+    ("rank_divergence", "agreement"): Words(
+        "The gradients of the {ranks} ranks point against each other (cosine {agreement} on average since about {step}; healthy: above 0).",
+        "All ranks go down the mean of their gradients; samples of the same data agree on its direction, so these are of data that contradict each "
+        "other.",
+        "Compare ten samples of each rank with their targets: classes numbered in another order, a shard of another version",
+        None,
+        "It worked when the mean cosine is above 0 again.",
+    ),
+    ("frozen_params", "undone"): Words(
+        "Every step changes the weights by {undone} of themselves, and before the next one all {layers} layers are what they were at first (healthy: "
+        "they keep what they learnt).",
+        "The gradients are right and the optimizer follows them, and something writes the old weights back.",
+        "Look for what copies weights after the step: a target network or an average that is copied the wrong way, a checkpoint loaded in the loop",
+        None,
+        "It worked when the weights' norms change from probe to probe and the loss falls.",
+    ),
+    ("batch_size", "values"): Words(
+        "A batch norm takes mean and deviation of {values} values (healthy: dozens).",
+        "Of so few the mean is noise, and what is left after it is subtracted says hardly more than which value is the larger one; predictions then "
+        "use other statistics than those that were learnt with.",
+        "Give it more samples at once, or use a normalisation that does not look at the batch (GroupNorm, LayerNorm)",
+        "architecture",
+        "It worked when training and validation losses fall together.",
     ),
     ("batch_size", "others"): Words(
         "The samples of a batch are told from each other, and each has only {others} to be told from (healthy: dozens).",
