@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from workers.sharding import local
 from workers.watch.probe_rows import BINS, LOWEST
 from workers.watch.sampling import sample
 
-HISTOGRAM_SAMPLE = 1 << 12  # of a tensor with more elements, evenly spaced ones stand for all
+HISTOGRAM_SAMPLE = 1 << 11  # of a tensor with more elements, evenly spaced ones stand for all
 
 
 @dataclass
@@ -41,7 +42,14 @@ class GradientProbe:
     def measure(self, owned: list[int], correction: Tensor) -> Measured:
         """``owned``: parameters that have a gradient. ``correction``: what gradients are to be multiplied with."""
         gradients = [self._gradient(index) for index in owned]
-        found = [self._peaks(gradient, self.has_units[index]) for index, gradient in zip(owned, gradients, strict=True)]
+        nonzero: list[int | Tensor] = []
+        found: list[tuple[Tensor, Tensor]] = []
+        for index, gradient in zip(owned, gradients, strict=True):  # one after the other: what was just read is near
+            count = _nonzeros(gradient)
+            # Nobody waits for a device to tell whether there are zeros enough for a row of them.
+            enough = isinstance(count, Tensor) or gradient.numel() - count >= math.prod(gradient.shape[1:])
+            nonzero.append(count)
+            found.append(self._peaks(gradient, self.has_units[index] and enough))
         largest = torch.full((len(self._layers.names),), -torch.inf, dtype=torch.float64, device=self._device)
         peaks = self._stacked([peak for _, peak in found])
         if owned:
@@ -49,7 +57,7 @@ class GradientProbe:
             shown = (peaks * correction).nan_to_num(nan=torch.inf, posinf=torch.inf)
             largest.scatter_reduce_(0, owner, shown, "amax")
         sums = {
-            "zeros": self._zeros(owned, gradients),
+            "zeros": self._zeros(owned, gradients, nonzero),
             "zero_rows": self._stacked([rows for rows, _ in found]),
             "nonfinite": self._nonfinite(gradients, peaks),
         }
@@ -68,26 +76,21 @@ class GradientProbe:
     def _nothing(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self._device)
 
-    def _peaks(self, gradient: Tensor, has_units: bool) -> tuple[Tensor, Tensor]:
-        """How many rows are exactly 0 (int64), and the largest absolute element (float32); both scalars on the device."""
+    def _peaks(self, gradient: Tensor, has_rows: bool) -> tuple[Tensor, Tensor]:
+        """How many rows are exactly 0 (int64), and the largest absolute element (float32); both scalars on the device. ``has_rows``: it has units, and
+        zeros enough for the row of one."""
         none = torch.zeros((), dtype=torch.int64, device=self._device)
         if gradient.numel() == 0:
             return none, none.float()
-        if not has_units:
+        if not has_rows:
             low, high = torch.aminmax(gradient)
             return none, torch.maximum(high, -low).float()
         by_row = gradient.flatten(1)
         high, low = by_row.amax(1), by_row.amin(1)
         return torch.count_nonzero((high == 0) & (low == 0)), torch.maximum(high.amax(), -low.amin()).float()
 
-    def _zeros(self, owned: list[int], gradients: list[Tensor]) -> Tensor:
+    def _zeros(self, owned: list[int], gradients: list[Tensor], counted: list[int | Tensor]) -> Tensor:
         """Those that a sparse gradient does not name are 0 too."""
-        counted: list[int | Tensor] = []
-        for gradient in gradients:
-            if gradient.device.type == "cpu" and gradient.dtype == torch.float32:
-                counted.append(int(np.count_nonzero(gradient.numpy() != 0)))  # several times as fast as torch's
-            else:
-                counted.append(torch.count_nonzero(gradient))
         on_host = all(isinstance(count, int) for count in counted)
         nonzero = (
             torch.tensor(counted, dtype=torch.float64, device=self._device)
@@ -135,6 +138,12 @@ class GradientProbe:
         places = torch.from_numpy(rows).to(self._device), torch.from_numpy(weights).to(self._device)
         self._histogram_of = (owned + lengths, *places)
         return places
+
+
+def _nonzeros(gradient: Tensor) -> int | Tensor:
+    if gradient.device.type == "cpu" and gradient.dtype == torch.float32:
+        return int(np.count_nonzero(gradient.numpy() != 0))  # several times as fast as torch's
+    return torch.count_nonzero(gradient)
 
 
 def _with_rows(model: nn.Module, layers: Layers) -> list[bool]:

@@ -264,10 +264,17 @@ class Prober:
         if not having:
             return having, self._nothing(0)
         seen = [sample(tensor, UPDATE_SAMPLE) for tensor in tensors]
-        places = [room[index] for index in having]
-        if all(place.shape == values.shape for place, values in zip(places, seen, strict=True)):
-            torch._foreach_copy_(places, seen)  # a norm of what lies apart in memory takes longer than the copy
-            seen = places
+        # A norm of what lies apart in memory takes longer than a copy of it.
+        apart = [
+            place
+            for place, index in enumerate(having)
+            if not seen[place].is_contiguous() and room[index].shape == seen[place].shape
+        ]
+        if apart:
+            places = [room[having[place]] for place in apart]
+            torch._foreach_copy_(places, [seen[place] for place in apart])
+            for place, copied in zip(apart, places, strict=True):
+                seen[place] = copied
         return having, self._norms(seen).square() * self._stands_for(tensors, seen)
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:
