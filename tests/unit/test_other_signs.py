@@ -22,7 +22,7 @@ from tests.written_records import (
     record,
     table,
 )
-from workers.watch import symptoms
+from workers.watch import layers, symptoms
 from workers.watch.course import Course
 from workers.watch.diagnosis import diagnose
 from workers.watch.record import Evaluations, LayerFacts, LossFacts, Probes, TensorFacts
@@ -304,3 +304,29 @@ def test_a_rate_that_climbs_and_climbs_is_to_blame_for_what_runs_away() -> None:
         rates = 1e-3 * np.power(growth, np.arange(STEPS, dtype=np.float64))
         changed = replace(known, series=replace(known.series, learning_rates=rates))
         assert alarms(changed, 200)[:1] == [told]
+
+
+def test_what_began_trained_and_knows_nothing_any_more_was_thrown_away() -> None:
+    losses = np.concatenate([[0.2], flat(STEPS - 1)])
+    moved = table(*[0.3] * 4)
+    assert alarms(record(losses, update_ratios=moved), 60) == ["lr_too_high"]
+    assert alarms(record(0.2 * noise(STEPS), update_ratios=moved), 60) == []
+
+
+def test_an_expert_that_nobody_asks_is_not_on_the_way_of_the_gradient() -> None:
+    """The first quarter of the layers seems to have none."""
+    names = ("gate", "a", "b", "c", "d", "e", "f", "g")
+    norms = noise(STEPS)[:, None] * np.array([0.06, 0.0, 0.0, 0.03, 0.05, 0.04, 0.05, 0.04])
+    known = record(flat())
+    known = replace(known, series=replace(known.series, layers=names, norms=norms))
+    flow = layers.flow(known)
+    assert flow is not None
+    assert flow.ratio > 0.5
+    assert "vanishing_gradient" not in alarms(known, 60)
+
+
+def test_a_likelihood_s_validation_loss_has_to_rise_by_a_good_part_of_what_was_learnt() -> None:
+    losses = -2.5 + 2.6 * np.exp(-np.arange(STEPS) / 40)
+    unknown = {"loss": LossFacts()}
+    wavers = [-0.3, -1.0, -1.8, -2.4, -2.8, -2.7, -2.5, -2.3, -2.2, -2.3]
+    assert alarms(evaluated(record(losses * noise(STEPS), unknown), wavers)) == []

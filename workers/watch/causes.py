@@ -45,6 +45,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.rate_too_low,
         flat.rate_too_high,
         unsteady.along_a_line,
+        flat.faint_at_first,
         flat.hardly_tried,
         flat.through_time,
         flat.labels,

@@ -14,6 +14,7 @@ from workers.watch.symptom import Symptom
 from workers.watch.symptoms import above
 
 VANISHED = 1e-6  # where there are too few layers for a quarter of them
+FAINT_FIRST = 2e-3
 VANISHING = 1e-3  # first layers' median norm over the last ones'
 DEAD = 0.85  # of a layer's units
 SATURATED = 0.5
@@ -290,6 +291,11 @@ def vanishing(course: Course, symptom: Symptom, threshold: float = VANISHING) ->
         return None
     evidence = {"first_layers_norm": flow.first, "last_layers_norm": flow.last, "ratio": flow.ratio}
     return Found("vanishing_gradient", "critical", int(course.steps[0]), evidence, flow.drop)
+
+
+def faint_at_first(course: Course, symptom: Symptom) -> Found | None:
+    """Where nothing surer explains it, twice as much is little too."""
+    return vanishing(course, symptom, FAINT_FIRST)
 
 
 def cut_within(course: Course, symptom: Symptom) -> Found | None:

@@ -77,8 +77,8 @@ class GradientProbe:
         return torch.zeros(shape, dtype=torch.float64, device=self._device)
 
     def _peaks(self, gradient: Tensor, has_rows: bool) -> tuple[Tensor, Tensor]:
-        """How many rows are exactly 0 (int64), and the largest absolute element (float32); both scalars on the device. ``has_rows``: it has units, and
-        zeros enough for the row of one."""
+        """How many rows are exactly 0 (int64), and the largest absolute element (float32); both scalars on the device. ``has_rows``: it has
+        units, and zeros enough for the row of one."""
         none = torch.zeros((), dtype=torch.int64, device=self._device)
         if gradient.numel() == 0:
             return none, none.float()

@@ -47,9 +47,14 @@ def flow(record: Record, fewest: int = 4) -> Flow | None:
     norms = record.series.norms[-20:]
     kinds = {fact.name: fact.kind for fact in record.facts.layers}
     weighted = [j for j, name in enumerate(record.series.layers) if "Norm" not in kinds.get(name, "")]
-    if len(weighted) < fewest or not len(norms):
+    if not len(norms):
         return None
-    values = np.median(norms[:, weighted], axis=0)
+    middle = np.median(norms, axis=0)
+    # One without a gradient behind one that has some is not on the way (an expert that nobody asks).
+    weighted = [j for place, j in enumerate(weighted) if middle[j] > 0 or not (middle[weighted[:place]] > 0).any()]
+    if len(weighted) < fewest:
+        return None
+    values = middle[weighted]
     if not np.isfinite(values).all():
         return None
     quarter = max(1, len(values) // 4)

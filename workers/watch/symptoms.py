@@ -119,6 +119,10 @@ def runaway(course: Course) -> Symptom | None:
         or (float(np.median(kept[-10:])) > much and len(kept) >= 13)
         or float(np.median(kept[-3:])) > at_once
     )  # fmt: skip
+    if not away and (step := _forgotten(course, kept)) is not None:
+        return Symptom(
+            "runaway", step, {"loss": course.recent, "first_loss": course.start, "constant_loss": course.constant}
+        )
     if not away:
         return None
     peak = float(course.levels.max()) if len(course.levels) else level
@@ -134,6 +138,17 @@ def runaway(course: Course) -> Symptom | None:
         int(course.steps[first]),
         {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant},
     )
+
+
+def _forgotten(course: Course, losses: np.ndarray) -> int | None:
+    """Since when what began trained answers as one that knows nothing; None: it does not."""
+    if not course.begins_trained or course.constant is None or len(losses) < MIN_STEPS:
+        return None
+    floor = course.bound if course.bound is not None else 0.0
+    nothing = max(0.9 * (course.constant - floor), 1.5 * (course.start - floor))
+    if not float(np.median(losses[-MIN_STEPS:])) - floor > nothing:
+        return None
+    return int(course.steps[int(np.argmax(losses - floor > nothing))])
 
 
 def above(course: Course, reference: float, factor: float) -> float:
@@ -320,10 +335,10 @@ def _fitted_since(course: Course, step: int) -> bool:
 def _steady_elsewhere(course: Course) -> bool:
     """Validation, over many samples, stays near its best, and that is well above its first: batches differ, nothing rings."""
     losses, accuracy = course.checks("loss"), course.checks("accuracy")
+    if accuracy is not None and accuracy[-4:].min() > accuracy.max() - 0.05 and accuracy.max() > accuracy[0] + 0.1:
+        return True
     if losses is None:
-        return accuracy is not None and bool(
-            accuracy[-4:].min() > accuracy.max() - 0.05 and accuracy.max() > accuracy[0] + 0.1
-        )
+        return False
     floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
     best, first = float(losses.min()) - floor, max(course.untrained, float(losses[0])) - floor
     return bool(best < 0.8 * first and np.sort(losses[-4:] - floor)[-2] < 1.25 * best)  # one of them may be off
