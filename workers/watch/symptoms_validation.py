@@ -169,4 +169,4 @@ def _only_surer(course: Course, best: int, rise: float) -> bool:
         return False
     gained = course.constant - float(course.record.evaluations.metrics["loss"][best])
     now = float(np.median(accuracy[-3:]))
-    return bool(now >= accuracy[best] - 0.02 and rise < (0.6 if now >= accuracy.max() - 0.01 else 0.45) * gained)
+    return bool(now >= accuracy[best] - 0.01 and rise < (0.5 if now >= accuracy.max() - 0.01 else 0.3) * gained)
