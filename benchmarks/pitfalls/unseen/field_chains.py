@@ -123,11 +123,6 @@ def bends() -> Pair:
     return _around(lambda chain: chain.states[3:-3])
 
 
-def backwards(pair: Pair) -> Pair:
-    """States of what is trained on are read from the other end."""
-    return Pair(Split(pair.train.inputs, pair.train.targets.flip(1)), pair.validation)
-
-
 def turns(unit: float = 100.0) -> Pair:
     """Angles phi and psi of three residues in a row (N, 6), and whether the next is in a helix, a strand or neither (N,)."""
     parts = []

@@ -231,7 +231,7 @@ def bright_chests(least: float) -> Pair:
     return Pair(part(table.train, pictures.train), part(table.validation, pictures.validation))
 
 
-def few_ill(share: float = 0.02) -> Pair:
+def few_ill(share: float = 0.035) -> Pair:
     """Of X-rays with pneumonia only that share is trained on, as in a screening."""
     pair = chests()
     lucky = torch.rand(len(pair.train), generator=generator(4)) < share

@@ -87,7 +87,7 @@ LETTERS = recipe(
     clip_norm=1.0,
 )
 MEMORY = LETTERS.but(partial(Recurrent, nn.GRU, 32, real.LETTERS, 96, each=True, embedded=real.LETTERS), steps=200)
-READ = recipe(made.Reader, real.registers, loss=functional.cross_entropy, optimizer=adam(5e-3), steps=300)
+READ = recipe(made.Reader, real.registers, loss=functional.cross_entropy, optimizer=adam(5e-3), steps=220)
 ATTENDED = READ.but(made.Attentive, disturb=losses.erased)
 WORDS = recipe(
     made.Pairs,
