@@ -24,6 +24,7 @@ from benchmarks.pitfalls.unseen.field_recipes import (
     CROWDED,
     DRAWN,
     FLAT,
+    ILL,
     ITSELF,
     LETTERS,
     LOCATED,
@@ -38,7 +39,7 @@ from benchmarks.pitfalls.unseen.field_recipes import (
     VIEWED,
     WORN,
 )
-from benchmarks.pitfalls.unseen.shared import nesterov
+from benchmarks.pitfalls.unseen.shared import nesterov, using
 
 TUNED = CLOTHES.but(made.pretrained, optimizer=sgd(0.02, 0.9), steps=150, begins_trained=True)
 APART = VIEWED.but(
@@ -117,6 +118,15 @@ CASES = (
         ("lr_too_high",),
     ),
     FAMILY.sick(
+        "well_until_it_swings",
+        "oscillating_loss",
+        "momentum of 0.995: a small net learns a table well for a third of the run, and swings ever wider",
+        Goal("loss", at_most=0.35),
+        MEASURED.but(optimizer=sgd(0.03, 0.9)),
+        MEASURED.but(optimizer=sgd(0.03, 0.995)),
+        ("lr_too_high",),
+    ),
+    FAMILY.sick(
         "two_millionths",
         "lr_too_low",
         "a rate of 2e-6, from a paper on tuning large models, for a small one that is new",
@@ -141,6 +151,24 @@ CASES = (
         Goal("accuracy", at_least=0.9),
         BENT.but(clip_norm=1.0),
         BENT.but(clip_norm=0.0002),
+        ("lr_too_low",),
+    ),
+    FAMILY.sick(
+        "longer_than_the_run",
+        "lr_too_low",
+        "a warm-up of 10,000 steps, and a run of 300",
+        WORN,
+        CLOTHES.but(optimizer=sgd(0.03, 0.9), schedule=lambda share: min(1.0, 10 * share + 0.01)),
+        CLOTHES.but(optimizer=sgd(0.03, 0.9), schedule=lambda share: 0.03 * share),
+        ("slow_convergence",),
+    ),
+    FAMILY.sick(
+        "adagrad_at_a_thousandth",
+        "slow_convergence",
+        "Adagrad, whose steps become smaller by themselves, at Adam's usual rate of 0.001",
+        TOLD,
+        READ.but(optimizer=using(torch.optim.Adagrad, 0.05), steps=400),
+        READ.but(optimizer=using(torch.optim.Adagrad, 0.001), steps=400),
         ("lr_too_low",),
     ),
     FAMILY.sick(
@@ -229,6 +257,14 @@ CASES = (
         Goal("r2", at_least=0.55),
         LOCATED,
         LOCATED.but(partial(made.Located, last=nn.ReLU())),
+    ),
+    FAMILY.sick(
+        "a_torn_file",
+        "nonfinite_data",
+        "one X-ray's file ends too early: from the step on that reads it nothing is a number",
+        ILL,
+        CHESTS,
+        CHESTS.but(disturb=losses.torn(90)),
     ),
     # --- labels and classes --------------------------------------------------------------------------------------------
     FAMILY.sick(

@@ -294,6 +294,18 @@ def in_bytes(first: int, last: int, factor: float) -> Disturb:
     return disturb
 
 
+def torn(at: int) -> Disturb:
+    """One picture of that step's batch comes from a file that ends too early: half of it is not a number."""
+
+    def disturb(step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if step == at:
+            x = x.clone()
+            x[3, :, 7:] = math.nan
+        return x, y
+
+    return disturb
+
+
 def other_letters(first: int, last: int, letters: int) -> Disturb:
     """A part of the texts that was encoded by another table: all letters are others."""
 
