@@ -80,8 +80,8 @@ CASES = (
         "exploding_gradient",
         "six layers of a graph add up who is near, and the norms between them were left out",
         Goal("accuracy", at_least=0.8),
-        TOUCHED.but(partial(made.Contacts, 6), optimizer=sgd(0.04, 0.9)),
-        TOUCHED.but(partial(made.Contacts, 6, norm=False), optimizer=sgd(0.04, 0.9)),
+        TOUCHED.but(partial(made.Contacts, 6), optimizer=sgd(0.04, 0.9), steps=80),
+        TOUCHED.but(partial(made.Contacts, 6, norm=False), optimizer=sgd(0.04, 0.9), steps=80),
         ("bad_init", "lr_too_high"),
     ),
     # --- numbers that are none -----------------------------------------------------------------------------------------

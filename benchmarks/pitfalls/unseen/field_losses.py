@@ -26,11 +26,15 @@ def shares(model: nn.Module, split: Split) -> Mapping[str, float]:
 
 
 def recalls(model: nn.Module, split: Split) -> Mapping[str, float]:
-    """Accuracy, and that of the class which is known worst."""
+    """Accuracy, that of the class which is known worst, and cross-entropy without weights."""
     output = model(split.inputs)
     right = (output.argmax(-1) == split.targets).float()
     of_class = [float(right[split.targets == number].mean()) for number in split.targets.unique()]
-    return {"accuracy": float(right.mean()), "worst_recall": math.nan if output.isnan().any() else min(of_class)}
+    return {
+        "accuracy": float(right.mean()),
+        "worst_recall": math.nan if output.isnan().any() else min(of_class),
+        "loss": float(functional.cross_entropy(output, split.targets)),
+    }
 
 
 def overlap(threshold: float = 0.0) -> Measure:
@@ -95,7 +99,11 @@ def both_sides(model: nn.Module, split: Split) -> Mapping[str, float]:
     output, truth = model(split.inputs), split.targets > 0.5
     right = ((output > 0) == truth).float()
     worst = min(float(right[truth].mean()), float(right[~truth].mean()))
-    return {"accuracy": float(right.mean()), "worst_recall": math.nan if output.isnan().any() else worst}
+    return {
+        "accuracy": float(right.mean()),
+        "worst_recall": math.nan if output.isnan().any() else worst,
+        "loss": float(functional.binary_cross_entropy_with_logits(output, split.targets)),
+    }
 
 
 # --- losses ------------------------------------------------------------------------------------------------------------
