@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    each = {"0.8M": 40, "10.7M": 10}
+    each = {"0.8M": 40, "10.7M": 30}
     bars = {f"{size}, {mode}": measure(size, mode, given.rounds, each[size]) for size in SIZES for mode in MODES}
     found: dict[str, Any] = {"bars": bars, "clipping": {size: clipping(size, 20 * given.rounds) for size in SIZES}}
     if importlib.util.find_spec("wandb") is not None:

@@ -13,6 +13,7 @@ SPARSEST = 100  # steps between two probes that the budget could pay for
 PROBES_LEAST = (
     0.5  # of the budget: small steps cost less than what is recorded of them, and are to be probed all the same
 )
+AIMED_AT = 0.85  # of the budget: caches that a probe has emptied are filled again in steps that nobody calls probed
 REMEMBERED = 5  # probes; the next is expected to cost as much as the dearest of these
 
 
@@ -74,9 +75,9 @@ class Spending:
         if not self._latest or not self._own_step:
             return soonest
         expected = max(self._latest)
-        own = self.seconds - self.cost
-        left = max(PROBES_LEAST * self.budget * own, self.budget * own - self.recording)
-        missing = (self.cost + expected * (1 + self._unknown) - left) / self.budget
+        own, aim = self.seconds - self.cost, AIMED_AT * self.budget
+        left = max(PROBES_LEAST * aim * own, aim * own - self.recording)
+        missing = (self.cost + expected * (1 + self._unknown) - left) / aim
         return max(soonest, step + math.ceil(missing / self._own_step))
 
     def document(self) -> dict[str, float]:
