@@ -161,7 +161,8 @@ class Recorder:
             batch_size=size,
             world_size=job.ranks,
             optimizer=type(self.optimizer).__name__.lower(),
-            learning_rate=self.rate * max(job.schedule(share) for share in (0.0, job.warmup_steps / job.steps)),
+            learning_rate=self.rate
+            * max(job.schedule(share) for share in (*MARKS.values(), job.warmup_steps / job.steps)),
             momentum=self.momentum,
             weight_decay=self.decay,
             schedule={name: self.rate * job.schedule(share) for name, share in MARKS.items()},

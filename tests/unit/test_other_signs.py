@@ -22,7 +22,7 @@ from tests.written_records import (
     record,
     table,
 )
-from workers.watch import layers, symptoms
+from workers.watch import symptoms
 from workers.watch.course import Course
 from workers.watch.diagnosis import diagnose
 from workers.watch.record import Evaluations, LayerFacts, LossFacts, Probes, TensorFacts
@@ -245,88 +245,3 @@ def test_layers_in_a_list_are_found_before_the_first_step() -> None:
     (found,) = diagnose(record(learning(), {"strays": 6}).until(30)).findings
     assert (found.code, found.first_bad_step) == ("frozen_params", 0)
     assert "6 parameters that the model does not have" in found.explanation
-
-
-# --- undone, upside down, against each other --------------------------------------------------------------------------
-
-
-def test_weights_that_are_written_back_are_frozen_and_those_kept_at_a_length_are_not() -> None:
-    moved, still = table(*[0.03] * 4), table(*[5.0] * 4)
-    (found,) = diagnose(record(flat(), update_ratios=moved, weight_norms=still).until(60)).findings
-    assert (found.code, found.evidence["undone"]) == ("frozen_params", pytest.approx(0.03))
-    assert "something writes the old weights back" in found.explanation
-    assert alarms(record(learning(), update_ratios=moved, weight_norms=still)) == [], "it learns all the same"
-    assert "frozen_params" not in alarms(record(flat(), update_ratios=moved)), "they wander"
-
-
-def test_a_term_of_the_loss_that_takes_the_weights_is_regularised_too_much() -> None:
-    losses = (2.5 + 20 * np.exp(-np.arange(STEPS) / 20)) * noise(STEPS, 0.002)
-    left = table(*[5.0 * np.maximum(0.02, np.exp(-PROBED / 20))] * 4)
-    parts = LossFacts("cross_entropy", classes=10, class_counts=(30,) * 10, output=TensorFacts("float32", (32, 10)))
-    known = evaluated(record(losses, {"loss": parts}, weight_norms=left), [3.0] * 10, [0.1] * 10)
-    assert alarms(known) == ["over_regularised"]
-    assert alarms(evaluated(record(losses, {"loss": parts}), [3.0] * 10, [0.1] * 10)) != ["over_regularised"]
-
-
-def test_a_loss_of_one_s_own_that_makes_answers_worse_is_the_wrong_one() -> None:
-    unknown = {"loss": LossFacts()}
-    falls = [0.6, 0.4, 0.35, 0.33, 0.32, 0.31, 0.3, 0.3, 0.29, 0.29]
-    worse = [0.92, 0.9, 0.89, 0.88, 0.87, 0.86, 0.86, 0.86, 0.85, 0.85]
-    (found,) = diagnose(evaluated(record(learning(last=0.3), unknown), falls, worse)).findings
-    assert found.code == "wrong_loss"
-    assert "92 %" in found.explanation
-    assert alarms(evaluated(record(learning(last=0.3), unknown), falls, worse[::-1])) == []
-    assert alarms(evaluated(record(learning(last=0.3), unknown), falls, [0.92] * 10)) == []
-    rare = evaluated(record(learning(last=0.3), unknown), falls, worse)
-    rises = {**rare.evaluations.metrics, "worst_recall": np.linspace(0.0, 0.8, 10)}
-    assert alarms(replace(rare, evaluations=replace(rare.evaluations, metrics=rises))) == [], "the rare class is found"
-
-
-def test_labels_are_not_to_blame_while_more_and_more_answers_are_right() -> None:
-    losses = (LN_10 - 0.1 * np.arange(STEPS) / STEPS) * noise(STEPS, 0.02)
-    more = list(np.linspace(0.15, 0.5, 10))
-    assert "label_error" not in alarms(evaluated(record(losses), [2.3] * 10, more))
-    assert alarms(evaluated(record(losses), [2.3] * 10, [0.1] * 10)) == ["label_error"]
-
-
-def test_a_validation_loss_that_comes_back_does_not_walk_away() -> None:
-    high_for_a_while = [2.0, 0.8, 1.2, 2.4, 2.2, 1.9, 1.6, 1.3]
-    stays = [2.0, 0.8, 1.2, 2.0, 2.1, 2.2, 2.3, 2.4]
-    assert alarms(evaluated(record(learning()), high_for_a_while)) == []
-    assert alarms(evaluated(record(learning()), stays)) == ["overfitting"]
-
-
-def test_a_rate_that_climbs_and_climbs_is_to_blame_for_what_runs_away() -> None:
-    losses = learning()
-    losses[180:] = 40.0
-    known = record(losses)
-    for growth, told in ((1.03, "lr_too_high"), (1.0, "loss_spike")):
-        rates = 1e-3 * np.power(growth, np.arange(STEPS, dtype=np.float64))
-        changed = replace(known, series=replace(known.series, learning_rates=rates))
-        assert alarms(changed, 200)[:1] == [told]
-
-
-def test_what_began_trained_and_knows_nothing_any_more_was_thrown_away() -> None:
-    losses = np.concatenate([[0.2], flat(STEPS - 1)])
-    moved = table(*[0.3] * 4)
-    assert alarms(record(losses, update_ratios=moved), 60) == ["lr_too_high"]
-    assert alarms(record(0.2 * noise(STEPS), update_ratios=moved), 60) == []
-
-
-def test_an_expert_that_nobody_asks_is_not_on_the_way_of_the_gradient() -> None:
-    """The first quarter of the layers seems to have none."""
-    names = ("gate", "a", "b", "c", "d", "e", "f", "g")
-    norms = noise(STEPS)[:, None] * np.array([0.06, 0.0, 0.0, 0.03, 0.05, 0.04, 0.05, 0.04])
-    known = record(flat())
-    known = replace(known, series=replace(known.series, layers=names, norms=norms))
-    flow = layers.flow(known)
-    assert flow is not None
-    assert flow.ratio > 0.5
-    assert "vanishing_gradient" not in alarms(known, 60)
-
-
-def test_a_likelihood_s_validation_loss_has_to_rise_by_a_good_part_of_what_was_learnt() -> None:
-    losses = -2.5 + 2.6 * np.exp(-np.arange(STEPS) / 40)
-    unknown = {"loss": LossFacts()}
-    wavers = [-0.3, -1.0, -1.8, -2.4, -2.8, -2.7, -2.5, -2.3, -2.2, -2.3]
-    assert alarms(evaluated(record(losses * noise(STEPS), unknown), wavers)) == []

@@ -116,3 +116,37 @@ def test_a_first_layer_without_gradient_behind_huge_inputs_is_not_cut_off() -> N
     assert first_tenth(known) == ["unnormalised_input"]
     plain = replace(known, facts=replace(known.facts, inputs=None))
     assert first_tenth(plain) == ["frozen_params"]
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column_first", [True, False])
+def test_a_column_of_answers_less_a_row_of_targets_is_seen_in_any_loss(column_first: bool) -> None:
+    model, inputs, targets = nn.Linear(4, 1), torch.randn(16, 4), torch.randn(16)
+    seen_first = FirstPass(model, {"x": inputs}, torch.optim.SGD(model.parameters(), lr=0.1), see_calls=True)
+    with seen_first.watch():
+        outputs = model(inputs)
+        loss = (outputs - targets if column_first else targets - outputs).square().mean()
+    seen_first.took(loss * 16, torch.tensor(16.0), None)  # type: ignore[arg-type]
+    facts = seen_first.seen()
+    assert facts.loss.outer == (16, 16)
+    (found,) = diagnose(replace(record(learning()), facts=replace(facts, layers=()))).findings
+    assert found.code == "wrong_loss"
+    assert "compares each with every other" in found.explanation
+
+
+def test_pairs_of_answers_are_meant() -> None:
+    model, inputs = nn.Linear(4, 1), torch.randn(16, 4)
+    first = FirstPass(model, {"x": inputs}, torch.optim.SGD(model.parameters(), lr=0.1), see_calls=True)
+    with first.watch():
+        outputs, targets = model(inputs), torch.randn(16)
+        pairs = (outputs - outputs.squeeze(1)) * (targets[:, None] - targets)
+    first.took(pairs.mean() * 16, torch.tensor(16.0), None)  # type: ignore[arg-type]
+    assert first.seen().loss.outer == ()
+
+
+def test_classes_that_are_not_there_are_not_rare() -> None:
+    for counts, told in (((100, 100, 0, 0), []), ((400, 400, 10, 0), ["class_imbalance"])):
+        loss = LossFacts("cross_entropy", classes=4, class_counts=counts, bound=0.0)
+        assert first_tenth(record(learning(), {"loss": loss})) == told

@@ -46,6 +46,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.rate_too_high,
         unsteady.along_a_line,
         flat.faint_at_first,
+        flat.thrown_far,
         flat.hardly_tried,
         flat.through_time,
         flat.labels,
@@ -62,6 +63,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
     ),
     "rings": (flat.unnormalised, unsteady.heavy, unsteady.rings_by_batch, unsteady.rings_by_rate),
     "slow": (
+        flat.rounded,
         flat.rate_died,
         flat.unnormalised,
         flat.over_regularised,

@@ -13,6 +13,7 @@ from workers.watch.findings import Found
 from workers.watch.symptom import Symptom
 from workers.watch.symptoms import rate_rose
 
+SURE_OF_NOTHING = 2.5  # deviation of the first logits; 0.5 is usual, and 1 much
 CLIMBED = 1.9  # times the rate at half the time
 GROWTH = 100.0  # of the norm over its own early median, or over layers
 
@@ -180,6 +181,7 @@ def huge_first_forward(course: Course, symptom: Symptom) -> Found | None:
     loss = course.record.facts.loss
     if course.constant is None or course.bound is None:
         return None
+    times = 5.0
     spread = loss.output.std if loss.output is not None else None
     if loss.function == "mse_loss":
         asked = loss.target.std if loss.target is not None else None
@@ -187,7 +189,9 @@ def huge_first_forward(course: Course, symptom: Symptom) -> Found | None:
             return None
     elif spread is not None and spread < 1:
         return None
-    if not course.start - course.bound > 5 * (course.constant - course.bound):
+    elif spread is not None and spread > SURE_OF_NOTHING:
+        times = 2.0
+    if not course.start - course.bound > times * (course.constant - course.bound):
         return None
     return Found(
         "bad_init",

@@ -34,6 +34,8 @@ POSITIONS = 30  # that a recurrent layer reads: tanh halves a gradient so often 
 LIVELY = 0.05  # norm now over its early median
 UNSTIRRED = 1e-3  # of what there is to learn: a model that answers anything has another loss for each batch
 MIN_PROBES = 5
+SPACING = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # of weights, as a share of them
+THROWN_FAR = 5.0  # times the weights' first norm, in the median layer
 RESTED = 1e-4  # of the weights in a step: less may leave their length as it is
 TRIED = 0.05  # of the weights, by all steps so far: less is no attempt at learning
 
@@ -152,7 +154,7 @@ def unmoved(course: Course, symptom: Symptom) -> Found | None:
         return None
     still = updates[np.isfinite(updates)] == 0
     half = {fact.name: fact.dtype for fact in course.record.facts.layers if fact.dtype in ("bfloat16", "float16")}
-    spacing = 2.0**-9 if "bfloat16" in half.values() else 2.0**-12
+    spacing = SPACING["bfloat16" if "bfloat16" in half.values() else "float16"]
     if half and (still.mean() > 0.5 or np.nanmedian(updates) < spacing / 8):
         name = next(iter(half))
         return Found(
@@ -167,12 +169,27 @@ def unmoved(course: Course, symptom: Symptom) -> Found | None:
     return Found("frozen_params", "critical", int(course.steps[0]), {"update_ratio": 0.0, "layers": int(still.sum())})
 
 
+def rounded(course: Course, symptom: Symptom) -> Found | None:
+    """It does learn, but weights of half precision take on only a part of each update: what is less than half of their spacing is lost."""
+    updates = layers.recent_updates(course.record)
+    half = {fact.dtype: fact.name for fact in course.record.facts.layers if fact.dtype in ("bfloat16", "float16")}
+    if not half or updates is None or not np.isfinite(updates).any():
+        return None
+    dtype, name = next(iter(half.items()))
+    if not float(np.nanmedian(updates)) < SPACING[dtype] / 2:
+        return None
+    evidence = {"dtype": dtype, "update_ratio": float(np.nanmedian(updates))}
+    return Found("precision_underflow", "warning", int(course.steps[0]), evidence, name)
+
+
 def undone(course: Course, symptom: Symptom) -> Found | None:
     """Steps are taken, and before the next one all weights are what they were at first: something writes them back. Trap: weights that are kept at
     a length on purpose, whose job does not fail."""
     norms, updates = layers.of_weights(course.record), layers.recent_updates(course.record)
     if len(norms) < MIN_PROBES or updates is None or not np.isfinite(norms).all() or not (norms[0] > 0).all():
         return None
+    if any(fact.dtype in ("bfloat16", "float16") for fact in course.record.facts.layers):
+        return None  # rounded away
     if not np.nanmax(updates) > RESTED or np.abs(norms / norms[0] - 1).max() > 1e-6:
         return None
     return Found(
@@ -293,6 +310,19 @@ def vanishing(course: Course, symptom: Symptom, threshold: float = VANISHING) ->
     return Found("vanishing_gradient", "critical", int(course.steps[0]), evidence, flow.drop)
 
 
+def thrown_far(course: Course, symptom: Symptom) -> Found | None:
+    """Nothing is learnt, and the weights have become several times as large in the attempt: whatever tells the targets was stepped over. Right:
+    weights that began small."""
+    grown, updates = layers.grown_weights(course.record), layers.recent_updates(course.record)
+    if not course.past(_patience(course), 3 * MIN_STEPS) or grown is None or not grown > THROWN_FAR or updates is None:
+        return None
+    sizes = [(fact.std or 0.0) * math.sqrt(fact.fan_in or 0) for fact in layers.hidden(course.record) if fact.fan_in]
+    if not sizes or not float(np.median(sizes)) > 0.3 or not np.nanmax(updates) > STEADY_UPDATE:
+        return None
+    evidence = {**symptom.evidence, "update_ratio": float(np.nanmax(updates)), "weights_grown": grown}
+    return Found("lr_too_high", "warning", int(course.steps[0]), evidence)
+
+
 def faint_at_first(course: Course, symptom: Symptom) -> Found | None:
     """Where nothing surer explains it, twice as much is little too."""
     return vanishing(course, symptom, FAINT_FIRST)
@@ -401,7 +431,8 @@ def plateau(course: Course, symptom: Symptom) -> Found | None:
     totals = course.totals
     if not course.past(_patience(course), 3 * MIN_STEPS) or not len(totals) or course.answers_improve:
         return None
-    if course.constant is None and not course.useless and "unchanged_for" not in symptom.evidence:
+    unexplained = course.useless or symptom.evidence.keys() & {"unchanged_for", "norm_left"}
+    if course.constant is None and not unexplained:
         return None
     early, now = float(np.median(totals[:MIN_STEPS])), float(np.median(totals[-MIN_STEPS:]))
     floor = course.bound or 0.0

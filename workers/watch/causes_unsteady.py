@@ -13,11 +13,15 @@ from workers.watch.rank_rules import noise_scale
 from workers.watch.symptom import Symptom
 from workers.watch.symptoms import slow
 
+ALONE = 2  # samples in a step
 HEAVY = 0.99  # momentum
 RINGING_UPDATE = 1e-2
 
 
 def rings_by_batch(course: Course, symptom: Symptom) -> Found | None:
+    facts = course.record.facts
+    if facts.batch_size is not None and facts.batch_size <= ALONE:
+        return Found("batch_size", "warning", symptom.step, {**symptom.evidence, "alone": facts.batch_size})
     scale = noise_scale(course.record)
     if scale is None or not scale.batch < 0.1 * scale.critical_batch:
         return None

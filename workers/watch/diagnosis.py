@@ -60,8 +60,8 @@ def _found(course: Course) -> list[tuple[Found, list[str]]]:
     if early:
         chains.append((early[0], early[1]))
     failing = [chain for chain in chains if chain[1]]
-    roots = sorted((each for each in known if each.code in ROOTS), key=lambda each: (each.step, ROOTS.index(each.code)))
-    others = [each for each in known if each.code not in ROOTS]
+    roots = sorted((each for each in known if _root(each)), key=lambda each: (each.step, ROOTS.index(each.code)))
+    others = [each for each in known if not _root(each)]
     if not roots and not failing:
         return [(each, []) for each in others]
     result: list[tuple[Found, list[str]]] = []
@@ -77,6 +77,10 @@ def _found(course: Course) -> list[tuple[Found, list[str]]]:
     else:
         first, rest = roots[0], roots[1:]
     return [(first, _told(rest, first)), *result, *((each, []) for each in others if each.code != first.code)]
+
+
+def _root(found: Found) -> bool:
+    return found.code in ROOTS and found.severity != "note"
 
 
 def _explains(root: Found, failing: Sequence[tuple[Symptom, Sequence[Found]]], course: Course) -> bool:

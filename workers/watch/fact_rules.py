@@ -13,7 +13,7 @@ import numpy as np
 
 from workers.watch import layers
 from workers.watch.course import MIN_STEPS, SQUARED, Course
-from workers.watch.findings import Found
+from workers.watch.findings import Found, Severity
 from workers.watch.record import LossFacts, TensorFacts
 
 IMBALANCE = 20  # largest class over smallest
@@ -21,6 +21,7 @@ SCALE = 10.0  # of He's, in the median of the hidden layers
 EMBEDDING_SCALE = 30.0  # torch draws them with deviation 1
 LABELS = 100  # fewer say nothing about classes
 GONE = 1e-3  # of the weights' first norm
+LEARNT = 0.3  # of what there is to learn is left
 THIN = 4  # values that a mean is taken of
 COMPARED = 4  # samples of a batch that are told from each other: fewer than that teach hardly anything
 PRODUCTS = ("matmul", "mm", "bmm", "einsum", "mul", "div", "cosine_similarity")
@@ -144,6 +145,8 @@ def _mismatch(loss: LossFacts) -> str | None:
         least, largest = target.least, target.largest
         if least is not None and largest is not None and (least < -1e-6 or largest > 1 + 1e-6):
             return "targets of binary cross-entropy lie between 0 and 1"
+    if loss.outer:
+        return f"a difference of {loss.outer[0]} and {loss.outer[1]} values compares each with every other"
     if loss.function == "poisson_nll_loss" and target is not None and target.least is not None and target.least < 0:
         return "targets of poisson_nll_loss are counts, and these are negative"
     return None
@@ -318,7 +321,8 @@ def class_imbalance(course: Course) -> Found | None:
         return None
     if any(fact.kind == "Embedding" and len(counts) in fact.shape[:1] for fact in course.record.facts.layers):
         return None  # what is told is what is read: words, letters
-    if not (ratio := max(counts) / max(min(counts), 1)) > IMBALANCE:
+    counts = [count for count in counts if count] if loss.classes else counts  # a class that is not there is not rare
+    if len(counts) < 2 or not (ratio := max(counts) / max(min(counts), 1)) > IMBALANCE:
         return None
     return Found(
         "class_imbalance",
@@ -410,7 +414,7 @@ def lr_zero(course: Course) -> Found | None:
     """Right: zero at the first step of a warm-up, and at the end."""
     facts = course.record.facts
     schedule = {float(share): rate for share, rate in facts.schedule.items()}
-    if facts.learning_rate == 0 or (schedule and max(schedule.values()) == 0):
+    if max(schedule.values(), default=facts.learning_rate) == 0:
         return Found("lr_zero", "warning", 0, {"learning_rate": 0.0, "schedule": dict(facts.schedule)})
     early = schedule.get(0.1)
     if early is not None and facts.total_steps and facts.warmup_steps < 0.1 * facts.total_steps:
@@ -427,7 +431,11 @@ def lr_zero(course: Course) -> Found | None:
         and course.past(0.0, 10)
     ):
         row = len(rates) - int(np.argmax(rates[::-1] != 0)) if (rates != 0).any() else 0
-        return Found("lr_zero", "warning", int(course.steps[min(row, len(rates) - 1)]), {"learning_rate": 0.0})
+        floor = course.bound if course.bound is not None else course.start - course.scale
+        learnt = course.recent - floor < LEARNT * course.scale  # the rest of the run is a waste, and nothing fails
+        severity: Severity = "note" if learnt else "warning"
+        step = int(course.steps[min(row, len(rates) - 1)])
+        return Found("lr_zero", severity, step, {"learning_rate": 0.0}, explains=not learnt)
     return None
 
 

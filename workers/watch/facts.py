@@ -55,7 +55,10 @@ class FirstPass:
     def took(self, loss_sum: Tensor, count: Tensor, train: Dataset) -> None:
         self._strays = strays(loss_sum, self._model)
         call = self._call
-        if call is None or call.found is None:
+        if call is None:
+            return
+        if call.found is None:
+            self._loss = LossFacts(outer=call.outer)
             return
         found = call.found
         targets = all_targets(train, found)
@@ -67,6 +70,7 @@ class FirstPass:
         self._loss = dataclasses.replace(
             found,
             class_counts=counts,
+            outer=call.outer,
             # The loss with the wrong sign has the same bound: it is below it from the first step on.
             bound=0.0 if (whole or call.is_all(-loss_sum, count)) and found.function in BOUNDED else None,
             constant=_scaled(constant, call.unit(loss_sum, count)),

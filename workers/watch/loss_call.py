@@ -23,6 +23,8 @@ LOSSES = CLASS_LOSSES | SQUARED_LOSSES | {
 }  # fmt: skip
 # What a loss cannot fall below, for targets as it asks for them; likelihoods of densities have no bound.
 BOUNDED = LOSSES - {"kl_div", "gaussian_nll_loss", "poisson_nll_loss"}
+DIFFERENCES = frozenset({"sub", "__sub__", "rsub", "__rsub__", "subtract"})
+FEWEST_SPREAD = 3  # outputs: fewer may be that many by chance
 MANY_LABELS_A_CLASS = 10  # nothing has to be corrected
 LABELS_A_CLASS = 5  # of those that were seen: fewer say little about how frequent each is
 # Do not change what a tensor says, only how it lies or what it is called.
@@ -41,6 +43,7 @@ class LossCall(TorchFunctionMode):
         self.found: LossFacts | None = None
         self.value: Tensor | None = None  # what the loss gave
         self.labels: Tensor | None = None  # class numbers that counted, (N,)
+        self.outer: tuple[int, ...] = ()  # a column of outputs less a row of targets: how many of each
         self.smoothing = 0.0
         self.weight: Tensor | None = None  # of the classes, (C,)
         self.variance: float | None = None  # of targets that are no class numbers, about each one's own mean, (B, ...)
@@ -51,6 +54,8 @@ class LossCall(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if name in DIFFERENCES and not self.outer:
+            self.outer = _outer(args, result)
         if name in LOSSES and self.found is None:
             with contextlib.suppress(
                 Exception
@@ -118,6 +123,22 @@ class LossCall(TorchFunctionMode):
         given = float(loss_sum.detach()) / float(count) if float(count) > 0 else math.nan
         ratio = given / self.per_target if self.per_target else math.nan
         return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
+
+
+def _outer(args: tuple[Any, ...], result: Any) -> tuple[int, ...]:
+    """(B, 1) less (B,), or the other way round, of which one hangs on weights and the other does not: each output less every target. Right: pairs
+    of outputs, pairs of targets."""
+    if (
+        len(args) < 2
+        or not isinstance(args[0], Tensor)
+        or not isinstance(args[1], Tensor)
+        or not isinstance(result, Tensor)
+    ):
+        return ()
+    rows = len(result) if result.ndim == 2 else 0
+    shapes = {tuple(args[0].shape), tuple(args[1].shape)}
+    spread = rows >= FEWEST_SPREAD and shapes == {(rows, 1), (rows,)} and tuple(result.shape) == (rows, rows)
+    return (rows, rows) if spread and args[0].requires_grad != args[1].requires_grad else ()
 
 
 def _values(kwargs: Mapping[str, Any], value: Tensor, target: Tensor) -> int:

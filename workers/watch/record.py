@@ -75,6 +75,7 @@ class LossFacts:
     ] = ()  # of targets that are class numbers, over the training split or the batches looked at
     weighted: bool = False  # with class weights
     class_weights: tuple[float, ...] = ()  # where they are one for each class
+    outer: tuple[int, ...] = ()  # (B, B): a column of B outputs less a row of B targets was seen
     bound: float | None = (
         None  # below which it cannot fall: 0.0 for cross-entropy and squared error; None: unknown or none
     )

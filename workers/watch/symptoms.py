@@ -24,6 +24,7 @@ STUCK_PATIENCE = 0.3  # of the run
 STUCK_GAIN = 0.10  # of what there is to learn
 STUCK_LEVEL = 0.93  # of H
 EARLY_PATIENCE = 0.08  # where the cause is beyond doubt (causes.py: certain_early)
+NO_NORM = 0.02  # of the gradients' norm in the first steps
 THROWN = 10.0  # of the weights' first norm, in the median layer: steps that do not add up to that in runs that are well
 SCALER_SKIPS = 10  # in a row; GradScaler tries so often by design
 SCALER_SETTLES = 20  # first steps
@@ -44,6 +45,8 @@ def symptoms(course: Course) -> list[Symptom]:
 
 def not_a_number(course: Course) -> Symptom | None:
     """Trap: a loss scaler skips steps whose gradients overflowed; the loss stays finite and the steps are few in a row."""
+    if (unseen := _only_in_validation(course)) is not None:
+        return unseen
     bad = ~np.isfinite(course.losses)
     # NaN throughout is also what was never measured; a probe tells.
     if not np.isnan(course.norms).all() or (course.record.probes.nonfinite > 0).any():
@@ -61,6 +64,21 @@ def not_a_number(course: Course) -> Symptom | None:
         "not_a_number",
         int(course.steps[first]),
         {"loss": _readable(course.losses[first]), "bad_steps": int(bad.sum()), "row": first},
+    )
+
+
+def _only_in_validation(course: Course) -> Symptom | None:
+    """The loss of validation samples is no number while that of training samples is one: what is computed of them is not safe."""
+    losses = course.record.evaluations.metrics.get("loss")
+    if losses is None or not len(losses) or np.isfinite(losses[-3:]).all() or not np.isfinite(course.losses).all():
+        return None
+    if not np.isfinite(losses).any():
+        return None  # perhaps there are no such samples
+    row = len(losses) - 1 - int(np.argmin(np.isfinite(losses[::-1])))
+    return Symptom(
+        "not_a_number",
+        _evaluated(course, row),
+        {"validation_loss": _readable(float(losses[row])), "row": len(course.losses) - 1},
     )
 
 
@@ -257,10 +275,26 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
     useless = (course.useless if course.constant is None and course.past(LATE_PATIENCE) else {}) or _unchanged(course)
+    if not useless and (left := _no_way_from_here(course)) is not None:
+        return Symptom("stuck", course.now, {"loss": recent, "first_loss": course.start, "norm_left": left})
     if learnt or not (flat or at_constant or settled or useless):
         return None
     evidence = {"loss": recent, "first_loss": course.start, "constant_loss": course.constant}
     return Symptom("stuck", int(course.steps[0]), evidence | useless)
+
+
+def _no_way_from_here(course: Course) -> float | None:
+    """What is left of the gradients' norm where it is next to nothing while much of the loss is there and differs from batch to batch: no weight
+    changes it any more. Right: what has converged, whose batches still pull to and fro."""
+    totals = course.totals
+    floor = course.bound if course.bound is not None else min(0.0, course.start)
+    if len(totals) < 3 * MIN_STEPS or not np.isfinite(totals).all() or not course.recent - floor > 0.3 * course.scale:
+        return None
+    left = float(
+        np.percentile(totals[-max(MIN_STEPS, len(totals) // 5) :], 90)
+        / max(float(np.median(totals[:MIN_STEPS])), 1e-30)
+    )
+    return left if left < NO_NORM and course.noise > 0.01 * course.scale else None
 
 
 def _settled(course: Course) -> bool:
@@ -341,7 +375,9 @@ def _steady_elsewhere(course: Course) -> bool:
         return False
     floor = course.bound if course.bound is not None else min(0.0, float(losses.min()))
     best, first = float(losses.min()) - floor, max(course.untrained, float(losses[0])) - floor
-    return bool(best < 0.8 * first and np.sort(losses[-4:] - floor)[-2] < 1.25 * best)  # one of them may be off
+    return bool(
+        best < 0.8 * first and np.sort(losses[-4:] - floor)[-2] < 1.25 * best and losses[-4:].max() - floor < 1.4 * best
+    )
 
 
 def slow(course: Course) -> Symptom | None:
@@ -366,7 +402,7 @@ def slow(course: Course) -> Symptom | None:
         return None
     first, middle, last = (float(np.median(part)) for part in (after[:third], after[third : 2 * third], after[-third:]))
     earlier, later = first - middle, middle - last
-    if earlier + later < 6 * course.noise / math.sqrt(third) or not 0.75 * earlier <= later <= 3 * max(earlier, 0.0):
+    if earlier + later <= 6 * course.noise / math.sqrt(third) or not 0.75 * earlier <= later <= 3 * max(earlier, 0.0):
         return None
     end = last - later * (course.total - course.now) / third if course.record.facts.total_steps else last
     reference = course.untrained
@@ -392,7 +428,7 @@ def far_above(course: Course) -> Symptom | None:
     floor = course.bound if course.bound is not None else 0.0
     reference = course.constant - floor
     recent = course.level()
-    high, still = (10, 3) if not course.past(0.5) else (3, 1.15)
+    high, still = (10, 3) if not course.past(0.5) else (2, 1.15)
     if not course.start - floor > high * reference or not recent - floor > still * reference:
         return None
     evidence = {"loss": _readable(recent), "first_loss": course.start, "constant_loss": course.constant}

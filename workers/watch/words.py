@@ -131,6 +131,36 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         None,
         "It worked when the weights' norms change from probe to probe and the loss falls.",
     ),
+    ("batch_size", "alone"): Words(
+        "The loss leaps about {loss} and does not fall, with {alone} samples in a step (healthy: dozens).",
+        "The gradient of so few samples is mostly noise: each step goes where its sample would have it, and the next one back.",
+        "Raise training.batch_size (or training.accumulate), or lower optimizer.learning_rate as many times",
+        "live",
+        "It worked when the median loss falls again and leaps less.",
+    ),
+    ("lr_too_high", "weights_grown"): Words(
+        "The loss stays at {loss} ({first_loss} at the start), and the weights are {weights_grown} times as large as at first, with updates of "
+        "{update_ratio} of them in a step (healthy: about 0.001).",
+        "Steps this long lead past whatever the targets could be told from, and weights this large leave activations and attention no slope.",
+        "Start anew with optimizer.learning_rate at a tenth, and a warm-up",
+        "weights",
+        "It worked when the loss falls below that of a constant answer and the weights keep their size.",
+    ),
+    ("nonfinite_gradient", "validation_loss"): Words(
+        "The loss of the validation samples is {validation_loss} ({step}) while that of the training samples is a number (healthy: both are).",
+        "The same expression will be met in training: its slope is no number either, and the first such gradient makes all weights NaN.",
+        "Look for a logarithm of 0, a division by 0 or a root of 0 in the loss; use the version that takes logits",
+        None,
+        "It worked when the validation loss is a number at every check.",
+    ),
+    ("plateau", "norm_left"): Words(
+        "The loss is {loss} ({first_loss} at the start) and differs from batch to batch, and of the gradients' norm only {norm_left} is left "
+        "(healthy: most of it while there is something to learn).",
+        "The answers have come to where the loss has no slope, so that no sample pulls any weight any more.",
+        "Use a loss with a slope everywhere (a cross-entropy beside an overlap, logits in place of clamped numbers), or go back to before",
+        "architecture",
+        "It worked when the gradients' norm is that of the first steps again and the loss falls.",
+    ),
     ("batch_size", "values"): Words(
         "A batch norm takes mean and deviation of {values} values (healthy: dozens).",
         "Of so few the mean is noise, and what is left after it is subtracted says hardly more than which value is the larger one; predictions then "
