@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -143,31 +143,50 @@ def measure(size: str, mode: str, rounds: int, each: int) -> dict[str, Any]:
     for _ in range(WARM_UP):
         pair.watched()
     pair.alone()
-    probed_before = pair.probed
-    watched, alone = [], []
+    steps: list[Step] = []
+    by_round = []
     for _ in range(rounds):
-        # Means: not every step is probed, and what was recorded is handed over twice a second.
-        steps = [(pair.watched(), pair.alone()) for _ in range(each)]
-        watched.append(statistics.fmean(pair[0] for pair in steps))
-        alone.append(statistics.fmean(pair[1] for pair in steps))
-    ratios = [a / b for a, b in zip(watched, alone, strict=True)]
+        several = [_step(pair, watched_first=number % 2 == 0) for number in range(each)]
+        by_round.append(_ratio(several))
+        steps += several
     found: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in pair.model.parameters()),
-        "watched": watched,
-        "alone": alone,
-        "median_watched": statistics.median(watched),
-        "median_alone": statistics.median(alone),
-        "ratio_by_round": ratios,
-        "median_ratio": statistics.median(ratios),
-        "probed_share": (pair.probed - probed_before) / (rounds * each),
+        "median_alone": statistics.median(step.alone for step in steps),
+        "ratio": _ratio(steps),
+        "ratio_by_round": by_round,
+        "ratio_of_means": statistics.fmean(step.watched for step in steps)
+        / statistics.fmean(step.alone for step in steps),
+        "probed_share": statistics.fmean(step.probed for step in steps),
         "cost_share_measured_by_itself": pair.spending.share,
     }
     print(
-        f"{size}, {mode}: {found['median_ratio']:.4f} ({min(ratios):.4f} to {max(ratios):.4f}), {found['probed_share']:.0%} of the steps probed, "
-        f"own measure {pair.spending.share or 0:.2%}, {found['median_alone'] * 1e3:.0f} ms a step",
+        f"{size}, {mode}: {found['ratio']:.4f} ({min(by_round):.4f} to {max(by_round):.4f}; of means {found['ratio_of_means']:.4f}), "
+        f"{found['probed_share']:.0%} of the steps probed, own measure {pair.spending.share or 0:.2%}, {found['median_alone'] * 1e3:.0f} ms a step",
         flush=True,
     )
     return found
+
+
+class Step(NamedTuple):
+    watched: float
+    alone: float
+    probed: bool
+
+
+def _step(pair: Pair, *, watched_first: bool) -> Step:
+    before = pair.probed
+    first = (pair.watched if watched_first else pair.alone)()
+    second = (pair.alone if watched_first else pair.watched)()
+    watched, alone = (first, second) if watched_first else (second, first)
+    return Step(watched, alone, pair.probed > before)
+
+
+def _ratio(steps: list[Step]) -> float:
+    """Of a watched step to one alone: the median difference of neighbours, of probed and of other steps apart, each with its share of the steps. On a
+    machine with others on it a mean says what these did."""
+    alone = statistics.median(step.alone for step in steps)
+    kinds = [[step.watched - step.alone for step in steps if step.probed is probed] for probed in (False, True)]
+    return 1 + sum(statistics.median(kind) * len(kind) for kind in kinds if kind) / len(steps) / alone
 
 
 def against_wandb(size: str, rounds: int, each: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the device; nothing of the training is changed. Workers agree on the next probe 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from workers.watch.probe_rows import BINS, Names
 from workers.watch.sampling import sample
 from workers.watch.spending import Spending, Stopwatch, surely_probed
 
-UPDATE_SAMPLE = 1 << 17  # of a tensor with more elements, evenly spaced ones stand for all: of updates and moments
+UPDATE_SAMPLE = 1 << 14  # of a tensor with more elements, evenly spaced ones stand for all: of updates and moments
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")  # Adam's, RMSprop's and Adadelta's, Adagrad's
 SUMS = ("weight", "update", "zeros", "zero_rows", "nonfinite", "first", "second")
@@ -256,8 +256,8 @@ class Prober:
         """Squared norms of the first of ``keys`` that the optimizer keeps of each parameter. ``room``: for its samples, written over."""
         having, tensors = [], []
         for index, parameter in enumerate(self._layers.parameters):
-            state = self._optimizer.state.get(parameter, {})
-            found = next((state[key] for key in keys if isinstance(state.get(key), Tensor)), None)
+            state = self._optimizer.state.get(parameter)
+            found = _first_of(state, keys) if state else None
             if found is not None:
                 having.append(index)
                 tensors.append(local(found))
@@ -291,3 +291,11 @@ class Prober:
         for index in indices:
             found[self._layers.owner[index]] += value(index)
         return torch.tensor(found, dtype=torch.float64, device=self._device)
+
+
+def _first_of(state: Mapping[str, object], keys: tuple[str, ...]) -> Tensor | None:
+    for key in keys:
+        found = state.get(key)
+        if isinstance(found, Tensor):
+            return found
+    return None
