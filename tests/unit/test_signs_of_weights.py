@@ -161,3 +161,11 @@ def test_logits_that_begin_sure_of_anything_have_that_to_unlearn() -> None:
     falling = (3.0 + 3.5 * np.exp(-np.arange(STEPS) / 100)) * noise(STEPS)
     assert alarms(record(falling, loss)) == ["bad_init"]
     assert alarms(record(falling - 1.5, loss)) == [], "it is below before half of the run"
+
+
+def test_what_only_validation_sees_creep_down_with_short_steps_is_a_rate_too_low() -> None:
+    short, creeping = table(*[1e-4] * 4), list(np.linspace(2.303, 2.299, 10))
+    noisy = LN_10 * noise(STEPS, 0.03)
+    assert alarms(evaluated(record(noisy, update_ratios=short), creeping), STEPS // 2 + 30) == ["lr_too_low"]
+    assert alarms(evaluated(record(noisy, update_ratios=short), creeping[::-1]), STEPS // 2 + 30) == []
+    assert alarms(evaluated(record(noisy), creeping), STEPS // 2 + 30) == [], "its steps are as long as they should be"

@@ -45,6 +45,7 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
         flat.rate_too_low,
         flat.rate_too_high,
         unsteady.along_a_line,
+        unsteady.creeps,
         flat.faint_at_first,
         flat.thrown_far,
         flat.hardly_tried,

@@ -189,7 +189,7 @@ def huge_first_forward(course: Course, symptom: Symptom) -> Found | None:
             return None
     elif spread is not None and spread < 1:
         return None
-    elif spread is not None and spread > SURE_OF_NOTHING:
+    elif spread is not None and spread > SURE_OF_NOTHING and symptom.kind == "far_above":
         times = 2.0
     if not course.start - course.bound > times * (course.constant - course.bound):
         return None

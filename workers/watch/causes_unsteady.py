@@ -13,6 +13,7 @@ from workers.watch.rank_rules import noise_scale
 from workers.watch.symptom import Symptom
 from workers.watch.symptoms import slow
 
+STEADILY = 0.85  # of the checks are better than the one before
 ALONE = 2  # samples in a step
 HEAVY = 0.99  # momentum
 RINGING_UPDATE = 1e-2
@@ -72,6 +73,18 @@ def along_a_line(course: Course, symptom: Symptom) -> Found | None:
     if layers.recent_updates(course.record) is None:
         return slow_convergence(course, line)
     return rate_low_for_slow(course, line)
+
+
+def creeps(course: Course, symptom: Symptom) -> Found | None:
+    """What is lost in the noise of batches shows in validation: check by check it becomes a little better, with short steps."""
+    losses, updates = course.checks("loss"), layers.recent_updates(course.record)
+    if losses is None or updates is None or not np.isfinite(updates).any():
+        return None
+    short = float(np.nanmedian(updates)) < layers.SHORT_STEPS
+    if not short or (np.diff(losses) < 0).mean() < STEADILY or not losses[-1] <= losses.min():
+        return None
+    evidence = {**symptom.evidence, "update_ratio": float(np.nanmedian(updates))}
+    return Found("lr_too_low", "warning", symptom.step, evidence)
 
 
 def slow_convergence(course: Course, symptom: Symptom) -> Found | None:

@@ -32,7 +32,7 @@ from benchmarks.pitfalls.unseen.field_recipes import (
     WORN,
 )
 
-FAMILY = Family("unseen_field", held_back=True)
+FAMILY = Family("unseen_field")
 
 
 def from_minus(weight: Tensor) -> Tensor:
