@@ -168,4 +168,4 @@ def test_what_only_validation_sees_creep_down_with_short_steps_is_a_rate_too_low
     noisy = LN_10 * noise(STEPS, 0.03)
     assert alarms(evaluated(record(noisy, update_ratios=short), creeping), STEPS // 2 + 30) == ["lr_too_low"]
     assert alarms(evaluated(record(noisy, update_ratios=short), creeping[::-1]), STEPS // 2 + 30) == []
-    assert alarms(evaluated(record(noisy), creeping), STEPS // 2 + 30) == [], "its steps are as long as they should be"
+    assert "lr_too_low" not in alarms(evaluated(record(noisy), creeping), STEPS // 2 + 30), "its steps are long enough"
