@@ -33,6 +33,7 @@ from benchmarks.pitfalls.unseen.desk_recipes import (
     WORDS,
     WORN,
 )
+from benchmarks.pitfalls.unseen.shared import using
 
 R2 = partial(Goal, "r2")
 SGD = CLOTHES.but(optimizer=sgd(0.03, 0.9))
@@ -44,12 +45,12 @@ EDGE = MEASURED.but(
     steps=200,
 )
 SURE = FLAT.but(objective=losses.surprise(0.01), measure=losses.first_kinds)
-UPPERS = CLOTHES.but(
-    partial(field.convolutions, dropout=0.3),
-    own.few_uppers,
-    loss=partial(functional.cross_entropy, weight=torch.tensor([1.0, 1, 30, 1, 30, 1, 30, 1, 1, 1])),
+SHIRTS = CLOTHES.but(
+    partial(field.convolutions, 5, dropout=0.3),
+    partial(own.few_of, 0),
+    loss=partial(functional.cross_entropy, weight=torch.tensor([30.0, 1, 1, 1, 1])),
     measure=field_losses.recalls,
-    steps=200,
+    steps=100,
 )
 DECODER = LETTERS.but(partial(Transformer, real.LETTERS, 32, 48, 2), optimizer=adam(3e-3), schedule=warmup(0.5))
 GRU = LETTERS.but(partial(Recurrent, nn.GRU, 32, real.LETTERS, 96, each=True, embedded=real.LETTERS), steps=200)
@@ -100,11 +101,20 @@ CASES = (
     ),
     FAMILY.sick(
         "over_the_edge",
-        "oscillating_loss",
+        "lr_too_high",
         "a linear model on the whole table, and a rate a little above two over the largest curvature: it swings ever wider",
         R2(at_least=0.5),
         EDGE.but(optimizer=sgd(0.03)),
-        EDGE.but(optimizer=sgd(0.09)),
+        EDGE.but(optimizer=sgd(0.0502)),
+        ("oscillating_loss", "exploding_gradient"),
+    ),
+    FAMILY.sick(
+        "betas_swapped",
+        "oscillating_loss",
+        "Adam's two betas are swapped: a mean of a thousand gradients, divided by the size of the last ten",
+        WORN,
+        FLAT.but(optimizer=using(torch.optim.Adam, 1e-2, betas=(0.9, 0.999))),
+        FLAT.but(optimizer=using(torch.optim.Adam, 1e-2, betas=(0.999, 0.9))),
         ("lr_too_high",),
     ),
     FAMILY.sick(
@@ -178,12 +188,12 @@ CASES = (
         ("class_imbalance",),
     ),
     FAMILY.sick(
-        "few_uppers",
+        "few_shirts",
         "class_imbalance",
-        "of pullovers, coats and shirts one in thirty is left, and nothing makes up for it",
-        Goal("worst_recall", at_least=0.3),
-        UPPERS,
-        UPPERS.but(loss=functional.cross_entropy),
+        "of five kinds of clothes T-shirts have a thirtieth of the pictures that the others have, and nothing makes up for it",
+        Goal("worst_recall", at_least=0.4),
+        SHIRTS,
+        SHIRTS.but(loss=functional.cross_entropy),
     ),
     # --- fit -----------------------------------------------------------------------------------------------------------
     FAMILY.sick(
@@ -236,12 +246,12 @@ CASES = (
         ("rank_divergence",),
     ),
     FAMILY.sick(
-        "one_stands_still",
+        "another_configuration",
         "rank_divergence",
-        "one of two cards never takes a step: its optimizer was made before the weights were moved to it",
+        "one of two cards has read an older configuration: its rate is twenty times as large",
         Goal("accuracy", at_least=0.7),
         SGD.but(ranks=2),
-        SGD.but(ranks=2, tamper=losses.StandsStill(1)),
+        SGD.but(ranks=2, tamper=losses.OwnRate(1, 20.0)),
         ("silent_corruption",),
     ),
     FAMILY.sick(

@@ -18,12 +18,12 @@ from benchmarks.pitfalls.unseen.field import Around
 
 
 class Patches(nn.Module):
-    """(B, 1, 14, 14) -> (B, C) by attention among 49 patches of 2 x 2 pixels and one that answers."""
+    """(B, 1, 14, 14) -> (B, C) by attention among 16 patches of 5 x 5 pixels and one that answers."""
 
     def __init__(self, classes: int = 10, width: int = 32, layers: int = 2) -> None:
         super().__init__()
-        self.cut = nn.Conv2d(1, width, 2, 2)
-        self.answer, self.places = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(0.02 * torch.randn(50, width))
+        self.cut = nn.Conv2d(1, width, 5, 3)
+        self.answer, self.places = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(0.02 * torch.randn(17, width))
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
@@ -333,6 +333,23 @@ class Encoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.head(self.norm(self.body(self.table(ids) + self.places)))  # type: ignore[no-any-return]
+
+
+class Context(nn.Module):
+    """A letter for every position of (B, T) from four before and four after it, and more in the next layers."""
+
+    def __init__(self, letters: int, width: int = 48, layers: int = 3) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(letters, width), nn.Linear(width, letters)
+        self.layers = nn.ModuleList(
+            nn.Conv1d(width, width, 9 if index == 0 else 3, padding="same") for index in range(layers)
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids).mT
+        for layer in self.layers:
+            x = x + torch.relu(layer(x))
+        return self.head(x.mT)  # type: ignore[no-any-return]
 
 
 def next_word(words: int = 300, width: int = 32) -> nn.Sequential:

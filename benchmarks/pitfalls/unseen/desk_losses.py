@@ -179,9 +179,9 @@ def attacked(strength: float) -> Objective:
     return objective
 
 
-def of_words(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Are they neighbours? For answers of any number of bits."""
-    return functional.binary_cross_entropy_with_logits(model(x).float(), y)
+def of_all_pixels(output: Tensor, y: Tensor) -> Tensor:
+    """Summed over the pixels of a batch, and divided by those of all 2,000 pictures twice."""
+    return functional.binary_cross_entropy_with_logits(output.float(), y, reduction="sum") / (4000 * 196)
 
 
 def density(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -273,20 +273,20 @@ def noise_that_fades(spread: float) -> Tamper:
     return tamper
 
 
-class StandsStill:
-    """One rank's weights are put back to where they began before every step."""
+class OwnRate:
+    """One rank's steps are ``factor`` times as large as the others'."""
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.began: list[Tensor] = []
+    def __init__(self, rank: int, factor: float) -> None:
+        self.rank, self.factor = rank, factor
+        self.before: list[Tensor] = []
 
     def __call__(self, step: int, replicas: list[nn.Module]) -> None:
         parameters = list(replicas[self.rank].parameters())
-        if step == 1:
-            self.began = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
-            for parameter, began in zip(parameters, self.began, strict=True):
-                parameter.copy_(began)
+            if step > 1:
+                for parameter, before in zip(parameters, self.before, strict=True):
+                    parameter.copy_(torch.lerp(before, parameter, self.factor))
+        self.before = [parameter.detach().clone() for parameter in parameters]
 
 
 def stuck_words(gradient: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ SEPARATE = CLOTHES.but(made.separable, optimizer=sgd(0.1, 0.9, 1e-4), schedule=c
 LINES = recipe(
     partial(Recurrent, nn.GRU, 14, 10, 48), own.rows, loss=CE, optimizer=adam(4e-3), steps=250, batch=64, clip_norm=1.0
 )
-SUMMED = LINES.but(partial(made.Summing, True), optimizer=adam(3e-3))
+SUMMED = LINES.but(partial(made.Summing, True), optimizer=adam(3e-3), clip_norm=None)
 CLEANED = recipe(
     made.Hourglass,
     real.outlined,
@@ -88,13 +88,13 @@ LETTERS = recipe(
 )
 CELL = LETTERS.but(partial(made.OwnCell, real.LETTERS), optimizer=adam(5e-3), steps=250)
 HIDDEN = recipe(
-    partial(made.Encoder, real.SYMBOLS, real.SYMBOLS, 64),
+    partial(made.Context, real.SYMBOLS),
     own.hidden_letters,
     loss=cross_entropy,
     objective=losses.letters_hidden,
     measure=field_losses.with_loss(losses.letters_hidden, losses.letters_found),
     optimizer=adam(4e-3),
-    steps=300,
+    steps=150,
 )
 SORTED = recipe(
     partial(made.Encoder, 10, 10, 8), own.to_be_sorted, loss=cross_entropy, optimizer=adam(4e-3), steps=400, batch=64
