@@ -179,9 +179,9 @@ def attacked(strength: float) -> Objective:
     return objective
 
 
-def of_all_pixels(output: Tensor, y: Tensor) -> Tensor:
-    """Summed over the pixels of a batch, and divided by those of all 2,000 pictures twice."""
-    return functional.binary_cross_entropy_with_logits(output.float(), y, reduction="sum") / (4000 * 196)
+def over_all_answers(output: Tensor, y: Tensor) -> Tensor:
+    """A mean over the batch, divided by the number of all answers once more."""
+    return functional.binary_cross_entropy_with_logits(output.float(), y) / 40_000
 
 
 def density(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
