@@ -32,6 +32,7 @@ from benchmarks.pitfalls.unseen.desk_recipes import (
     SUMMED,
     WORN,
 )
+from benchmarks.pitfalls.unseen.shared import using
 
 FAMILY = Family("unseen_desk", held_back=True)
 R2 = partial(Goal, "r2")

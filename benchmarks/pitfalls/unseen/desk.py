@@ -136,7 +136,7 @@ def counter(last: nn.Module | None = None) -> nn.Sequential:
 
 def finder() -> nn.Sequential:
     """(B, 1, 24, 24) -> nine fields."""
-    return nn.Sequential(*counter()[:-1], nn.Linear(144, 9))
+    return nn.Sequential(*list(counter().children())[:-1], nn.Linear(144, 9))
 
 
 def without_a_way_round(skips: bool, blocks: int = 16, width: int = 64) -> nn.Sequential:
@@ -252,7 +252,7 @@ class Squared(nn.Module):
 
 def orthogonal_tanh(layers: int = 20, width: int = 64) -> nn.Sequential:
     net = mlp(196, 10, width, layers, nn.Tanh)
-    for part in net[:-1]:
+    for part in list(net.children())[:-1]:
         if isinstance(part, nn.Linear):
             nn.init.orthogonal_(part.weight)
             nn.init.zeros_(part.bias)
@@ -409,16 +409,16 @@ class Coupled(nn.Module):
 
     def __init__(self, features: int, layers: int = 4) -> None:
         super().__init__()
-        self.half = features // 2
+        self.first = features // 2
         self.nets = nn.ModuleList(
-            mlp(self.half, 2 * (features - self.half), 32, 1, nn.Tanh)
+            mlp(self.first, 2 * (features - self.first), 32, 1, nn.Tanh)
             if index % 2 == 0
-            else mlp(features - self.half, 2 * self.half, 32, 1, nn.Tanh)
+            else mlp(features - self.first, 2 * self.first, 32, 1, nn.Tanh)
             for index in range(layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        one, other = x[:, : self.half], x[:, self.half :]
+        one, other = x[:, : self.first], x[:, self.first :]
         total = x.new_zeros(len(x))
         for net in self.nets:
             shift, stretch = net(one).chunk(2, 1)

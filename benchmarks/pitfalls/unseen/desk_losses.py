@@ -79,7 +79,7 @@ def surprise(factor: float) -> Objective:
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         output = model(x)
         known = output.log_softmax(1)
-        return functional.cross_entropy(output, y) + factor * (known.exp() * known).sum(1).mean()
+        return functional.cross_entropy(output, y) + factor * (known.exp() * known).sum(1).mean()  # type: ignore[no-any-return]
 
     return objective
 
@@ -90,7 +90,7 @@ def price_of_codes(price: float) -> Objective:
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         assert isinstance(model, Coded)
         codes = model.encoder(x)
-        return functional.mse_loss(model.decoder(codes), y) + price * codes.mean()
+        return functional.mse_loss(model.decoder(codes), y) + price * codes.mean()  # type: ignore[no-any-return]
 
     return objective
 
@@ -186,7 +186,7 @@ def over_all_answers(output: Tensor, y: Tensor) -> Tensor:
 
 def density(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Minus the logarithm of a density, per feature."""
-    return -model(x).mean() / x.shape[1]
+    return -model(x).mean() / x.shape[1]  # type: ignore[no-any-return]
 
 
 # --- batches -----------------------------------------------------------------------------------------------------------
