@@ -150,3 +150,19 @@ def test_classes_that_are_not_there_are_not_rare() -> None:
     for counts, told in (((100, 100, 0, 0), []), ((400, 400, 10, 0), ["class_imbalance"])):
         loss = LossFacts("cross_entropy", classes=4, class_counts=counts, bound=0.0)
         assert first_tenth(record(learning(), {"loss": loss})) == told
+
+
+def test_a_column_of_ids_among_numbers_is_no_scale() -> None:
+    mixed = TensorFacts("float32", (32, 60), -2.0, 239.0, 60.0, 77.0, 235.0, 235.0, 0.6, 2.5, rows=32)
+    assert first_tenth(record(flat(), {"inputs": mixed})) == ["unnormalised_input"]
+    known = record(flat())
+    table = LayerFacts("wide", "Embedding", (240, 2), 2, 0.0, 1.0)
+    assert first_tenth(record(flat(), {"inputs": mixed, "layers": (*known.facts.layers, table)})) == []
+
+
+def test_words_that_are_told_and_read_are_not_rare_classes_although_some_are_only_read() -> None:
+    counts = tuple(round(1000 / (1 + place)) for place in range(300))
+    loss = LossFacts("cross_entropy", classes=300, class_counts=counts, bound=0.0)
+    for rows, told in ((303, []), (5000, ["class_imbalance"])):
+        read = (LayerFacts("words", "Embedding", (rows, 32), 32, 0.0, 1.0), *record(flat()).facts.layers)
+        assert first_tenth(record(learning(), {"loss": loss, "layers": read})) == told

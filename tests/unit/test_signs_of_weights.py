@@ -169,3 +169,11 @@ def test_what_only_validation_sees_creep_down_with_short_steps_is_a_rate_too_low
     assert alarms(evaluated(record(noisy, update_ratios=short), creeping), STEPS // 2 + 30) == ["lr_too_low"]
     assert alarms(evaluated(record(noisy, update_ratios=short), creeping[::-1]), STEPS // 2 + 30) == []
     assert "lr_too_low" not in alarms(evaluated(record(noisy), creeping), STEPS // 2 + 30), "its steps are long enough"
+
+
+def test_an_accuracy_of_thirty_answers_falls_by_chance() -> None:
+    few = [0.4333, 0.5667, 0.7667, 0.7, 0.8667, 0.8, 0.7667, 0.6667, 0.7333, 0.7]
+    steady = (0.9 + 1.4 * np.exp(-np.arange(STEPS) / 10)) * noise(STEPS)
+    assert alarms(evaluated(record(steady), [0.9] * 10, few)) == []
+    many = [*few[:9], 0.7003]
+    assert alarms(evaluated(record(steady), [0.9] * 10, many)) == ["oscillating_loss"], "of thousands it does not"

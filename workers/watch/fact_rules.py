@@ -233,6 +233,8 @@ def cut_off(course: Course) -> Found | None:
         return None
     if layers.dead_units(course.record) is not None and _silent(course):
         return None
+    if layers.saturated(course.record, 0.9) is not None:
+        return None
     known = {fact.name: fact for fact in course.record.facts.layers}
     cut = course.record.series.layers[:prefix]
     if (scale := layers.scale_of_inputs(course.record)) is not None and scale > layers.INPUT_SCALE:
@@ -319,7 +321,8 @@ def class_imbalance(course: Course) -> Found | None:
         counts = [round(positive), round(loss.target.rows - positive)]
     if len(counts) < 2 or sum(counts) < max(LABELS, 10 * len(counts)) or len(counts) > 1000:
         return None
-    if any(fact.kind == "Embedding" and len(counts) in fact.shape[:1] for fact in course.record.facts.layers):
+    rows = [fact.shape[0] for fact in course.record.facts.layers if fact.kind == "Embedding" and fact.shape]
+    if any(abs(count - len(counts)) <= 2 + 0.05 * len(counts) for count in rows):  # with a few that are never asked for
         return None  # what is told is what is read: words, letters
     counts = [count for count in counts if count] if loss.classes else counts  # a class that is not there is not rare
     if len(counts) < 2 or not (ratio := max(counts) / max(min(counts), 1)) > IMBALANCE:

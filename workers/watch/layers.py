@@ -81,7 +81,7 @@ def cut(record: Record) -> str | None:
     if not matrices or idle[-1] or not norms[:, ~idle].min() > 1e-4 * norms[:, ~idle].max(axis=1).min():
         return None
     dead = dead_units(record)
-    if dead is not None and dead.share > 0.9:
+    if (dead is not None and dead.share > 0.9) or saturated(record, 0.9) is not None:
         return None
     return names[int(matrices[-1])]
 
@@ -252,6 +252,8 @@ def scale_of_inputs(record: Record) -> float | None:
     scale = max(inputs.largest_feature_mean or 0.0, inputs.largest_feature_std or 0.0)
     if inputs.largest_feature_mean is None:
         scale = max(abs(inputs.mean or 0.0), inputs.std or 0.0)
+    elif (inputs.largest_feature_std or 0.0) < INPUT_SCALE and any("Embedding" in fact.kind for fact in facts.layers):
+        return None  # a column of ids among numbers
     if scale > INPUT_SCALE:
         return scale
     if inputs.least is None or inputs.largest is None:

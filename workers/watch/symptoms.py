@@ -336,7 +336,9 @@ def rings(course: Course) -> Symptom | None:
     accuracy = course.checks("accuracy")
     if accuracy is not None:
         lost = float(accuracy[:-3].max() - accuracy[-3:].max())
-        if lost > 0.1 and not _fitted_since(course, _evaluated(course, int(np.argmax(accuracy)))):
+        if lost > max(0.1, 4 * _by_chance(accuracy)) and not _fitted_since(
+            course, _evaluated(course, int(np.argmax(accuracy)))
+        ):
             return Symptom(
                 "lost",
                 _evaluated(course, int(np.argmax(accuracy))),
@@ -357,6 +359,14 @@ def rings(course: Course) -> Symptom | None:
     if not flat or spread < (0.45 if thrown else 0.9) or _steady_elsewhere(course):
         return None
     return Symptom("rings", int(course.steps[-2 * quarter]), {"loss": level + floor, "spread": spread})
+
+
+def _by_chance(accuracy: np.ndarray) -> float:
+    """Standard error of a share of right answers; how many there are shows in how finely it is told."""
+    steps = np.diff(np.unique(np.round(accuracy, 6)))
+    finest = float(steps[steps > 1e-5].min()) if (steps > 1e-5).any() else 0.0
+    share = float(np.median(accuracy[-6:]))
+    return math.sqrt(max(0.0, share * (1 - share)) * finest)
 
 
 def _fitted_since(course: Course, step: int) -> bool:

@@ -34,7 +34,7 @@ from benchmarks.pitfalls.unseen.desk_recipes import (
 )
 from benchmarks.pitfalls.unseen.shared import using
 
-FAMILY = Family("unseen_desk", held_back=True)
+FAMILY = Family("unseen_desk")
 R2 = partial(Goal, "r2")
 
 
