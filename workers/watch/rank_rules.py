@@ -26,15 +26,12 @@ LASTING_ROWS = 15
 ONSET_ROWS = 8  # whose mean says whether it had begun
 WORSE_ROWS = 200  # on either side of the step in which parameters became unequal
 WORSE_DEVIATIONS = 5.0
-OPPOSED, OPPOSED_ROWS, OPPOSED_ERRORS = 0.1, 40, 4.0  # the mean cosine, below zero; rows; standard errors
 NOISE_ROWS = 100  # single readings of the noise scale are noise
 
 
 def findings(course: Course) -> list[Found]:
     record = course.record
-    rules = (
-        not_finite_on_one(record.ranks), drifted(record), gradients_off(record.ranks), losses_off(record.ranks), opposed(record)
-    )  # fmt: skip
+    rules = (not_finite_on_one(record.ranks), drifted(record), gradients_off(record.ranks), losses_off(record.ranks))
     found = [each for each in rules if each is not None]
     return found + [each for each in (batch_size(record),) if each is not None]
 
@@ -167,28 +164,6 @@ def losses_off(ranks: Ranks) -> Found | None:
         return None
     apart, steps = _apart(table)
     return _lasting(table, apart, steps, LASTING_LOSS, "rank_divergence", "loss_over_peers")
-
-
-def opposed(record: Record) -> Found | None:
-    """Ranks whose gradients point against each other: of samples of the same data the expected product of two ranks' gradients is the square of
-    the true gradient, never below zero. By the norms of the ranks and of their mean. Trap: parts of an epoch, which add up to nothing near a
-    minimum, so that each part of n is against the others by 1 / (n - 1)."""
-    ranks, series = record.ranks, record.series
-    if ranks.norms.ndim != 2 or ranks.norms.shape[1] < 2 or not record.facts.steps_per_epoch:
-        return None
-    measured = np.flatnonzero(np.isfinite(ranks.norms).all(axis=1))
-    _, here, there = np.intersect1d(ranks.steps[measured], series.steps, assume_unique=True, return_indices=True)
-    norms, whole = ranks.norms[measured][here], np.square(series.norms[there]).sum(axis=1)
-    count, own = norms.shape[1], np.square(norms).mean(axis=1)
-    cosines = ((count * whole - own) / ((count - 1) * own))[-max(OPPOSED_ROWS, len(own) // 2) :]
-    parts = record.facts.steps_per_epoch * count
-    if len(cosines) < OPPOSED_ROWS or not np.isfinite(cosines).all() or parts < 10:
-        return None
-    mean, error = float(cosines.mean()), float(cosines.std(ddof=1)) / math.sqrt(len(cosines))
-    if not mean < -OPPOSED - 2 / (parts - 1) or not mean < -OPPOSED_ERRORS * error:
-        return None
-    step = int(ranks.steps[measured][here][-len(cosines)])
-    return Found("rank_divergence", "warning", step, {"agreement": mean, "ranks": count})
 
 
 def _logs(values: Floats, ranks: Ranks) -> tuple[Floats, np.ndarray] | None:  # fmt: skip

@@ -115,14 +115,6 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "data",
         "It worked when the recall of the smallest class rises.",
     ),
-    ("rank_divergence", "agreement"): Words(
-        "The gradients of the {ranks} ranks point against each other (cosine {agreement} on average since about {step}; healthy: above 0).",
-        "All ranks go down the mean of their gradients; samples of the same data agree on its direction, so these are of data that contradict each "
-        "other.",
-        "Compare ten samples of each rank with their targets: classes numbered in another order, a shard of another version",
-        None,
-        "It worked when the mean cosine is above 0 again.",
-    ),
     ("frozen_params", "undone"): Words(
         "Every step changes the weights by {undone} of themselves, and before the next one all {layers} layers are what they were at first (healthy: "
         "they keep what they learnt).",
