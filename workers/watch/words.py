@@ -75,7 +75,8 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "It worked when the loss starts near that of a constant answer and falls without passing its bound.",
     ),
     ("over_regularised", "weights_gone"): Words(
-        "Of {weights_gone} of the layers less than a thousandth of the weights' first norm is left; the loss is {loss} ({first_loss} at the start).",
+        "Of the weights' first norm {weights_left} is left in the median layer, and nearly nothing in {weights_gone} of the layers; the "
+        "loss is {loss} ({first_loss} at the start).",
         "Something pulls every weight towards 0, a decay or a term of the loss, more strongly than the gradient of what is to be learnt pulls it "
         "anywhere.",
         "Lower optimizer.weight_decay, or the factor of the term that punishes weights, ten-fold or more",
