@@ -153,7 +153,7 @@ def unmoved(course: Course, symptom: Symptom) -> Found | None:
     if pulled < 0.5 or (largest is not None and not (largest > 0).mean() >= 0.5):
         return None
     still = updates[np.isfinite(updates)] == 0
-    half = {fact.name: fact.dtype for fact in course.record.facts.layers if fact.dtype in ("bfloat16", "float16")}
+    half = _half(course)
     spacing = SPACING["bfloat16" if "bfloat16" in half.values() else "float16"]
     if half and (still.mean() > 0.5 or np.nanmedian(updates) < spacing / 8):
         name = next(iter(half))
@@ -169,13 +169,18 @@ def unmoved(course: Course, symptom: Symptom) -> Found | None:
     return Found("frozen_params", "critical", int(course.steps[0]), {"update_ratio": 0.0, "layers": int(still.sum())})
 
 
+def _half(course: Course) -> dict[str, str]:
+    """Layers whose weights are kept in half precision, and in which."""
+    return {fact.name: fact.dtype for fact in course.record.facts.layers if fact.dtype in SPACING}
+
+
 def rounded(course: Course, symptom: Symptom) -> Found | None:
     """It does learn, but weights of half precision take on only a part of each update: what is less than half of their spacing is lost."""
     updates = layers.recent_updates(course.record)
-    half = {fact.dtype: fact.name for fact in course.record.facts.layers if fact.dtype in ("bfloat16", "float16")}
+    half = _half(course)
     if not half or updates is None or not np.isfinite(updates).any():
         return None
-    dtype, name = next(iter(half.items()))
+    name, dtype = next(iter(half.items()))
     if not float(np.nanmedian(updates)) < SPACING[dtype] / 2:
         return None
     evidence = {"dtype": dtype, "update_ratio": float(np.nanmedian(updates))}
@@ -188,7 +193,7 @@ def undone(course: Course, symptom: Symptom) -> Found | None:
     norms, updates = layers.of_weights(course.record), layers.recent_updates(course.record)
     if len(norms) < MIN_PROBES or updates is None or not np.isfinite(norms).all() or not (norms[0] > 0).all():
         return None
-    if any(fact.dtype in ("bfloat16", "float16") for fact in course.record.facts.layers):
+    if _half(course):
         return None  # rounded away
     if not np.nanmax(updates) > RESTED or np.abs(norms / norms[0] - 1).max() > 1e-6:
         return None
@@ -248,7 +253,7 @@ def cannot_arrive(course: Course, symptom: Symptom) -> Found | None:
     rates = course.record.series.learning_rates
     if updates is None or not np.isfinite(updates).any() or course.record.facts.total_steps is None:
         return None
-    if any(fact.dtype in ("bfloat16", "float16") for fact in course.record.facts.layers):
+    if _half(course):
         return None
     largest = float(np.nanmax(updates))  # where a gradient vanishes on its way the last layers move all the same
     highest = max(course.record.facts.schedule.values(), default=0.0)
