@@ -22,7 +22,7 @@ from workers.watch.sampling import sample
 
 FLAT = 0.01  # of the largest slope; a slope below it is nearly 0
 FAINT = 1e-3  # what smooth rectifiers give where they are shut; they are never exactly 0
-SOME = 8  # of the samples one in so many mostly shows that no unit is silent
+SOME = (64, 8)  # of the samples one in so many mostly shows that no unit is silent
 LOOKED_AT = 1 << 18  # outputs of a call; of more, evenly spaced ones stand for all when slopes are looked at
 
 
@@ -205,11 +205,12 @@ class Activations:
         else:
             y = y.reshape(-1, y.shape[-1])
             over = (0,)
-        some = y[: max(1, len(y) // SOME)]
-        if y.device.type == "cpu" and len(some) < len(y):
-            loud = _loud(some, floor, over)
-            if loud.all():  # the others change nothing, and to ask costs nothing there
-                return loud
+        if y.device.type == "cpu":
+            for one_in in SOME:
+                if len(y) >= one_in:
+                    loud = _loud(y[: len(y) // one_in], floor, over)
+                    if loud.all():  # the others change nothing, and to ask costs nothing there
+                        return loud
         return _loud(y, floor, over)
 
     def shares(self, world_size: int, control: dist.ProcessGroup | None) -> Tensor:
@@ -238,7 +239,7 @@ class Activations:
             masks = list(both[flat.numel() :].split(sizes.tolist()))
         nothing = torch.full((), torch.nan, dtype=torch.float64, device=self._device)
         silent = [
-            (mask == 0).double().mean() if len(mask) and fits else nothing
+            (mask == 0).mean(dtype=torch.float64) if len(mask) and fits else nothing
             for mask, fits in zip(masks, agreed.tolist(), strict=True)
         ]
         if not silent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from workers.watch.probe_rows import BINS, LOWEST
 from workers.watch.sampling import sample
 
 HISTOGRAM_SAMPLE = 1 << 10  # of a tensor with more elements, evenly spaced ones stand for all
+_NONE = torch.zeros(0)
 
 
 @dataclass
@@ -28,6 +28,17 @@ class Measured:
     histograms: Tensor  # (L, or 2 L when sharded: whole tensors', then parts'; BINS + 1); the last bin is of elements that are 0
 
 
+@dataclass(frozen=True)
+class Having:
+    """What is known of the parameters that have a gradient, mostly the same ones step after step. All on the device but for the first."""
+
+    indices: list[int]
+    layers: Tensor  # (n,) int64
+    sizes: Tensor  # (n,) float64, elements that lie here
+    elements: Tensor  # (L,) float64, elements of a layer, over all workers
+    units: Tensor  # (L,) float64, of those whose rows are output units
+
+
 class GradientProbe:
     """Nothing here communicates. ``rows``: for each parameter its row among whole tensors' and parts' layers."""
 
@@ -37,32 +48,50 @@ class GradientProbe:
         self._layers, self._rows, self._device = layers, rows, device
         self._count = len(layers.names) * (1 + sharded)
         self.has_units = _with_rows(model, layers)  # by parameter
+        self._having: Having | None = None
         self._histogram_of: tuple[list[int], Tensor, Tensor] | None = None
+
+    def having(self, owned: list[int]) -> Having:
+        """``owned``: parameters that have a gradient."""
+        known = self._having
+        if known is not None and known.indices == owned:
+            return known
+        parameters, (elements, units) = self._layers.parameters, np.zeros((2, len(self._layers.names)))
+        for index in owned:
+            elements[self._layers.owner[index]] += parameters[index].numel()
+            if self.has_units[index]:
+                units[self._layers.owner[index]] += parameters[index].shape[0]
+        self._having = Having(
+            owned,
+            torch.tensor([self._layers.owner[index] for index in owned], dtype=torch.int64, device=self._device),
+            torch.tensor(
+                [local(parameters[index]).numel() for index in owned], dtype=torch.float64, device=self._device
+            ),
+            torch.from_numpy(elements).to(self._device),
+            torch.from_numpy(units).to(self._device),
+        )
+        return self._having
 
     def measure(self, owned: list[int], correction: Tensor) -> Measured:
         """``owned``: parameters that have a gradient. ``correction``: what gradients are to be multiplied with."""
+        having = self.having(owned)
         gradients = [self._gradient(index) for index in owned]
-        nonzero: list[int | Tensor] = []
-        zero_rows: list[int | Tensor] = []
-        highest: list[float | Tensor] = []
-        for index, gradient in zip(owned, gradients, strict=True):  # one after the other: what was just read is near
-            look = _on_host if gradient.device.type == "cpu" and gradient.dtype == torch.float32 else self._on_device
-            count, rows, peak = look(gradient, self.has_units[index])
-            nonzero.append(count)
-            zero_rows.append(rows)
-            highest.append(peak)
+        if self._device.type == "cpu" and all(gradient.dtype == torch.float32 for gradient in gradients):
+            nonzero, zero_rows, peaks, seen = self._on_host(owned, gradients)
+        else:
+            looks = [self._on_device(gradient, self.has_units[i]) for i, gradient in zip(owned, gradients, strict=True)]
+            nonzero, zero_rows, peaks = (self._stacked([look[place] for look in looks]) for place in range(3))
+            seen = [sample(gradient, HISTOGRAM_SAMPLE).reshape(-1).float() for gradient in gradients]
         largest = torch.full((len(self._layers.names),), -torch.inf, dtype=torch.float64, device=self._device)
-        peaks = self._stacked(highest)
         if owned:
-            owner = torch.tensor([self._layers.owner[index] for index in owned], device=self._device)
             shown = (peaks * correction).nan_to_num(nan=torch.inf, posinf=torch.inf)
-            largest.scatter_reduce_(0, owner, shown, "amax")
+            largest.scatter_reduce_(0, having.layers, shown, "amax")
         sums = {
-            "zeros": self._zeros(owned, gradients, nonzero),
-            "zero_rows": self._stacked(zero_rows),
+            "zeros": having.sizes - nonzero,  # those that a sparse gradient does not name are 0 too
+            "zero_rows": zero_rows,
             "nonfinite": self._nonfinite(gradients, peaks),
         }
-        return Measured(sums, largest, self._histograms(owned, gradients, correction))
+        return Measured(sums, largest, self._histograms(owned, gradients, seen, correction))
 
     def _gradient(self, index: int) -> Tensor:
         """What of it lies here; of a sparse one the elements that it names."""
@@ -70,11 +99,9 @@ class GradientProbe:
         assert gradient is not None
         return named(gradient) if gradient.is_sparse else local(gradient)
 
-    def _stacked(self, values: Sequence[float | Tensor]) -> Tensor:
+    def _stacked(self, values: Sequence[Tensor]) -> Tensor:
         """(n,) float64"""
-        if any(isinstance(value, Tensor) for value in values):
-            return torch.stack([torch.as_tensor(value, device=self._device).double() for value in values])
-        return torch.tensor(values, dtype=torch.float64, device=self._device)
+        return torch.stack([value.double() for value in values]) if values else self._nothing(0)
 
     def _nothing(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self._device)
@@ -92,34 +119,53 @@ class GradientProbe:
         high, low = by_row.amax(1), by_row.amin(1)
         return nonzero, torch.count_nonzero((high == 0) & (low == 0)), torch.maximum(high.amax(), -low.amin())
 
-    def _zeros(self, owned: list[int], gradients: list[Tensor], counted: list[int | Tensor]) -> Tensor:
-        """Those that a sparse gradient does not name are 0 too."""
-        sizes = [
-            self._layers.parameters[index].numel() if self._is_sparse(index) else gradient.numel()
-            for index, gradient in zip(owned, gradients, strict=True)
-        ]
-        return torch.tensor(sizes, dtype=torch.float64, device=self._device) - self._stacked(counted)
+    def _on_host(self, owned: list[int], gradients: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """As ``_on_device`` for all of them, by NumPy, which takes a fraction of the time there, and what histograms are made of.
 
-    def _is_sparse(self, index: int) -> bool:
-        gradient = self._layers.parameters[index].grad
-        return gradient is not None and gradient.is_sparse
+        Small ones are laid side by side: to ask for each alone takes longer than to look.
+        """
+        small = [place for place, gradient in enumerate(gradients) if 0 < gradient.numel() <= HISTOGRAM_SAMPLE]
+        found = np.zeros((3, len(gradients)))
+        seen: list[Tensor] = [_NONE] * len(gradients)
+        if small:
+            together = torch.cat([gradients[place].reshape(-1) for place in small])
+            sizes = [gradients[place].numel() for place in small]
+            values, begins = together.numpy(), np.cumsum([0, *sizes[:-1]])
+            found[0, small] = np.add.reduceat(values != 0, begins, dtype=np.int64)
+            found[2, small] = np.maximum.reduceat(np.abs(values), begins)
+            for place, part in zip(small, together.split(sizes), strict=True):
+                seen[place] = part
+        for place, gradient in enumerate(gradients):  # one after the other: what was just read is near
+            size = gradient.numel()
+            if size > HISTOGRAM_SAMPLE:
+                values = gradient.numpy()
+                found[0, place] = np.count_nonzero(values != 0)
+                found[2, place] = max(np.maximum.reduce(values, axis=None), -np.minimum.reduce(values, axis=None))
+                seen[place] = sample(gradient, HISTOGRAM_SAMPLE).reshape(-1)
+            # Rows are looked at where there are zeros enough for one.
+            if size and self.has_units[owned[place]] and size // len(gradient) <= size - found[0, place]:
+                rows = gradient.numpy().reshape(len(gradient), -1)
+                found[1, place] = np.count_nonzero(~rows.any(axis=1))
+        nonzero, zero_rows, peaks = torch.from_numpy(found)
+        return nonzero, zero_rows, peaks, seen
 
     def _nonfinite(self, gradients: list[Tensor], peaks: Tensor) -> Tensor:
-        if self._device.type == "cpu" and bool(torch.isfinite(peaks).all()):  # looking costs nothing there
+        if self._device.type == "cpu" and np.isfinite(peaks.numpy()).all():  # looking costs nothing there
             return torch.zeros_like(peaks)
         return self._stacked([torch.count_nonzero(~torch.isfinite(gradient)) for gradient in gradients])
 
-    def _histograms(self, owned: list[int], gradients: list[Tensor], correction: Tensor) -> Tensor:
-        """(count, BINS + 1), numbers of elements."""
+    def _histograms(self, owned: list[int], gradients: list[Tensor], seen: list[Tensor], correction: Tensor) -> Tensor:
+        """(count, BINS + 1), numbers of elements. ``seen``: of each gradient those that stand for all, (n,) float32."""
         count = self._count
         empty = self._nothing(count * (BINS + 1))
-        seen = [sample(gradient, HISTOGRAM_SAMPLE).reshape(-1).float() for gradient in gradients]
-        if not sum(map(len, seen)):
+        if not any(map(len, seen)):
             return empty.view(count, BINS + 1)
         rows, weights = self._histogram_places(owned, gradients, seen)
         values = torch.cat(seen) * correction.float()
-        exponents = ((values.view(torch.int32) >> 23) & 255) - 127  # of float32, without its sign; -127: 0 or nearly
-        bins = (exponents - LOWEST).clamp_(0, BINS - 1)
+        exponents = (
+            values.view(torch.int32) >> 23
+        ) & 255  # of float32, without its sign, and more by 127; 0: 0 or nearly
+        bins = exponents.sub_(127 + LOWEST).clamp_(0, BINS - 1)
         bins = torch.where(values == 0, BINS, bins)
         return empty.index_add_(0, rows + bins, weights).view(count, BINS + 1)
 
@@ -135,18 +181,6 @@ class GradientProbe:
         places = torch.from_numpy(rows).to(self._device), torch.from_numpy(weights).to(self._device)
         self._histogram_of = (owned + lengths, *places)
         return places
-
-
-def _on_host(gradient: Tensor, has_units: bool) -> tuple[int, int, float]:
-    """As ``_on_device``, by NumPy, which takes a fraction of the time there."""
-    values = gradient.numpy()
-    if not values.size:
-        return 0, 0, 0.0
-    nonzero = int(np.count_nonzero(values != 0))
-    # Rows are looked at where there are zeros enough for one.
-    zero_rows = has_units and values.size - nonzero >= math.prod(values.shape[1:])
-    empty = int((~values.reshape(len(values), -1).any(axis=1)).sum()) if zero_rows else 0
-    return nonzero, empty, float(max(values.max(), -values.min()))
 
 
 def _with_rows(model: nn.Module, layers: Layers) -> list[bool]:

@@ -6,7 +6,7 @@ the device; nothing of the training is changed. Workers agree on the next probe 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,11 @@ from workers.watch.probe_rows import BINS, Names
 from workers.watch.sampling import sample
 from workers.watch.spending import Spending, Stopwatch, surely_probed
 
-UPDATE_SAMPLE = 1 << 14  # of a tensor with more elements, evenly spaced ones stand for all: of updates and moments
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
-SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")  # Adam's, RMSprop's and Adadelta's, Adagrad's
+UPDATE_SAMPLE = 1 << 13  # of a tensor with more elements, evenly spaced ones stand for all: of updates and moments
+MOMENTS = {
+    "first": ("exp_avg", "momentum_buffer"),
+    "second": ("exp_avg_sq", "square_avg", "sum"),  # Adam's, RMSprop's and Adadelta's, Adagrad's
+}
 SUMS = ("weight", "update", "zeros", "zero_rows", "nonfinite", "first", "second")
 
 
@@ -74,6 +76,7 @@ class Prober:
         self.activations = None if compiled else Activations(model, device, self._watch, counts)
         self.names = Names(self._layers.names, self.activations.names if self.activations else ())
         self._kept: list[Tensor] | None = None
+        self._ratios: dict[tuple[int, ...], Tensor] = {}
         self._next = 0
         self._step = 0
         self._probing = False
@@ -142,8 +145,8 @@ class Prober:
         if not self._probing:
             return
         with self._watch:
-            norms = self._norms([local(parameter) for parameter in self._layers.parameters]).square()
-            self._weights = _Weights(norms, self._weights_before())
+            here = self._here(self._layers.parameters)
+            self._weights = _Weights(self._norms(here).square(), self._weights_before(here))
 
     @torch.no_grad()
     def look_at_gradients(self, correction: Tensor) -> None:
@@ -178,9 +181,12 @@ class Prober:
     def _nothing(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self._device)
 
-    def _weights_before(self) -> list[Tensor]:
+    def _here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [local(tensor) for tensor in tensors] if self._sharded else tensors
+
+    def _weights_before(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """In memory that is kept: new memory would take longer than the copy."""
-        now = [sample(local(parameter), UPDATE_SAMPLE) for parameter in self._layers.parameters]
+        now = [sample(values, UPDATE_SAMPLE) for values in weights]
         if self._kept is None:
             self._kept = [torch.empty_like(values, memory_format=torch.contiguous_format) for values in now]
         if now:
@@ -195,30 +201,28 @@ class Prober:
         self._add(sums, "update", everyone, self._updates(weights.samples))
         for name, values in opened.gradients.sums.items():
             self._add(sums, name, owned, values)
-        measured = {}
-        for name, keys in {"first": FIRST_MOMENTS, "second": SECOND_MOMENTS}.items():
-            having, values = self._moments(keys, weights.samples)
-            self._add(sums, name, having, values)
-            measured[name] = self._over_layers(having, lambda index: 1.0)
+        measured = {}  # layers that have a moment
+        for name, moments in self._moments().items():
+            kept = list(moments)
+            self._add(sums, name, kept, self._squares(list(moments.values()), [weights.samples[i] for i in kept]))
+            measured[name] = self._layers_of(kept)
         largest, histograms = opened.gradients.largest, opened.gradients.histograms
         if self._sharded:
             sums, histograms = self._added_up(sums, histograms)
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         by = dict(zip(SUMS, sums, strict=True))
-        elements = self._over_layers(owned, lambda index: float(self._layers.parameters[index].numel()))
-        with_units = [index for index in owned if self._gradients.has_units[index]]
-        units = self._over_layers(with_units, lambda index: float(self._layers.parameters[index].shape[0]))
-        nan = torch.full_like(elements, torch.nan)
+        having = self._gradients.having(owned)
+        there, nan = having.elements > 0, torch.full_like(having.elements, torch.nan)
         statistics = torch.stack(
             [
                 by["weight"].sqrt(),
                 torch.where(by["weight"] > 0, (by["update"] / by["weight"]).sqrt(), nan),
-                by["zeros"] / elements,
-                by["zero_rows"] / units,
-                torch.where(elements > 0, largest, nan),
-                torch.where(elements > 0, by["nonfinite"], nan),
-                torch.where(measured["first"] > 0, by["first"].sqrt(), nan),
-                torch.where(measured["second"] > 0, by["second"].sqrt(), nan),
+                by["zeros"] / having.elements,
+                by["zero_rows"] / having.units,
+                torch.where(there, largest, nan),
+                torch.where(there, by["nonfinite"], nan),
+                torch.where(measured["first"], by["first"].sqrt(), nan),
+                torch.where(measured["second"], by["second"].sqrt(), nan),
             ]
         )
         shown = histograms[:, :BINS]
@@ -245,57 +249,62 @@ class Prober:
 
     def _updates(self, before: list[Tensor]) -> Tensor:
         """Squared norms of the update, (parameters,). ``before`` is used up."""
-        now = [local(parameter) for parameter in self._layers.parameters]
+        now = self._here(self._layers.parameters)
         seen = [sample(values, UPDATE_SAMPLE) for values in now]
         if not seen:
             return self._nothing(0)
         torch._foreach_sub_(before, seen)
         return self._norms(before).square() * self._stands_for(now, seen)
 
-    def _moments(self, keys: tuple[str, ...], room: list[Tensor]) -> tuple[list[int], Tensor]:
-        """Squared norms of the first of ``keys`` that the optimizer keeps of each parameter. ``room``: for its samples, written over."""
-        having, tensors = [], []
+    def _moments(self) -> dict[str, dict[int, Tensor]]:
+        """For each of MOMENTS, by parameter: the first of its names under which the optimizer keeps one."""
+        found: dict[str, dict[int, Tensor]] = {name: {} for name in MOMENTS}
+        states = self._optimizer.state
         for index, parameter in enumerate(self._layers.parameters):
-            state = self._optimizer.state.get(parameter)
-            found = _first_of(state, keys) if state else None
-            if found is not None:
-                having.append(index)
-                tensors.append(local(found))
-        if not having:
-            return having, self._nothing(0)
+            state = states.get(parameter)
+            if not state:
+                continue
+            for name, keys in MOMENTS.items():
+                for key in keys:
+                    moment = state.get(key)
+                    if isinstance(moment, Tensor):
+                        found[name][index] = moment
+                        break
+        return found
+
+    def _squares(self, moments: list[Tensor], room: list[Tensor]) -> Tensor:
+        """Squared norms, (moments,). ``room``: for their samples, written over."""
+        if not moments:
+            return self._nothing(0)
+        tensors = self._here(moments)
         seen = [sample(tensor, UPDATE_SAMPLE) for tensor in tensors]
         # A norm of what lies apart in memory takes longer than a copy of it.
         apart = [
             place
-            for place, index in enumerate(having)
-            if not seen[place].is_contiguous() and room[index].shape == seen[place].shape
+            for place, values in enumerate(seen)
+            if not values.is_contiguous() and room[place].shape == values.shape
         ]
         if apart:
-            places = [room[having[place]] for place in apart]
+            places = [room[place] for place in apart]
             torch._foreach_copy_(places, [seen[place] for place in apart])
             for place, copied in zip(apart, places, strict=True):
                 seen[place] = copied
-        return having, self._norms(seen).square() * self._stands_for(tensors, seen)
+        return self._norms(seen).square() * self._stands_for(tensors, seen)
 
-    def _norms(self, tensors: list[Tensor]) -> Tensor:
+    def _norms(self, tensors: Sequence[Tensor]) -> Tensor:
         """(n,) float64"""
-        return torch.stack(torch._foreach_norm(tensors)).double() if tensors else self._nothing(0)
+        return torch.stack(torch._foreach_norm(list(tensors))).double() if tensors else self._nothing(0)
 
-    def _stands_for(self, tensors: list[Tensor], seen: list[Tensor]) -> Tensor:
-        ratios = [all_.numel() / max(1, some.numel()) for all_, some in zip(tensors, seen, strict=True)]
-        return torch.tensor(ratios, dtype=torch.float64, device=self._device)
+    def _stands_for(self, tensors: Sequence[Tensor], seen: list[Tensor]) -> Tensor:
+        """The same at every probe, as a rule."""
+        sizes = tuple([tensor.numel() for tensor in tensors] + [some.numel() for some in seen])
+        found = self._ratios.get(sizes)
+        if found is None:
+            ratios = [tensor.numel() / max(1, some.numel()) for tensor, some in zip(tensors, seen, strict=True)]
+            found = self._ratios[sizes] = torch.tensor(ratios, dtype=torch.float64, device=self._device)
+        return found
 
-    def _over_layers(self, indices: list[int], value: Callable[[int], float]) -> Tensor:
-        """(L,): sums over these parameters, known to the host."""
-        found = [0.0] * len(self._layers.names)
-        for index in indices:
-            found[self._layers.owner[index]] += value(index)
-        return torch.tensor(found, dtype=torch.float64, device=self._device)
-
-
-def _first_of(state: Mapping[str, object], keys: tuple[str, ...]) -> Tensor | None:
-    for key in keys:
-        found = state.get(key)
-        if isinstance(found, Tensor):
-            return found
-    return None
+    def _layers_of(self, indices: list[int]) -> Tensor:
+        """(L,) bool: layers that have one of these parameters."""
+        found = {self._layers.owner[index] for index in indices}
+        return torch.tensor([layer in found for layer in range(len(self._layers.names))], device=self._device)
