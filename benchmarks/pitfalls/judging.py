@@ -14,7 +14,7 @@ FIRST_HELD_BACK_SEED = 100
 
 
 def judged(case: Case, seed: int, record: Record, *, healed: bool = False) -> Judged:
-    """Looks after the first step and every 2 % of them; the first finding of warning or above that is told counts.
+    """Looks after the first step, every 2 % of them and at the end, as a job does; the first finding of warning or above that is told counts.
 
     ``healed``: the run is of the variant without the fault, and counts as a healthy one.
     """
@@ -22,7 +22,7 @@ def judged(case: Case, seed: int, record: Record, *, healed: bool = False) -> Ju
     watch, told = Watch(), None
     began, looks = time.process_time(), 0
     for step in looked_at(steps):
-        changes = watch.look(record.until(step))
+        changes = watch.look(record.until(step), final=step == steps)
         looks += 1
         alarms = [finding for finding in changes.judgement.findings if finding.severity != "note"]
         raised = {finding.key for finding in changes.raised}

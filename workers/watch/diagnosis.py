@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from workers.watch import causes, explanations, fact_rules, rank_rules
+from workers.watch import causes, explanations, fact_rules, measured_facts, rank_rules
 from workers.watch.course import MIN_STEPS, Course
 from workers.watch.findings import ORDER, Found, Judgement
 from workers.watch.record import Record
@@ -54,7 +54,7 @@ def diagnose(record: Record) -> Judgement:
 
 
 def _found(course: Course) -> list[tuple[Found, list[str]]]:
-    known = [*rank_rules.findings(course), *fact_rules.findings(course)]
+    known = [*rank_rules.findings(course), *fact_rules.findings(course), *measured_facts.findings(course)]
     chains = [(symptom, causes.causes(course, symptom)) for symptom in symptoms(course)]
     early = _early(course)
     if early:

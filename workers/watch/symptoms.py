@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.watch import layers
-from workers.watch.course import LATE_PATIENCE, MIN_STEPS, Course
+from workers.watch.course import LATE_PATIENCE, MIN_STEPS, Course, finest
 from workers.watch.symptom import Symptom
 from workers.watch.symptoms_validation import contradicts, walks_away
 
@@ -362,11 +362,9 @@ def rings(course: Course) -> Symptom | None:
 
 
 def _by_chance(accuracy: np.ndarray) -> float:
-    """Standard error of a share of right answers; how many there are shows in how finely it is told."""
-    steps = np.diff(np.unique(np.round(accuracy, 6)))
-    finest = float(steps[steps > 1e-5].min()) if (steps > 1e-5).any() else 0.0
+    """Standard error of a share of right answers."""
     share = float(np.median(accuracy[-6:]))
-    return math.sqrt(max(0.0, share * (1 - share)) * finest)
+    return math.sqrt(max(0.0, share * (1 - share)) * finest(accuracy))
 
 
 def _fitted_since(course: Course, step: int) -> bool:
@@ -407,6 +405,8 @@ def slow(course: Course) -> Symptom | None:
         return None  # that the fit is slow is the least of it: validation does not follow
     if losses is not None and len(losses) >= 6 and _ever_faster(losses[-4:]):
         return None
+    if losses is not None and _bends(losses):
+        return None
     updates, third = layers.recent_updates(course.record), len(after) // 3
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
@@ -423,6 +423,17 @@ def slow(course: Course) -> Symptom | None:
         return None
     evidence = {"loss": last, "first_loss": course.start, "expected_at_the_end": end}
     return Symptom("slow", int(course.steps[0]), evidence | useless)
+
+
+def _bends(losses: np.ndarray) -> bool:
+    """Over many samples, where noise hides nothing: the last third brought less than half of what the first did, and the middle one lies between."""
+    third = len(losses) // 3
+    if third < 3 or not np.isfinite(losses).all():
+        return False
+    first, middle, last = (
+        float(part[0] - part[-1]) for part in (losses[: third + 1], losses[third:-third], losses[-third - 1 :])
+    )
+    return first > middle > last and last < 0.5 * first
 
 
 def _ever_faster(losses: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.watch.course import LATE_PATIENCE, MIN_STEPS, Course
+from workers.watch.course import CLEARLY, LATE_PATIENCE, MIN_STEPS, Course, finest
 from workers.watch.symptom import Symptom
 
 SETTLED, RUN_AWAY = 0.3, 1.3  # of the run; of H
@@ -80,6 +80,8 @@ def contradicts(course: Course) -> Symptom | None:
         return found
     if course.constant_at_most is None:
         return _only_worse(course, losses)
+    if _answers_right(course):
+        return None
     floor = course.bound if course.bound is not None else 0.0
     reference = course.constant_at_most - floor
     window = max(MIN_STEPS, len(course.losses) // 4)
@@ -99,6 +101,17 @@ def contradicts(course: Course) -> Symptom | None:
             "training_loss": level,
         },
     )
+
+
+def _answers_right(course: Course) -> bool:
+    """Far more validation samples are answered right than a constant answer has, and more than at first: some of it holds, and what does not may be
+    of kinds that were not shown yet."""
+    accuracy = course.checks("accuracy")
+    counts = [count for count in course.record.facts.loss.class_counts if count >= 0]
+    if accuracy is None or len(counts) < 2:
+        return False
+    late = float(np.median(accuracy[-3:]))
+    return late > max(counts) / sum(counts) + 2 * CLEARLY and late > float(accuracy[0]) + CLEARLY
 
 
 def _has_risen(course: Course, losses: NDArray[np.float64]) -> bool:
@@ -169,4 +182,5 @@ def _only_surer(course: Course, best: int, rise: float) -> bool:
         return False
     gained = course.constant - float(course.record.evaluations.metrics["loss"][best])
     now = float(np.median(accuracy[-3:]))
-    return bool(now >= accuracy[best] - 0.01 and rise < (0.5 if now >= accuracy.max() - 0.01 else 0.3) * gained)
+    slack = max(0.01, 1.01 * finest(accuracy))  # one answer of few samples is no share
+    return bool(now >= accuracy[best] - slack and rise < (0.5 if now >= accuracy.max() - 0.01 else 0.3) * gained)

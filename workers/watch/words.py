@@ -154,6 +154,38 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "architecture",
         "It worked when the gradients' norm is that of the first steps again and the loss falls.",
     ),
+    ("batch_size", "leaps_alone"): Words(
+        "With {leaps_alone} sample in a step the loss of the validation samples leaps between {least} and {most} from check to check (healthy: it "
+        "falls, and varies by less than a tenth).",
+        "The gradient of one sample is mostly noise: each step goes where its sample would have it, and takes back what others have taught.",
+        "Raise training.batch_size (or training.accumulate), or lower optimizer.learning_rate as many times",
+        "live",
+        "It worked when the validation loss falls from check to check.",
+    ),
+    ("batch_size", "updates"): Words(
+        "After all {updates} steps of {batch} samples each the loss is {loss} ({first_loss} at the start) and was just falling faster than ever "
+        "(healthy: hundreds of steps, and a curve that has bent).",
+        "Every step moves the weights once, however many samples its gradient is a mean of: in so few of them they cannot go far.",
+        "Lower training.batch_size at the same number of epochs, or train for more steps, or raise optimizer.learning_rate with the batch",
+        "live",
+        "It worked when the loss has bent before the end of the run.",
+    ),
+    ("dying_relu", "layers_before"): Words(
+        "In {where} {dead_share} of the units give 0 for every sample, {since}, and exactly nothing comes back to the {layers_before} layers before "
+        "it, which had gradients at first.",
+        "The slope of a ReLU is 0 where its input is negative: with all units of a layer silent, the chain rule multiplies by 0 whatever would pass.",
+        "Draw the layer's incoming weights anew and clear their moments; look for a term of the loss or a rate that drove its outputs below zero",
+        "weights",
+        "It worked when the first layers have a gradient again and the loss falls below where it stopped.",
+    ),
+    ("lr_too_high", "rate_then"): Words(
+        "The loss was {best} when the rate was {rate_then} and has become worse since as the rate climbed to {rate}: it is {loss} now, first off "
+        "{step}.",
+        "The gradient is a direction that holds for a small step only; the longer the steps, the more they take back of what had been learnt.",
+        "Go back to the weights at the best loss and keep optimizer.learning_rate near what it was there",
+        "live",
+        "It worked when the loss falls below its best.",
+    ),
     ("batch_size", "values"): Words(
         "A batch norm takes mean and deviation of {values} values (healthy: dozens).",
         "Of so few the mean is noise, and what is left after it is subtracted says hardly more than which value is the larger one; predictions then "
