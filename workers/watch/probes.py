@@ -21,7 +21,8 @@ from workers.watch.probe_rows import BINS, Names
 from workers.watch.sampling import sample
 from workers.watch.spending import Spending, Stopwatch, surely_probed
 
-UPDATE_SAMPLE = 1 << 13  # of a tensor with more elements, evenly spaced ones stand for all: of updates and moments
+UPDATE_SAMPLE = 1 << 13  # of a tensor with more elements, evenly spaced ones stand for all
+MOMENT_SAMPLE = 1 << 12  # they are there to be looked at, and no rule asks for them
 MOMENTS = {
     "first": ("exp_avg", "momentum_buffer"),
     "second": ("exp_avg_sq", "square_avg", "sum"),  # Adam's, RMSprop's and Adadelta's, Adagrad's
@@ -204,7 +205,7 @@ class Prober:
         measured = {}  # layers that have a moment
         for name, moments in self._moments().items():
             kept = list(moments)
-            self._add(sums, name, kept, self._squares(list(moments.values()), [weights.samples[i] for i in kept]))
+            self._add(sums, name, kept, self._squares(list(moments.values())))
             measured[name] = self._layers_of(kept)
         largest, histograms = opened.gradients.largest, opened.gradients.histograms
         if self._sharded:
@@ -272,23 +273,10 @@ class Prober:
                         break
         return found
 
-    def _squares(self, moments: list[Tensor], room: list[Tensor]) -> Tensor:
-        """Squared norms, (moments,). ``room``: for their samples, written over."""
-        if not moments:
-            return self._nothing(0)
+    def _squares(self, moments: list[Tensor]) -> Tensor:
+        """Squared norms, (moments,)."""
         tensors = self._here(moments)
-        seen = [sample(tensor, UPDATE_SAMPLE) for tensor in tensors]
-        # A norm of what lies apart in memory takes longer than a copy of it.
-        apart = [
-            place
-            for place, values in enumerate(seen)
-            if not values.is_contiguous() and room[place].shape == values.shape
-        ]
-        if apart:
-            places = [room[place] for place in apart]
-            torch._foreach_copy_(places, [seen[place] for place in apart])
-            for place, copied in zip(apart, places, strict=True):
-                seen[place] = copied
+        seen = [sample(tensor, MOMENT_SAMPLE) for tensor in tensors]
         return self._norms(seen).square() * self._stands_for(tensors, seen)
 
     def _norms(self, tensors: Sequence[Tensor]) -> Tensor:
