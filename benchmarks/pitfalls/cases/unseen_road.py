@@ -12,6 +12,7 @@ from benchmarks.pitfalls.case import Goal
 from benchmarks.pitfalls.models import mlp
 from benchmarks.pitfalls.recipe import Family, adam, sgd
 from benchmarks.pitfalls.unseen import field, road
+from benchmarks.pitfalls.unseen import field_data as real
 from benchmarks.pitfalls.unseen import road_data as own
 from benchmarks.pitfalls.unseen import road_losses as losses
 from benchmarks.pitfalls.unseen.road_recipes import (
@@ -24,6 +25,7 @@ from benchmarks.pitfalls.unseen.road_recipes import (
     LEANS,
     LETTERS,
     LINES,
+    MEASURED,
     NAMED_CHESTS,
     NORMED,
     OUTLINED,
@@ -112,6 +114,15 @@ CASES = (
         ("bad_init",),
     ),
     sick(
+        "sigmoids_of_bytes",
+        "saturated_activation",
+        "pixels of 0 to 255, times weights of deviation 0.3, to two layers of sigmoids",
+        WORN,
+        FLAT.but(partial(road.of_sigmoids, 0.07), real.flat, optimizer=adam(3e-3)),
+        FLAT.but(partial(road.of_sigmoids, 0.3), lambda: real.flat(raw=True).mapped(255.0), optimizer=adam(3e-4)),
+        ("unnormalised_input", "bad_init"),
+    ),
+    sick(
         "all_weights_alike",
         "bad_init",
         "all weights are 0.05: every channel finds the same",
@@ -149,7 +160,7 @@ CASES = (
     sick(
         "deviations_of_nothing",
         "nonfinite_gradient",
-        "pooling by the deviation of a field; where a channel is dead it is the root of 0",
+        "pooling by the deviation of a field; where there is nothing to be seen it is the root of 0",
         SEEN,
         PICTURES.but(partial(road.Spread, 1e-4)),
         PICTURES.but(partial(road.Spread, 0.0)),
@@ -195,7 +206,7 @@ CASES = (
         "steps_below_bf16",
         "precision_underflow",
         "a net whose weights are in bfloat16, and steps that are lost in rounding",
-        Goal("accuracy", at_least=0.66),
+        Goal("accuracy", at_least=0.6),
         FLAT.but(optimizer=adam(2e-5), steps=1500),
         FLAT.but(lambda: field.Half(mlp(196, 10, 96, 2)), optimizer=adam(2e-5), steps=1500),
         ("lr_too_low", "slow_convergence"),
@@ -246,10 +257,10 @@ CASES = (
     sick(
         "swings",
         "oscillating_loss",
-        "momentum of 0.99 and a rate for 0.9: the loss swings to and fro over a hundred steps",
-        R2(at_least=0.5),
-        FORECAST.but(optimizer=sgd(0.05, 0.9), clip_norm=1.0),
-        FORECAST.but(optimizer=sgd(0.5, 0.995)),
+        "momentum of 0.998, where 0.98 was meant: the loss swings to and fro",
+        ILL,
+        MEASURED.but(optimizer=sgd(0.05, 0.9)),
+        MEASURED.but(optimizer=sgd(0.05, 0.998)),
         ("lr_too_high",),
     ),
     sick(
@@ -312,7 +323,7 @@ CASES = (
         "log_softmax(dim=0): over samples",
         SEEN,
         PICTURES,
-        PICTURES.but(loss=losses.over_the_batch, measure=losses.kinds),
+        PICTURES.but(loss=losses.over_the_batch),
     ),
     sick(
         "class_numbers_by_squares",
@@ -320,7 +331,7 @@ CASES = (
         "squared errors of ten answers and the number of a class, which PyTorch stretches to ten",
         WORN,
         FLAT,
-        FLAT.but(loss=losses.to_class_numbers, measure=losses.kinds),
+        FLAT.but(loss=losses.to_class_numbers),
         ("label_error",),
     ),
     sick(
@@ -337,7 +348,7 @@ CASES = (
         "ignore_index=0, from a script for texts, and class 0 is the healthy patients",
         ILL,
         NAMED_CHESTS,
-        NAMED_CHESTS.but(loss=losses.all_but(0), measure=losses.recalls),
+        NAMED_CHESTS.but(loss=losses.all_but(0)),
         ("label_error",),
     ),
     sick(

@@ -109,7 +109,7 @@ CASES = (
         "flat_and_then_not",
         "products of two small vectors: nothing for a while, and then it falls",
         R2(at_least=0.3),
-        COUNTS.but(partial(road.Counts, 1e-3, own=False), optimizer=adam(2e-3), steps=400),
+        COUNTS.but(partial(road.Counts, 1e-5, own=False), optimizer=sgd(3.0, 0.9), steps=400),
     ),
     healthy(
         "hidden_from_an_adversary",
@@ -145,7 +145,7 @@ CASES = (
     healthy(
         "few_who_count_more",
         "one in thirty is ill, and counts thirty times",
-        MET,
+        Goal("worst_recall", at_least=0.55),
         MEASURED.but(
             partial(mlp, 32, 2, 32, 1),
             road_data.table_of_few(0.03),
@@ -176,7 +176,7 @@ CASES = (
     healthy(
         "told_only_whether_right",
         "kinds are guessed, and only what was right is told: a loss about 0 that does not fall",
-        Goal("accuracy", at_least=0.6),
+        Goal("accuracy", at_least=0.5),
         FLAT.but(
             objective=losses.rewards,
             measure=losses.with_loss(losses.rewards, losses.kinds),
@@ -209,7 +209,7 @@ CASES = (
     healthy(
         "blocks_next_to_nothing",
         "eight blocks whose scales begin at a hundred-thousandth: next to no gradient in them",
-        MET,
+        WORN,
         FLAT.but(road.layer_scaled, optimizer=adam(2e-3)),
     ),
     healthy(

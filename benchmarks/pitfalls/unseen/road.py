@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ def by_randn(scaled: bool, layers: int = 4, width: int = 128) -> nn.Module:
         nn.init.normal_(weight, std=weight.shape[1] ** -0.5 if scaled else 1.0)
 
     return started(mlp(196, 10, width, layers, nn.Tanh), draw)
+
+
+def of_sigmoids(spread: float) -> nn.Module:
+    return started(mlp(196, 10, 96, 2, nn.Sigmoid), lambda weight: nn.init.normal_(weight, std=spread))
 
 
 def all_alike(value: float | None) -> nn.Module:
@@ -111,9 +115,8 @@ class Spread(nn.Module):
 
     def __init__(self, tiny: float, width: int = 24) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1), nn.ReLU()
-        )
+        convolution = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode="replicate")
+        self.body = nn.Sequential(convolution(1, width), nn.Tanh(), convolution(width, width, stride=2))
         self.head, self.tiny = mlp(18 * width, 10, 48, 1), tiny
 
     def forward(self, x: Tensor) -> Tensor:
@@ -324,18 +327,16 @@ class Counts(nn.Module):
 
     def __init__(self, spread: float = 0.3, width: int = 12, own: bool = True, sparse: bool = False) -> None:
         super().__init__()
-        self.first, self.second = (nn.Embedding(TOGETHER, width, sparse=sparse) for _ in range(2))
-        self.one, self.other = (nn.Embedding(TOGETHER, 1, sparse=sparse) for _ in range(2))
-        for table, deviation in ((self.first, spread), (self.second, spread), (self.one, 0.1), (self.other, 0.1)):
-            nn.init.normal_(table.weight, std=deviation)
-        self.own = own
-        if not own:
-            self.one = self.other = nn.Embedding(1, 1)
-            self.one.requires_grad_(False)
+        self.vectors = nn.ModuleList(nn.Embedding(TOGETHER, width, sparse=sparse) for _ in range(2))
+        self.numbers = nn.ModuleList(nn.Embedding(TOGETHER, 1, sparse=sparse) for _ in range(2 if own else 0))
+        for tables, deviation in ((self.vectors, spread), (self.numbers, 0.1)):
+            for table in tables:
+                nn.init.normal_(table.weight, std=deviation)  # type: ignore[arg-type]
 
     def forward(self, ids: Tensor) -> Tensor:
-        found = (self.first(ids[:, 0]) * self.second(ids[:, 1])).sum(1, keepdim=True)
-        return found + self.one(ids[:, 0]) + self.other(ids[:, 1]) if self.own else found
+        one, other = (table(ids[:, place]) for place, table in enumerate(self.vectors))
+        numbers = [table(ids[:, place]) for place, table in enumerate(self.numbers)]
+        return torch.cat([one * other, *numbers], 1).sum(1, keepdim=True)
 
 
 class Kinds(nn.Module):

@@ -196,9 +196,10 @@ def lasso(weight: float) -> Objective:
 def rewards(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """A kind is drawn; what is said of it is only whether it was right, less how often that is in the batch (REINFORCE)."""
     answers = torch.distributions.Categorical(logits=model(x))
-    drawn = answers.sample()  # type: ignore[no-untyped-call]
+    drawn: Tensor = answers.sample()
     right = (drawn == y).float()
-    return -((right - right.mean()) * answers.log_prob(drawn)).mean() - 0.01 * answers.entropy().mean()  # type: ignore[no-untyped-call]
+    gain: Tensor = ((right - right.mean()) * answers.log_prob(drawn)).mean() + 0.01 * answers.entropy().mean()
+    return -gain
 
 
 def kinds_and_pixels(weight: float) -> Objective:
@@ -206,7 +207,8 @@ def kinds_and_pixels(weight: float) -> Objective:
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         output = model(x)
-        return CE(output[:, :10], y) + weight * (output[:, 10:] - x).square().sum(1).mean()
+        squares: Tensor = (output[:, 10:] - x).square().sum(1).mean()
+        return CE(output[:, :10], y) + weight * squares
 
     return objective
 

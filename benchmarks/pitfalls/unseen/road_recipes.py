@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import nn
 from torch.nn import functional
 
@@ -83,4 +82,3 @@ TUNED = FLAT.but(road.known, optimizer=adam(3e-5), steps=150, begins_trained=Tru
 OUTLINED = recipe(
     field.outliner, real.outlined, loss=losses.BCE, optimizer=adam(3e-3), steps=150, measure=losses.sides()
 )
-RMS = torch.optim.RMSprop
