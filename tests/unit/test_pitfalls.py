@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("case", ALL[::8], ids=lambda case: case.name)
 def test_a_case_makes_two_steps_and_leaves_a_record(case: Case, request: pytest.FixtureRequest) -> None:
     """Every eighth; ``python -m benchmarks.pitfalls verify`` trains all of them."""
-    if case.family in ("unseen_field", "unseen_desk"):
+    if case.family in ("unseen_field", "unseen_desk", "unseen_road"):
         request.getfixturevalue("shared_data")
     for build in filter(None, (case.build, case.healed)):
         record = run(replace(build(0), steps=2), 0, watch=True).record
