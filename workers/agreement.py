@@ -15,10 +15,11 @@ class Signal(IntEnum):
 
     NONE = 0
     REGROUP = 1  # form the next group
-    PAUSE = 2
-    CRITICAL = 3  # something critical was found for which the job is to be stopped
-    CANCEL = 4
-    NONFINITE = 5
+    REPAIR = 2  # change something of the run, because it fails
+    PAUSE = 3
+    CRITICAL = 4  # something critical was found for which the job is to be stopped
+    CANCEL = 5
+    NONFINITE = 6
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Votes:
     next_probe: float = 0.0  # step
     next_norms: float = 0.0  # step at which each worker's own gradient is measured
     next_checksums: float = 0.0  # step
+    next_snapshot: float = 0.0  # step after which each keeps what it has in the host's memory
 
     def numbers(self) -> list[float]:
         checkpoint, *others = astuple(self)

@@ -24,7 +24,8 @@ class Stage(IntEnum):
     """How much of what belongs to a step is done."""
 
     STEPPED = 0  # the weights are updated; evaluation and what else is due after the step is not done yet
-    COMPLETE = 1
+    REPAIRED = 1  # all that was due is done, and what was agreed to mend is mended
+    COMPLETE = 2
 
 
 @dataclass(frozen=True, order=True)

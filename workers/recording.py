@@ -36,6 +36,7 @@ FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
 LOOK_SECONDS = 5.0  # between two looks at the record
 LOOKS = 50  # in a run that is so short that it would be over before
 LOOK_SHARE = 0.01  # of the time, at most, for looking
+FEW = 5  # steps say what is usual
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")
 
@@ -293,6 +294,28 @@ class Recorder:
         self._forget_told()
         if self._teller:
             self._report(self._untold)
+
+    def begin_anew(self, after: int, through: int, steps: int) -> None:
+        """The run was changed: steps that it has left behind are not judged any more, and findings are looked for anew. ``steps``: its length now.
+
+        To be taken after ``flush``.
+        """
+        for log in (self._memory, self._probes, self._ranks):
+            log.forget(after, through)
+        for finding in self._watch.forget():
+            self._tell_finding(CLEARED, finding, through)
+        self._steps, self.bad_steps, self._looked_step = steps, 0, through
+        if self.facts is not None and self.facts.total_steps is not None:
+            self.facts = replace(self.facts, total_steps=steps)
+
+    def usual_norm(self, before: int) -> float | None:
+        """Median of the gradient's global norm in the steps before that one, or in the first ones. None: there are none that are finite."""
+        series = self._memory.series()
+        norms = np.sqrt(np.square(series.norms).sum(1))
+        early = norms[series.steps < before]
+        found = early if len(early) >= FEW else norms[:FEW]
+        found = found[np.isfinite(found)]
+        return float(np.median(found)) if len(found) else None
 
     def tell_verdict_anew(self) -> None:
         """With the next look, also if it is the same: to somebody who does not know it yet."""

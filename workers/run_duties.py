@@ -23,6 +23,7 @@ from workers.watch.findings import Judgement
 from workers.watch.record import Facts
 from workers.weights import finite
 
+NOT_A_NUMBER = 3  # steps in a row, after which nobody waits for the next look
 COLLECT_GARBAGE_EVERY = 500  # steps; on all ranks at once, so that no rank waits for another's collector
 
 
@@ -202,7 +203,8 @@ class RunDuties(RunState):
             gc.collect()
         if self.facts_due:
             self.share_facts()
-        self.hear(self.recorder.judge_when_due())
+        hurry = self.spec.health.mode == "repair" and self.recorder.bad_steps >= NOT_A_NUMBER and self.wanted is None
+        self.hear(self.recorder.judge() if hurry else self.recorder.judge_when_due())
         self.recorder.step_begins()
 
     def hear(self, judgement: Judgement | None) -> None:

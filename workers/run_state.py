@@ -6,7 +6,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from workers.illustration import Illustrator
 from workers.membership import Link, Membership, MisplacedError, Position, Stage, Work
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
+from workers.repair.acts import Act
+from workers.repair.repairs import Repairs
+from workers.repair.snapshots import Snapshots
 from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
@@ -82,6 +85,13 @@ class RunState:
         self.rank, self.world_size = 0, 1
         self.group = ProcessGroup(context.device)
         self.score = Score(spec.evaluation)
+        self.job_steps = self.plan.steps  # as the job says; repairs may make the run longer
+        self.repairs, self.snapshots = Repairs(spec.health, self.plan.steps), Snapshots()
+        self.wanted: Act | None = None  # what this rank would have all do next
+        self.found: Mapping[str, Any] = {}  # the finding that it answers
+        self.sick = False  # something is open that is more than a note
+        self.snapshot_at, self.snapshot_seconds = time.monotonic(), 0.0
+        self.passed_over = 0  # updates that were left out
         self.acting = Acting(spec.health.on_critical, context.accepted)
         self.illustrator = Illustrator(
             task,
@@ -144,6 +154,7 @@ class RunState:
         self.group.join(self.rank, self.world_size, membership.store, patience)
         if not self.untouched and (self.sharded or membership.position is None):
             self.build()
+            self.snapshots.forget()  # parts are others in another group
         device = self.context.device
         self.model = parallel.distribute(
             self.plain_model, device, self.world_size, self.spec.workers.strategy, compiled=self.spec.training.compile
@@ -297,6 +308,7 @@ class RunState:
             "recorder": self.recorder.document(),
             "gradient_digest": self.gradient_digest.hexdigest(),
             "accumulate": self.accumulate,
+            "repairs": self.repairs.document(),
         }
 
     def take_document(self, document: Mapping[str, Any]) -> None:
@@ -304,6 +316,9 @@ class RunState:
         self.recorder.restore(document["recorder"])
         self.gradient_digest = GradientDigest(document["gradient_digest"])
         self.accumulate = max(self.accumulate, document.get("accumulate", 1))
+        if "repairs" in document:  # not in those of earlier versions
+            self.repairs.restore(document["repairs"])
+            self.plan = replace(self.plan, steps=self.job_steps + self.repairs.extra)
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""

@@ -21,6 +21,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -193,40 +194,76 @@ class Gradients(Model):
 
 
 OnCritical = Literal["continue", "pause", "stop"]
+Consent = Literal["live", "weights", "architecture", "data"]
+
+
+_LIVE: list[Consent] = ["live"]
+
+
+class RepairBudget(Model):
+    repairs: Annotated[int, Field(ge=1, le=100)] = Field(
+        8, description="changes that are tried, those taken back included"
+    )
+    extra_steps: Annotated[float, Field(ge=0, le=10)] = Field(
+        1.0, description="how much longer the run may become to make up for steps that were lost, as a share of its own"
+    )
+    lr_floor: Annotated[float, Field(gt=0, le=1)] = Field(
+        1e-3, description="the learning rate is never brought below this share of what the job's schedule gives"
+    )
 
 
 class Health(Model):
-    mode: Literal["observe", "advise"] = Field(
-        "advise", description="observe: record; advise: explain and suggest. Neither changes the run."
+    mode: Literal["observe", "advise", "repair"] = Field(
+        "advise",
+        description="observe: record; advise: explain, and say what repair would do; neither changes the run. repair: change what allow names when "
+        "the run fails",
     )
-    allow: None = None
-    budget: None = None
+    allow: Annotated[list[Consent], Field(min_length=1, max_length=4)] = Field(
+        default_factory=lambda: _LIVE.copy(),
+        description="with mode repair, what may be changed; live: learning rate, clipping, moments, going back to earlier weights",
+    )
+    budget: RepairBudget = Field(default_factory=RepairBudget)
     preflight: bool = Field(
         False,
         description="try some 20 steps on one worker before the whole group is taken; what they show is on the job before resources are spent",
     )
     on_critical: OnCritical = Field(
         "continue",
-        description="what becomes of the job when something critical is found: it goes on; it is paused, with a checkpoint, until somebody "
-        "resumes it, which it is not stopped for a second time; or it ends as failed",
+        description="what becomes of the job when something critical is found (with mode repair: and nothing more can be tried): it goes on; it is "
+        "paused, with a checkpoint, until somebody resumes it, which it is not stopped for a second time; or it ends as failed",
     )
     data_checks: bool = Field(
         True, description="look at the data before workers are taken: what is wrong or odd with it becomes findings"
     )
 
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _no_repair(cls, value: Any) -> Any:
-        if value == "repair":
-            raise not_available("mode 'repair'", "use observe or advise")
-        return value
-
     @field_validator("allow", "budget", mode="before")
     @classmethod
-    def _repairs_later(cls, value: Any) -> Any:
-        if value is not None:
-            raise not_available("repairing a running job", "leave the field out")
+    def _of_earlier_versions(cls, value: Any, info: ValidationInfo) -> Any:
+        """Their jobs say null."""
+        return cls.model_fields[str(info.field_name)].get_default(call_default_factory=True) if value is None else value
+
+    @field_validator("allow", mode="after")
+    @classmethod
+    def _what_there_is(cls, value: list[Consent]) -> list[Consent]:
+        later = [each for each in value if each != "live"]
+        if later:
+            raise not_available(f"repairing {later[0]}", "allow live only")
         return value
+
+    @model_validator(mode="after")
+    def _only_with_repair(self) -> Self:
+        given = sorted({"allow", "budget"} & self.model_fields_set)
+        default = Health.model_fields
+        changed = [
+            name for name in given if getattr(self, name) != default[name].get_default(call_default_factory=True)
+        ]
+        if self.mode != "repair" and changed:
+            raise PydanticCustomError(
+                "repair_mode",
+                "{field} means something with mode repair only, not with {mode}",
+                {"field": " and ".join(changed), "mode": self.mode},
+            )
+        return self
 
 
 class Checkpoint(Model):
@@ -302,6 +339,15 @@ class JobSpec(Model):
                 "script_pause",
                 "health.on_critical pause needs task.resumable: true for a script, which would begin anew after a pause; "
                 "say so where it goes on from its output folder, or take stop or continue",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_repaired(self) -> Self:
+        if self.health.mode == "repair" and self.task.kind == "script":
+            raise PydanticCustomError(
+                "script_repair",
+                "health.mode repair is not possible for a script, whose own loop decides what a step is; take advise or observe",
             )
         return self
 

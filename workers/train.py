@@ -22,7 +22,7 @@ from workers.memory import advice, is_out_of_memory
 from workers.process_group import broken_by_peer
 from workers.recording import NONFINITE_LIMIT, HostValues
 from workers.reports import Outcome, ReasonCode, StopMode
-from workers.run_duties import RunDuties
+from workers.run_repairs import RunRepairs
 from workers.run_state import RunContext
 from workers.spec import JobSpec
 from workers.tasks.base import Batch, Task
@@ -58,7 +58,7 @@ def run(task: Task, spec: JobSpec, context: RunContext) -> Outcome:
         training.close()
 
 
-class Run(RunDuties):
+class Run(RunRepairs):
     """One worker's part of a run: the loop and its steps."""
 
     def train(self) -> Outcome:
@@ -91,21 +91,29 @@ class Run(RunDuties):
 
     def loop(self) -> Outcome:
         """Batch, forward, backward with all-reduce, measure, clip, step; when due evaluate and checkpoint."""
-        outcome = self.over_before() if self.stage is Stage.COMPLETE else self.after_step(Signal.NONE)
+        outcome = self.after_step(Signal.NONE) if self.stage is Stage.STEPPED else self.over_before()
+        self.keep_snapshot_when_due(None)
         with steady_memory():
-            for data in self.read_data() if outcome is None else ():
-                host = self.host_values(data)
-                self.begin_step(host)
-                self.forward_backward(data)
-                agreed = self.agreement.result()
-                self.prober.agree(agreed.votes.next_probe)
-                self.ranks.agree(agreed.votes.next_norms, agreed.votes.next_checksums)
-                self.step_with_gradients(data, agreed, host)
-                outcome = self.hear_of_checkpoint(agreed) or self.after_step(agreed.signal)
-                if outcome is not None:
-                    break
-        assert outcome is not None  # the last step is an end
+            while outcome is None:  # the last step is an end
+                outcome = self.steps_of_plan()
         return outcome
+
+    def steps_of_plan(self) -> Outcome | None:
+        """None: the plan has become another one."""
+        plan = self.plan
+        for data in self.read_data():
+            host = self.host_values(data)
+            self.begin_step(host)
+            self.forward_backward(data)
+            agreed = self.agreement.result()
+            self.prober.agree(agreed.votes.next_probe)
+            self.ranks.agree(agreed.votes.next_norms, agreed.votes.next_checksums)
+            self.step_with_gradients(data, agreed, host)
+            outcome = self.hear_of_checkpoint(agreed) or self.after_step(agreed.signal)
+            if outcome is not None or self.plan is not plan:
+                return outcome
+            self.keep_snapshot_when_due(agreed)
+        return None
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
@@ -133,7 +141,7 @@ class Run(RunDuties):
                 if not more:
                     self.link.at(Work.EXCHANGE, self.step)
                     # Travels while the backward pass computes.
-                    votes = Votes(self.saver.votes(), self.prober.vote(), *self.ranks.votes())
+                    votes = Votes(self.saver.votes(), self.prober.vote(), *self.ranks.votes(), self.snapshot_vote())
                     self.agreement.start(totals, self.signal(), votes, self.ranks.row())
                 torch.autograd.backward(loss_sum * (scale * weight))
             samples += int(weight) * len(next(iter(batch.values())))
@@ -178,12 +186,15 @@ class Run(RunDuties):
         correction = data.samples / agreed.count
         norms = norms * correction
         norm = norms.square().sum().sqrt()
-        factor = clip_factor(norm, self.spec.training.clip_norm)
+        factor = clip_factor(norm, self.repairs.clip(self.spec.training.clip_norm))
         self.prober.before_update(correction)
         self.monitor.scale(factor * correction)
         self.link.at(Work.UPDATE, self.step)
         self.saver.before_update()
-        self.optimizer.step()
+        if self.passes_over(norm):
+            self.buffers.put_back()
+        else:
+            self.optimizer.step()
         self.ranks.after_update()
         self.step, self.stage, self.in_step = self.step + 1, Stage.STEPPED, False
         # Communicates only when sharded: then nothing of a step outlives a lost worker, so that no row can be missing where this breaks off.
@@ -194,7 +205,9 @@ class Run(RunDuties):
         self.recorder.record(self.step, agreed.loss_sum, agreed.count, norms, norm, factor, host, probe, heard)
 
     def host_values(self, data: batches.StepData) -> HostValues:
-        rate = optim.learning_rate(self.step, self.plan.steps, self.spec.schedule, self.spec.optimizer.learning_rate)
+        at = self.repairs.schedule_step(self.step)
+        rate = optim.learning_rate(at, self.job_steps, self.spec.schedule, self.spec.optimizer.learning_rate)
+        rate = self.repairs.rate(self.step, rate)
         epoch = (self.step + 1) / self.plan.steps_per_epoch
         return HostValues(rate, data.samples, epoch, self.waited_seconds, self.world_size)
 
@@ -211,7 +224,7 @@ class Run(RunDuties):
 
     def signal(self) -> Signal:
         """What this worker wants of all: they act on it together, after the step that is under way."""
-        if self.recorder.bad_steps >= NONFINITE_LIMIT:
+        if self.recorder.bad_steps >= NONFINITE_LIMIT and self.wanted is None and not (self.repairing and self.rank):
             return Signal.NONFINITE
         stop = self.link.stop_requested()
         if stop not in (None, StopMode.PAUSE):
@@ -220,6 +233,8 @@ class Run(RunDuties):
             return Signal.CRITICAL
         if stop is not None:
             return Signal.PAUSE
+        if self.wanted is not None and self.rank == 0:
+            return Signal.REPAIR
         return Signal.REGROUP if self.link.regroup_requested() else Signal.NONE
 
     def after_step(self, signal: Signal) -> Outcome | None:
@@ -228,6 +243,8 @@ class Run(RunDuties):
         outcome = self.save_when_due(last=outcome is not None or (regroup and self.sharded)) or outcome
         if regroup and outcome is None:
             outcome = self.settle()
+        if signal is Signal.REPAIR and outcome is None:
+            self.repair()
         self.stage = Stage.COMPLETE
         self.look_after()
         if regroup and outcome is None:

@@ -27,10 +27,10 @@ RULES: dict[Kind, tuple[Rule, ...]] = {
     "runaway": (unsteady.heavy, *away.RUNAWAY),
     "stuck": (
         flat.rate_zero,
+        flat.rate_died,
         flat.underflow,
         flat.unmoved,
         flat.undone,
-        flat.rate_died,
         flat.unnormalised,
         flat.over_regularised,
         flat.twin_rows,

@@ -133,7 +133,9 @@ def rare(course: Course, symptom: Symptom) -> Found | None:
 
 
 def asks_for_another(course: Course, symptom: Symptom) -> Found | None:
-    if "best_accuracy" not in symptom.evidence:
+    """A loss of one's own, which falls, is not what the answers are judged by."""
+    own = course.record.facts.loss.function is None and "first_accuracy" in symptom.evidence
+    if not own and "best_accuracy" not in symptom.evidence:
         return None
     return Found("wrong_loss", "warning", symptom.step, symptom.evidence)
 

@@ -274,7 +274,7 @@ class Course:
         loss, early = self.record.facts.loss, self.losses[: 2 * MIN_STEPS]
         if self.bound is not None or loss.function is not None or not len(early):
             return False
-        return bool(abs(self.start) < 0.25 * self.scale and early.min() < 0)
+        return bool(abs(self.start) < 0.5 * self.scale and early.min() < 0)
 
     # --- what was measured on validation samples -----------------------------------------------------------------------
 

@@ -423,7 +423,8 @@ def lr_zero(course: Course) -> Found | None:
     if early is not None and facts.total_steps and facts.warmup_steps < 0.1 * facts.total_steps:
         largest = facts.learning_rate or max(schedule.values())
         later = schedule.get(1.0, 0.0)
-        if early <= 1e-3 * largest and later <= early and schedule.get(0.01, early) >= early:
+        gone = later < 1e-6 * largest and early < 0.05 * largest  # a factor for each epoch, applied at each step
+        if (early <= 1e-3 * largest or gone) and later <= early and schedule.get(0.01, early) >= early:
             return Found("lr_zero", "warning", 0, {"schedule": dict(facts.schedule)})
     rates = course.record.series.learning_rates
     recent = rates[-max(10, round(0.02 * course.total)) :]

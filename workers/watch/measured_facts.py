@@ -19,7 +19,12 @@ ALIVE = 0.3  # of a layer's units gave nothing at first, at most
 LEAPT = 1.1  # of the untrained loss
 RARELY = 100  # updates in the whole run
 FEW_BATCHES = 4  # in an epoch
-HARDLY_BEGUN = 0.6  # of what there is to learn is left
+FEWEST = 10  # steps that show a bend
+HARDLY_BEGUN = 0.55  # of what there is to learn is left
+SHRUNK = 0.3  # of the weights' first norm
+LEFT = 0.4  # of H
+RAW = 30.0  # a feature's mean or deviation
+LEAPING = 0.05  # noise of a step's loss, over the loss
 LEAPS = 0.2  # of H, from check to check
 
 
@@ -118,7 +123,7 @@ def too_few_updates(course: Course) -> Found | None:
     """The run is over while it learns faster than ever: of so large batches there were few. Right: a job that is short on purpose and has come near
     its goal, a learning rate that is at its end."""
     facts, count = course.record.facts, len(course.losses)
-    if facts.total_steps is None or facts.total_steps > RARELY or course.now < facts.total_steps or count < MIN_STEPS:
+    if facts.total_steps is None or facts.total_steps > RARELY or course.now < facts.total_steps or count < FEWEST:
         return None
     if facts.steps_per_epoch is None or facts.steps_per_epoch > FEW_BATCHES or not np.isfinite(course.losses).all():
         return None
@@ -134,6 +139,43 @@ def too_few_updates(course: Course) -> Found | None:
     return Found("batch_size", "warning", int(course.steps[0]), evidence)
 
 
+def shrunk_and_stuck(course: Course) -> Found | None:
+    """Weight decay has taken most of the weights, and the loss has stopped with much of it left. Right: decay that goes along with learning."""
+    facts, shrunk = course.record.facts, layers.ratio_to_start(layers.of_weights(course.record))
+    if not (facts.weight_decay or 0.0) > 0 or shrunk is None or not np.median(shrunk) < SHRUNK or not _stopped(course):
+        return None
+    evidence = {"weights_shrunk": True, "weights_left": float(np.median(shrunk)), "weight_decay": facts.weight_decay}
+    return Found("over_regularised", "warning", int(course.steps[0]), {**evidence, **_course_of(course)})
+
+
+def raw_inputs(course: Course) -> Found | None:
+    """Inputs tens of times too large for plain steps: it learns, and leaps about with much of the loss left. Right: Adam and its like, which scale
+    each weight's step; a normalisation in front."""
+    facts, scale = course.record.facts, layers.scale_of_inputs(course.record)
+    if (facts.optimizer or "").lower() != "sgd" or scale is None or not scale > RAW or not _stopped(course):
+        return None
+    if not course.noise > LEAPING * course.recent:
+        return None
+    return Found("unnormalised_input", "warning", 0, {"slows": scale, **_course_of(course)})
+
+
+def _stopped(course: Course) -> bool:
+    """With much of the loss left, in training and in validation."""
+    if (
+        not course.past(0.45, 3 * MIN_STEPS)
+        or course.begins_trained
+        or course.measures_nothing
+        or course.constant is None
+    ):
+        return False
+    floor = course.bound or 0.0
+    return course.recent - floor > LEFT * (course.constant - floor) and not course.falls
+
+
+def _course_of(course: Course) -> dict[str, float]:
+    return {"loss": course.recent, "first_loss": course.start}
+
+
 RULES: tuple[Callable[[Course], Found | None], ...] = (
-    gone_silent, killed_at_first, worse_as_the_rate_climbs, alone, too_few_updates,
+    gone_silent, killed_at_first, worse_as_the_rate_climbs, alone, too_few_updates, shrunk_and_stuck, raw_inputs,
 )  # fmt: skip

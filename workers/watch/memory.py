@@ -60,6 +60,14 @@ class RunMemory:
         if len(self._evaluated) > KEPT:
             self._evaluated = self._evaluated[:BEGINNING] + self._evaluated[BEGINNING::2]
 
+    def forget(self, after: int, through: int) -> None:
+        """Steps that the run has left behind: it went back to what it was before them."""
+        rows = [row for row, step in enumerate(self._steps) if not after < step <= through]
+        self._steps = [self._steps[row] for row in rows]
+        self._values = [self._values[row] for row in rows]
+        self._norms = [self._norms[row] for row in rows]
+        self._evaluated = [(step, values) for step, values in self._evaluated if not after < step <= through]
+
     def series(self) -> Series:
         measured = np.array(self._values, dtype=np.float64).reshape(-1, len(StepValues._fields))
         losses, rates, factors, seconds, waits = measured.T

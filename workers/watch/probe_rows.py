@@ -128,6 +128,9 @@ class ProbeLog:
         if len(self._records) > KEPT_ROWS:
             self._records = self._records[:FIRST_ROWS] + self._records[FIRST_ROWS::2]
 
+    def forget(self, after: int, through: int) -> None:
+        self._records = [record for record in self._records if not after < record["step"][0] <= through]
+
     def probes(self) -> Probes:
         return probes_of(self.names, _joined(self.names, self._records))
 

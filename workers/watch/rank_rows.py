@@ -135,6 +135,10 @@ class RankLog:
         if len(self._records) > KEPT_ROWS:
             self._records, self._whole = _thinned(self._records), _thinned(self._whole)
 
+    def forget(self, after: int, through: int) -> None:
+        kept = [index for index, record in enumerate(self._records) if not after < record["step"][0] <= through]
+        self._records, self._whole = [self._records[index] for index in kept], [self._whole[index] for index in kept]
+
     def ranks(self) -> Ranks:
         return ranks_of(self._joined())
 

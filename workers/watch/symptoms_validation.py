@@ -12,6 +12,8 @@ from workers.watch.symptom import Symptom
 
 SETTLED, RUN_AWAY = 0.3, 1.3  # of the run; of H
 BY_HEART, BY_HEART_SOON = 0.75, 0.6  # of H
+MOST = 0.9  # of a loss is gone
+NEARLY_ALL = 0.95  # of the answers; not those of rare classes, of which that many are right from the start
 SHARES = ("accuracy", "recall", "precision", "f1", "auroc", "iou")  # names end so: shares of right answers
 
 
@@ -127,7 +129,10 @@ def _answers_stay(course: Course) -> Symptom | None:
         return None
     if (worse := _answers_get_worse(course, accuracy)) is not None:
         return worse
-    if not course.start - course.recent > 0.7 * course.scale or accuracy.max() > min(0.5, accuracy[0] + 0.05):
+    gone = (course.start - course.recent) / course.scale
+    more = min(0.5, accuracy[0] + (0.1 if gone > MOST else 0.05))
+    never = gone > MOST and np.ptp(accuracy) < 1e-3 and accuracy[0] < NEARLY_ALL
+    if not gone > 0.7 or not (accuracy.max() <= more or never):
         return None
     evidence = {"accuracy": float(accuracy.max()), "first_accuracy": float(accuracy[0]), "training_loss": course.recent}
     return Symptom("contradicts", int(course.steps[0]), {**evidence, "first_loss": course.start})
@@ -176,6 +181,8 @@ def _only_surer(course: Course, best: int, rise: float) -> bool:
     floor = course.bound if course.bound is not None else 0.0
     by_heart = course.recent - floor < 0.25 * course.scale
     if not by_heart and any(np.median(values[-3:]) > values[best] + 0.03 for values in shares):
+        return True
+    if any(np.median(values[-3:]) >= max(NEARLY_ALL, values[best]) for values in shares):
         return True
     accuracy = metrics.get("accuracy")
     if accuracy is None or course.constant is None or not math.isfinite(float(accuracy[best])):

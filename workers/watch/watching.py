@@ -76,6 +76,12 @@ class Watch:
         each.told = at_once or each.seen >= SURE_AFTER
         return each.told
 
+    def forget(self) -> list[Finding]:
+        """Nothing is open any more: the run is not what it was. Those that had been told."""
+        told = [each.finding for each in self._open.values() if each.told]
+        self._open.clear()
+        return told
+
     def document(self) -> list[dict[str, Any]]:
         """JSON values, for ``restore``: another worker goes on looking where this one stopped."""
         return [asdict(each) for each in self._open.values()]

@@ -154,6 +154,30 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "architecture",
         "It worked when the gradients' norm is that of the first steps again and the loss falls.",
     ),
+    ("wrong_loss", "first_accuracy"): Words(
+        "The training loss went from {first_loss} to {training_loss}, and {accuracy} of the validation answers are right at best, after "
+        "{first_accuracy} at the first check.",
+        "The chain rule begins at the loss: its gradients have led where the loss is small, and that is not where answers are right.",
+        "Compute the loss by hand for two samples, one answered right and one wrong: shapes that are stretched, its sign, what it counts",
+        None,
+        "It worked when the accuracy rises as the loss falls.",
+    ),
+    ("over_regularised", "weights_shrunk"): Words(
+        "The loss stays at {loss} ({first_loss} at the start) while the weights have shrunk to {weights_left} of their first norm; weight decay is "
+        "{weight_decay} (healthy: 0 to 0.1).",
+        "At every step the decay takes from each weight more than the gradient of what is still to be learnt puts there.",
+        "Lower optimizer.weight_decay a hundredfold; an Adam without W adds it to the gradient, where it counts as much as that",
+        "live",
+        "It worked when the weights' norms stay and the loss falls.",
+    ),
+    ("unnormalised_input", "slows"): Words(
+        "The loss is {loss} ({first_loss} at the start) and leaps, and a feature of the inputs has a mean or deviation of {slows}, where about 1 is "
+        "healthy.",
+        "The gradient of the first layer is the error times the input: one rate for all weights is too high for these and too low for the rest.",
+        "Standardise the inputs with mean and deviation of the training split, or fold that into the first layer",
+        "architecture",
+        "It worked when the loss falls at once and leaps less.",
+    ),
     ("batch_size", "leaps_alone"): Words(
         "With {leaps_alone} sample in a step the loss of the validation samples leaps between {least} and {most} from check to check (healthy: it "
         "falls, and varies by less than a tenth).",

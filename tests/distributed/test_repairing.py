@@ -1,0 +1,106 @@
+"""A job that fails is mended while it trains: by all ranks alike, in steps that are told; one that is well is left as it is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.processes import Processes
+from tests.distributed.test_acting_together import looking
+from tests.distributed.toys import Result, Toy, job, train_toy
+from workers import run_repairs
+from workers.reports import ReasonCode
+from workers.spec import JobSpec
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 240  # 20 in an epoch
+TOY = Toy(samples=240, evaluation_samples=60)
+
+
+def spec(rate: float, health: dict[str, Any], workers: int = 2, strategy: str = "ddp", **parts: Any) -> JobSpec:
+    return job(
+        training={"epochs": 12, "batch_size": 12},
+        workers={"count": workers, "strategy": strategy},
+        optimizer={"name": "sgd", "momentum": 0.9, "learning_rate": rate},
+        evaluation={"every_steps": 20},
+        health=health,
+        **parts,
+    )
+
+
+def told(result: Result, type: str) -> list[Any]:
+    return [data["repair"] for data in result.memory.found(type)]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rate_far_too_high_is_brought_down_by_all_ranks_after_the_same_step(
+    processes: Processes, tmp_path: Path, strategy: str
+) -> None:
+    sick = processes.run(2, tmp_path, looking, TOY, spec(100.0, {"mode": "advise"}, strategy=strategy), tmp_path / "a")
+    ends = processes.run(2, tmp_path, looking, TOY, spec(100.0, {"mode": "repair"}, strategy=strategy), tmp_path / "b")
+    losses = [end.outcome.detail["metrics"]["eval/loss"] for end in (sick[0], ends[0])]
+    assert not losses[0] < 4 * losses[1], "it fails by itself"
+    assert not told(sick[0], "repair.done")
+    assert {end.outcome.code for end in ends} == {ReasonCode.COMPLETED}
+    assert ends[0].outcome.detail["metrics"]["eval/accuracy"] > 0.8
+    assert len({end.outcome.detail["parameters_sha256"] for end in ends}) == 1
+    assert len({end.outcome.detail["gradients_sha256"] for end in ends}) == 1
+    acts = told(ends[0], "repair.done")
+    assert acts
+    assert not told(ends[1], "repair.done"), "one rank tells"
+    assert acts[0]["act"]["code"] in ("lr_too_high", "exploding_gradient", "nonfinite_gradient")
+    assert acts[0]["act"]["rate"] < 1
+    assert told(ends[0], "repair.kept")
+    lost = sum(each["act"]["step"] - each["act"]["rewind"] for each in acts if each["act"]["rewind"] is not None)
+    assert {end.outcome.detail["steps"] for end in ends} == {STEPS + min(lost, STEPS)}, "what was lost is made up for"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_job_that_is_well_is_the_same_bit_by_bit(processes: Processes, tmp_path: Path, strategy: str) -> None:
+    parts: dict[str, Any] = {"strategy": strategy}
+    watched = processes.run(2, tmp_path, looking, TOY, spec(0.05, {"mode": "observe"}, **parts), tmp_path / "a")
+    mended = processes.run(2, tmp_path, looking, TOY, spec(0.05, {"mode": "repair"}, **parts), tmp_path / "b")
+    for name in ("parameters_sha256", "gradients_sha256", "samples_sha256", "steps"):
+        assert len({end.outcome.detail[name] for end in watched[:1] + mended[:1]}) == 1, name
+    assert not [kind for _, kind, _ in mended[0].memory.events if kind.startswith("repair")]
+    assert watched[0].memory.series("train/loss") == mended[0].memory.series("train/loss")
+
+
+def test_updates_that_are_no_number_are_left_out_and_honestly_given_up(tmp_path: Path) -> None:
+    """From one step on every loss is NaN, whatever the weights: nothing mends that, and the weights stay finite."""
+    end = looking(0, 1, Toy(samples=240, broken_loss_from=50), spec(0.05, {"mode": "repair"}, workers=1), tmp_path)
+    assert end.outcome.code is ReasonCode.NONFINITE
+    assert end.memory.found("repair.skipped")[0]["step"] == 50
+    assert math.isfinite(end.memory.series("eval/loss")[-1])
+    assert len(told(end, "repair.done")) > 1
+    assert [each["state"] for each in told(end, "repair.taken_back")] == ["taken_back"] * len(
+        told(end, "repair.taken_back")
+    )
+    assert end.memory.found("repair.none"), "it is said that nothing more is known"
+
+
+def test_a_run_goes_on_from_a_checkpoint_with_what_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a rate, a length or a trial that a pause forgets."""
+    monkeypatch.setattr(run_repairs, "SNAPSHOT_SHARE", 1e9)  # at the same steps in both, however long they take
+    parts: dict[str, Any] = {"workers": 1, "checkpoint": {"every_steps": 20, "keep_last": 40}}
+    whole = looking(0, 1, TOY, spec(100.0, {"mode": "repair"}, **parts), tmp_path / "whole")
+    last = told(whole, "repair.kept")[-1]["ended"]
+    first = looking(0, 1, TOY, spec(100.0, {"mode": "repair"}, **parts), tmp_path / "two", stop_after=last + 30)
+    assert first.outcome.code is ReasonCode.CANCELLED
+    second = looking(0, 1, TOY, spec(100.0, {"mode": "repair"}, **parts), tmp_path / "two")
+    assert second.outcome.detail["steps"] == whole.outcome.detail["steps"]
+    assert second.outcome.detail["parameters_sha256"] == whole.outcome.detail["parameters_sha256"]
+    assert (
+        second.memory.series("train/learning_rate")
+        == whole.memory.series("train/learning_rate")[-len(second.memory.rows) :]
+    )
+
+
+def test_nothing_is_changed_without_consent(tmp_path: Path) -> None:
+    end = train_toy(0, 1, TOY, spec(100.0, {"mode": "advise"}, workers=1), tmp_path)
+    assert not [kind for _, kind, _ in end.memory.events if kind.startswith("repair")]
+    assert end.outcome.detail["steps"] == STEPS

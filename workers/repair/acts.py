@@ -1,0 +1,58 @@
+"""What is done to a run that fails: as it is decided, agreed, kept and told. Standard library and pydantic only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from workers.spec import Consent
+
+Verdict = Literal["kept", "taken_back"]
+State = Literal["trial", "kept", "taken_back", "undone"]
+
+
+@dataclass(frozen=True)
+class Act:
+    """Takes hold after ``step`` optimizer steps, on all ranks at once. What it says of rate and clipping holds from then on."""
+
+    number: int  # in the run, from 1 on
+    step: int
+    code: str  # of the finding that it answers
+    consent: Consent
+    words: str  # what is done, for people
+    verdict: Verdict | None = None  # no change: the trial of ``instead_of`` is over, and that is what becomes of it
+    rewind: int | None = None  # weights, buffers and moments become what they were after that step
+    rate: float = 1.0  # times what the learning rate would be
+    rate_at_least: float = 0.0
+    rewarm: int = 0  # steps in which the rate climbs to that
+    clip: float | None = None  # largest global norm of the gradient, where the job's own is not smaller
+    forgets_moments: bool = False
+    instead_of: int | None = None  # the act that did not help: what it had changed of rate and clipping is taken back
+    probation: int = 0  # steps after which it is seen whether it helped
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> Act:
+        return Act(**document)
+
+
+@dataclass
+class Entry:
+    """An act in the record of a run."""
+
+    act: Act
+    state: State
+    finding: Mapping[str, Any]  # that it answers, as it was told
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)  # when its trial was over
+    ended: int | None = None  # the step at which it was
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> Entry:
+        return Entry(**{**document, "act": Act.of(document["act"])})

@@ -1,0 +1,149 @@
+"""Which act answers a finding: rungs from gentle to strong, each tried for a while before the next. Pure functions.
+
+The order is that of what people do by hand: go back to before it began, clip at what is usual, a lower rate (Goyal et al. 2017 re-warm it up;
+Chowdhery et al. 2022 go back some hundred steps and leave out the batches since). Codes that are not here are reported and not touched: what is
+meant, only a person knows (labels, the sign of a loss, detached graphs), or nothing that can be done to a live run mends it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workers.spec import Consent
+
+GOOD_UPDATE = 0.005  # of the weights in a step: the largest that is usual
+USUAL_UPDATE = 1e-3
+LOWEST, HIGHEST = 0.003, 0.3  # times the rate, as a first answer to steps that are too long
+DEFAULT_RATE = {"sgd": 1e-2, "rmsprop": 1e-3}  # where a schedule has none; of the adam family 1e-3
+REWARM = 0.05  # of the run
+CLIP_AT = 2.0  # times the usual norm
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What of the run the rungs depend on."""
+
+    finding: Mapping[str, Any]  # as a document
+    step: int
+    total: int  # steps of the run
+    usual_norm: float | None  # median of the gradient's global norm before it began
+    optimizer: str | None
+    learning_rate: float | None  # the largest of the job's schedule
+
+    def evidence(self, name: str) -> float | None:
+        value = self.finding["evidence"].get(name)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Rung:
+    consent: Consent
+    words: str
+    back: bool = False  # to the weights before it began
+    rate: float = 1.0
+    rate_at_least: float = 0.0
+    clip: float | None = None
+    forgets_moments: bool = False
+    rewarm: bool = True
+
+
+def rungs(situation: Situation) -> Sequence[Rung]:
+    """Gentle ones first; none where nothing is to be touched, or nothing live helps."""
+    answer = ANSWERS.get(situation.finding["code"])
+    return answer(situation) if answer is not None else ()
+
+
+def _named(rung: Rung, situation: Situation) -> Rung:
+    said = []
+    if rung.back:
+        said.append("went back to the weights from before it began, and leaves out the batches since")
+    if rung.clip is not None:
+        said.append(f"clips the gradient's norm at {rung.clip:.3g}")
+    if rung.forgets_moments:
+        said.append("cleared the optimizer's moments")
+    if rung.rate != 1.0:
+        said.append(
+            f"multiplies the learning rate by {rung.rate:.3g}" + (", with a new warm-up" if rung.rewarm else "")
+        )
+    if rung.rate_at_least:
+        said.append(f"keeps the learning rate at {rung.rate_at_least:.3g} at least")
+    return replace(rung, words=" and ".join(said) if len(said) < 3 else ", ".join(said))
+
+
+def _shorter(situation: Situation) -> Sequence[Rung]:
+    """Steps that are too long: by as much as they were, then a third of that, and again."""
+    update = situation.evidence("largest_update_ratio") or situation.evidence("update_ratio")
+    first = HIGHEST if update is None else min(HIGHEST, max(LOWEST, GOOD_UPDATE / max(update, 1e-12)))
+    clip = _clip(situation)
+    factors = [first, first / 3, first / 10, first / 30]
+    return [Rung("live", "", back=True, rate=factor, clip=clip) for factor in factors]
+
+
+def _calmer(situation: Situation) -> Sequence[Rung]:
+    return [Rung("live", "", rate=0.3), Rung("live", "", rate=0.1), Rung("live", "", back=True, rate=0.03)]
+
+
+def _bounded(situation: Situation) -> Sequence[Rung]:
+    """Gradients that grow: clip, then shorter steps too."""
+    clip = _clip(situation) or 1.0
+    first = Rung("live", "", back=True, clip=clip)
+    return [first, *(Rung("live", "", back=True, rate=rate, clip=clip) for rate in (0.3, 0.1, 0.03, 0.01))]
+
+
+def _past_it(situation: Situation) -> Sequence[Rung]:
+    """One jump: back, other batches; then without the moments that push on, and shorter steps."""
+    clip = _clip(situation)
+    return [
+        Rung("live", "", back=True, clip=clip, rewarm=False),
+        Rung("live", "", back=True, clip=clip, rate=0.3, forgets_moments=True),
+        Rung("live", "", back=True, clip=clip, rate=0.1, forgets_moments=True),
+    ]
+
+
+def _longer(situation: Situation) -> Sequence[Rung]:
+    """Steps that are too short: as long as usual ones, and longer."""
+    update = situation.evidence("update_ratio")
+    first = 10.0 if not update else min(1000.0, max(3.0, USUAL_UPDATE / update))
+    return [Rung("live", "", rate=first * factor) for factor in (1.0, 3.0, 10.0)]
+
+
+def _some_rate(situation: Situation) -> Sequence[Rung]:
+    known = situation.learning_rate or 0.0
+    rate = known if known > 0 else DEFAULT_RATE.get((situation.optimizer or "").lower(), 1e-3)
+    return [Rung("live", "", rate_at_least=rate * factor) for factor in (1.0, 0.3)]
+
+
+def _shaken(situation: Situation) -> Sequence[Rung]:
+    """A flat place without any other cause: a warm restart (Loshchilov & Hutter 2017) with longer steps."""
+    return [Rung("live", "", rate=3.0, forgets_moments=True), Rung("live", "", rate=10.0, forgets_moments=True)]
+
+
+def _clip(situation: Situation) -> float | None:
+    usual = situation.usual_norm
+    return CLIP_AT * usual if usual is not None and usual > 0 and math.isfinite(usual) else None
+
+
+ANSWERS: Mapping[str, Callable[[Situation], Sequence[Rung]]] = {
+    "lr_too_high": _shorter,
+    "oscillating_loss": _calmer,
+    "exploding_gradient": _bounded,
+    "nonfinite_gradient": _bounded,
+    "loss_spike": _past_it,
+    "lr_too_low": _longer,
+    "slow_convergence": _longer,
+    "lr_zero": _some_rate,
+    "plateau": _shaken,
+}
+
+
+def answer(situation: Situation, tried: int) -> Rung | None:
+    """The rung after ``tried`` of them; None: there is no further one."""
+    found = rungs(situation)
+    return _named(found[tried], situation) if tried < len(found) else None
+
+
+def rewarm_steps(situation: Situation) -> int:
+    return max(5, round(REWARM * situation.total))

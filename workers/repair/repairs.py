@@ -1,0 +1,186 @@
+"""What has been done to a run, what is tried now, and what comes next. Every rank holds one; what rank 0's decides is agreed and done by all.
+
+A trial lasts for its act's probation. When what was found is seen again after it, or something critical sooner, the next rung takes the act's place;
+else the act is kept. What decides is a judgement of the run as it is now: steps that a rewind left behind are not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from workers.repair.acts import Act, Entry, State, Verdict
+from workers.repair.ladder import Rung, Situation, answer, rewarm_steps, rungs
+from workers.spec import Health
+
+PROBATION = 0.06  # of the run
+PROBATION_STEPS = 30  # at least
+SETTLES = 5  # steps after an act that say nothing yet
+
+
+class Repairs:
+    """``entries``: the record, oldest first."""
+
+    def __init__(self, health: Health, steps: int) -> None:
+        """``steps``: of the job as it was asked for."""
+        self._health, self._steps = health, steps
+        self.entries: list[Entry] = []
+        self.refused: set[str] = set()  # codes of which it was told why nothing is done
+
+    # --- what holds now -----------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> int:
+        """Steps that rewinds have left behind, which the run makes up for at its end as far as it may."""
+        return sum(max(0, each.act.step - each.act.rewind) for each in self.entries if each.act.rewind is not None)
+
+    @property
+    def extra(self) -> int:
+        """By how many steps the run is longer than its job says."""
+        return min(self.lost, self.most_extra)
+
+    @property
+    def most_extra(self) -> int:
+        return round(self._health.budget.extra_steps * self._steps)
+
+    def schedule_step(self, step: int) -> int:
+        """Where the job's own schedule stands: a rewind sets it back too."""
+        return max(0, step - self.extra)
+
+    def rate(self, step: int, scheduled: float) -> float:
+        """What becomes of the rate that the job's schedule gives."""
+        found, floor = max([scheduled, *(act.rate_at_least for act in self._holding())]), self._health.budget.lr_floor
+        for act in self._holding():
+            found *= act.rate
+        found = max(found, floor * scheduled) if scheduled > 0 else found
+        newest = next((act for act in reversed(self._holding()) if act.rewarm), None)
+        if newest is None or step >= newest.step + newest.rewarm:
+            return found
+        return found * (step - newest.step + 1) / newest.rewarm
+
+    def clip(self, limit: float | None) -> float | None:
+        """What becomes of the job's own."""
+        limits = [act.clip for act in self._holding() if act.clip is not None] + ([limit] if limit is not None else [])
+        return min(limits, default=None)
+
+    def _holding(self) -> list[Act]:
+        return [each.act for each in self.entries if each.state in ("trial", "kept")]
+
+    # --- what comes next ----------------------------------------------------------------------------------------------
+
+    @property
+    def trial(self) -> Entry | None:
+        return next((each for each in self.entries if each.state == "trial"), None)
+
+    def next_act(
+        self, findings: Sequence[Mapping[str, Any]], situation: Situation | None, snapshots: Sequence[int], step: int
+    ) -> Act | None:
+        """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
+        that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending."""
+        trial = self.trial
+        if trial is not None:
+            critical = any(each["severity"] == "critical" for each in findings)
+            due = step >= trial.act.step + trial.act.probation
+            if step < trial.act.step + SETTLES or not (due or critical):
+                return None
+            if situation is None:
+                return self._ends(trial, "kept", step) if due else None
+            return self._instead(trial, situation, snapshots, step)
+        if situation is None or len(self.entries) >= self._health.budget.repairs:
+            return None
+        code = situation.finding["code"]
+        return self._act(situation, self._before(code), snapshots, step, instead_of=None)
+
+    def _instead(self, trial: Entry, situation: Situation, snapshots: Sequence[int], step: int) -> Act | None:
+        """The next rung of the same ladder; what is seen after an act may have another name, and the same reason."""
+        if len(self.entries) >= self._health.budget.repairs:
+            return self._ends(trial, "taken_back", step)
+        same = replace(situation, finding=trial.finding)
+        found = self._act(same, self._before(trial.act.code), snapshots, step, instead_of=trial.act.number)
+        if found is None and situation.finding["code"] != trial.act.code:
+            code = situation.finding["code"]
+            found = self._act(situation, self._before(code), snapshots, step, instead_of=trial.act.number)
+        return found or self._ends(trial, "taken_back", step)
+
+    def _act(
+        self, situation: Situation, tried: int, snapshots: Sequence[int], step: int, instead_of: int | None
+    ) -> Act | None:
+        rung = answer(situation, tried)
+        if rung is None or rung.consent not in self._health.allow:
+            return None
+        back = self._target(rung, situation, snapshots)
+        if rung.back and back is None:
+            return None
+        return Act(
+            number=len(self.entries) + 1,
+            step=step,
+            code=situation.finding["code"],
+            consent=rung.consent,
+            words=rung.words,
+            rewind=back,
+            rate=rung.rate,
+            rate_at_least=rung.rate_at_least,
+            rewarm=rewarm_steps(situation) if rung.rewarm else 0,
+            clip=rung.clip,
+            forgets_moments=rung.forgets_moments,
+            instead_of=instead_of,
+            probation=max(PROBATION_STEPS, round(PROBATION * self._steps)),
+        )
+
+    def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int]) -> int | None:
+        """The newest snapshot from before it began; a second try goes back as far as the first, which was not far enough, or further."""
+        if not rung.back or not snapshots:
+            return None
+        begun = int(situation.finding["first_bad_step"])
+        before = [step for step in snapshots if step < begun]
+        return before[-1] if before else snapshots[0]
+
+    def _ends(self, trial: Entry, verdict: Verdict, step: int) -> Act:
+        act, number = trial.act, trial.act.number
+        return Act(number, step, act.code, act.consent, act.words, verdict, instead_of=number)
+
+    def _before(self, code: str) -> int:
+        """Rungs of this ladder that have been tried since one of them was kept last."""
+        count = 0
+        for each in self.entries:
+            if each.act.code == code:
+                count = 0 if each.state == "kept" else count + 1
+        return count
+
+    def why_not(self, situation: Situation | None) -> str:
+        """A part of a sentence: why nothing is done about it."""
+        if situation is None:
+            return "nothing is found"
+        if len(self.entries) >= self._health.budget.repairs:
+            return f"all {self._health.budget.repairs} repairs of its budget are used up"
+        found = rungs(situation)
+        if not found:
+            return "nothing that may be done to a running job mends it, or only a person can know what was meant"
+        if all(rung.consent not in self._health.allow for rung in found):
+            return f"health.allow would have to name {found[0].consent}"
+        return "all that is known has been tried"
+
+    # --- record -------------------------------------------------------------------------------------------------------
+
+    def done(self, act: Act, finding: Mapping[str, Any], values: Mapping[str, float]) -> Entry:
+        """To be called by all ranks with the same act. ``values``: what the run shows now. The entry that changed."""
+        before = next((each for each in self.entries if each.act.number == act.instead_of), None)
+        if before is not None:
+            before.state = act.verdict or "taken_back"
+            before.after, before.ended = dict(values), act.step
+            if act.verdict is not None:
+                return before
+        entry = Entry(act, "trial", dict(finding), dict(values))
+        self.entries.append(entry)
+        return entry
+
+    def ends(self, number: int, state: State, step: int, values: Mapping[str, float]) -> None:
+        entry = self.entries[number - 1]
+        entry.state, entry.after, entry.ended = state, dict(values), step
+
+    def document(self) -> dict[str, Any]:
+        return {"entries": [each.document() for each in self.entries]}
+
+    def restore(self, document: Mapping[str, Any]) -> None:
+        self.entries = [Entry.of(each) for each in document["entries"]]

@@ -1,0 +1,73 @@
+"""A run as it stood after some of its steps, in the memory of the host: each rank its own part, several deep, the first always kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers import checkpoints
+from workers.sharding import local
+
+DEPTH = 4  # beside the first
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    step: int
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+class Snapshots:
+    """Of the weights, the buffers and the optimizer's state. Nothing here communicates."""
+
+    def __init__(self) -> None:
+        self._first: Snapshot | None = None
+        self._kept: list[Snapshot] = []
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """Ascending."""
+        return [kept.step for kept in self._all()]
+
+    def take(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        snapshot = copied(step, model, optimizer)
+        if self._first is None:
+            self._first = snapshot
+            return
+        self._kept = [*[kept for kept in self._kept if kept.step != step][-(DEPTH - 1) :], snapshot]
+
+    def restore(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Raises KeyError where there is none of that step. Later ones are dropped: they are of what is left behind."""
+        found = {kept.step: kept for kept in self._all()}[step]
+        put_back(found, model, optimizer)
+        self._kept = [kept for kept in self._kept if kept.step <= step]
+
+    def forget(self) -> None:
+        """Of another model, or of a run that goes on from somewhere else."""
+        self._first, self._kept = None, []
+
+    def _all(self) -> list[Snapshot]:
+        return [*([self._first] if self._first is not None else []), *self._kept]
+
+
+@torch.no_grad()
+def copied(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot:
+    tensors, values = checkpoints.tensors_of(model, optimizer)
+    return Snapshot(step, {name: local(tensor).detach().cpu().clone() for name, tensor in tensors.items()}, values)
+
+
+@torch.no_grad()
+def put_back(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """In place: wrappers, buckets and kernels know the tensors by where they lie. What the optimizer has learnt since is gone."""
+    own, _ = checkpoints.tensors_of(model, optimizer)
+    for name, tensor in own.items():
+        kept = snapshot.tensors.get(name)
+        if kept is not None:
+            local(tensor).copy_(kept)
+        else:
+            local(tensor).zero_()  # of an optimizer that had not stepped yet

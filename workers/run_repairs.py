@@ -1,0 +1,192 @@
+"""How a run is mended between its steps (``health.mode: repair``): what rank 0 decides all ranks do, after the same step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from workers import parallel
+from workers.agreement import Agreed
+from workers.handover import hand_over
+from workers.membership import Stage, Work
+from workers.repair.acts import Act, Entry
+from workers.repair.ladder import Situation
+from workers.repair.moments import forget_moments
+from workers.run_duties import RunDuties
+from workers.watch.findings import Judgement
+
+SNAPSHOT_SHARE = 0.005  # of the time, at most, for taking snapshots
+SNAPSHOTS = 50  # in a run, at most
+SNAPSHOT_STEPS = 5  # at least between two of them
+
+
+class RunRepairs(RunDuties):
+    """Does nothing, and costs nothing, in any other mode."""
+
+    # --- what rank 0 wants --------------------------------------------------------------------------------------------
+
+    @property
+    def repairing(self) -> bool:
+        return self.spec.health.mode == "repair"
+
+    def hear(self, judgement: Judgement | None) -> None:
+        """What can be mended is mended before anybody stops for it."""
+        if judgement is None:
+            return
+        if self.repairing:
+            self.consider([asdict(finding) for finding in judgement.findings])
+            if self.wanted is not None or self.repairs.trial is not None:
+                return
+        super().hear(judgement)
+
+    def consider(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        alarms = [finding for finding in findings if finding["severity"] != "note"]
+        self.sick = bool(alarms)
+        situation = self.situation(alarms[0]) if alarms else None
+        self.wanted = self.repairs.next_act(alarms, situation, self.snapshots.steps, self.step)
+        self.found = alarms[0] if alarms else {}
+        if (
+            self.wanted is None
+            and alarms
+            and self.repairs.trial is None
+            and alarms[0]["code"] not in self.repairs.refused
+        ):
+            self.repairs.refused.add(alarms[0]["code"])
+            why = self.repairs.why_not(situation)
+            self.tell(
+                "repair.none",
+                f"{alarms[0]['code']} is not repaired: {why}.",
+                {"step": self.step, "code": alarms[0]["code"]},
+            )
+
+    def situation(self, finding: Mapping[str, Any]) -> Situation:
+        return Situation(
+            finding=finding,
+            step=self.step,
+            total=self.plan.steps,
+            usual_norm=self.recorder.usual_norm(int(finding["first_bad_step"])),
+            optimizer=self.spec.optimizer.name,
+            learning_rate=self.spec.optimizer.learning_rate,
+        )
+
+    # --- what all do --------------------------------------------------------------------------------------------------
+
+    def repair(self) -> None:
+        """Called by all ranks after the same step. Nothing of it is left where it breaks off before the last line: the group that forms next takes
+        over from a rank that has done all of it, or it is decided anew."""
+        sent = self.from_rank_0([self.wanted.document(), dict(self.found)] if self.wanted is not None else None)
+        self.wanted = None
+        if sent is None:
+            return
+        act, finding = Act.of(sent[0]), sent[1]
+        self.link.at(Work.SAVE, self.step)
+        self.saver.before_update()
+        self.recorder.flush()
+        if act.rewind is not None and not self.go_back(act.rewind):
+            return
+        if act.forgets_moments:
+            forget_moments(self.optimizer)
+        entry = self.repairs.done(act, finding, self.values_now())
+        if act.verdict is None:
+            after = act.rewind if act.rewind is not None else self.step
+            self.stretch()
+            self.recorder.begin_anew(after, self.step, self.plan.steps)
+        self.tell_repair(act, entry)
+        self.stage = Stage.REPAIRED
+
+    def from_rank_0(self, document: Any) -> Any:
+        if self.world_size == 1:
+            return document
+        sent = [document if self.rank == 0 else None]
+        dist.broadcast_object_list(sent, src=0, group=self.group.control)
+        return sent[0]
+
+    def go_back(self, step: int) -> bool:
+        """To the snapshot of that step. A rank that came later gets it from rank 0; of parts that only it would have nobody has it: False."""
+        here = step in self.snapshots.steps
+        everywhere = torch.tensor(int(here))
+        if self.world_size > 1:
+            dist.all_reduce(everywhere, dist.ReduceOp.MIN, group=self.group.control)
+        model = parallel.plain(self.model)
+        if not everywhere and self.sharded:
+            return False
+        if here:
+            self.snapshots.restore(step, model, self.optimizer)
+        if not everywhere:
+            hand_over(
+                model, self.optimizer, {}, rank=self.rank, source=0, same=here, device=self.context.device,
+                group=self.group.control,
+            )  # fmt: skip
+        return True
+
+    def stretch(self) -> None:
+        """The run becomes longer by what was lost, within its budget; what is read ahead knows only the old end."""
+        steps = self.job_steps + self.repairs.extra
+        if steps != self.plan.steps:
+            self.plan = replace(self.plan, steps=steps)
+            self.stop_reading()
+
+    def values_now(self) -> dict[str, float]:
+        names = ("train/loss", "gradient/norm", "train/learning_rate")
+        found = {name: self.recorder.latest[name] for name in names if name in self.recorder.latest}
+        return {name: value for name, value in {**found, **self.score.metrics}.items() if math.isfinite(value)}
+
+    def tell_repair(self, act: Act, entry: Entry) -> None:
+        data = {"step": self.step, "repair": entry.document()}
+        if act.verdict == "kept":
+            steps = self.step - entry.act.step
+            said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {steps} steps."
+            self.tell("repair.kept", said, data)
+            return
+        if act.instead_of is not None:
+            before = self.repairs.entries[act.instead_of - 1]
+            steps = self.step - before.act.step
+            said = f"Repair {before.act.number} did not help and is taken back after {steps} steps."
+            self.tell("repair.taken_back", said, {"step": self.step, "repair": before.document()}, level="warning")
+        if act.verdict is not None:
+            return
+        back = f" (step {act.rewind})" if act.rewind is not None else ""
+        said = f"Repair {act.number}, for {act.code}, after step {self.step}: {act.words}{back}. It is on trial for {act.probation} steps."
+        self.tell("repair.done", said, data, level="warning")
+
+    # --- step by step -------------------------------------------------------------------------------------------------
+
+    def keep_snapshot_when_due(self, agreed: Agreed | None) -> None:
+        """``agreed``: what came with the step; None: before the first one."""
+        if not self.repairing:
+            return
+        due = agreed is None or 0 < agreed.votes.next_snapshot <= self.step
+        if not due or (agreed is None and self.snapshots.steps):
+            return
+        began = time.perf_counter()
+        self.snapshots.take(self.step, parallel.plain(self.model), self.optimizer)
+        self.snapshot_at, self.snapshot_seconds = time.monotonic(), time.perf_counter() - began
+
+    def snapshot_vote(self) -> float:
+        """Rank 0's: the step that is under way, when it is time to keep how the run stands after it, and it is well."""
+        if not self.repairing or self.rank > 0 or self.sick or self.repairs.trial is not None:
+            return 0.0
+        since = self.step + 1 - (self.snapshots.steps[-1] if self.snapshots.steps else 0)
+        seconds = time.monotonic() - self.snapshot_at
+        often = (
+            since >= max(SNAPSHOT_STEPS, self.job_steps // SNAPSHOTS)
+            and seconds * SNAPSHOT_SHARE >= self.snapshot_seconds
+        )
+        return float(self.step + 1) if often else 0.0
+
+    def passes_over(self, norm: Tensor) -> bool:
+        """Whether this update is left out, because the gradient is no number: the same on all ranks, whose norm is the same."""
+        if not self.repairing or bool(torch.isfinite(norm)):
+            return False
+        self.passed_over += 1
+        if self.passed_over in (1, 10, 100) or self.passed_over % 1000 == 0:
+            said = f"The update of step {self.step + 1} is left out, because its gradient is no number ({self.passed_over} so far)."
+            self.tell("repair.skipped", said, {"step": self.step + 1, "skipped": self.passed_over}, level="warning")
+        return True
