@@ -36,6 +36,7 @@ from api.routes import (
     health,
     jobs,
     logs,
+    repairs,
     schema,
     telemetry,
     watching,
@@ -64,6 +65,7 @@ ROUTERS = tuple(
         cluster,
         schema,
         health,
+        repairs,
         docs,
     )
 )

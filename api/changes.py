@@ -15,9 +15,6 @@ from workers.problems import Problem, problem_of, shorten
 from workers.spec import JobSpec, Metadata, Priority, WorkerCount
 from workers.spec_base import PRINTABLE, Model
 
-# What the loop could change while it runs, and does not yet: by itself, and where a job file has it.
-LATER = frozenset({"learning_rate", "clip_norm", "optimizer.learning_rate", "training.clip_norm"})
-
 
 class WorkersChange(Model):
     """A fixed ``count``, or an elastic number from ``min`` to ``max``."""
@@ -36,6 +33,16 @@ class WorkersChange(Model):
         return WorkerRange(self.min or self.count or 1, self.max or self.count or 1)
 
 
+class OptimizerChange(Model):
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        description="at the top of the job's schedule, from the next step on; the schedule itself stays"
+    )
+
+
+class TrainingChange(Model):
+    clip_norm: Annotated[float, Field(gt=0)] = Field(description="largest global gradient norm, from the next step on")
+
+
 class JobChange(Model):
     """What can be changed of a job while it waits or runs; what is not given stays as it is."""
 
@@ -45,11 +52,20 @@ class JobChange(Model):
         None, description="how many from now on: the group grows or shrinks at the end of a step"
     )
 
+    optimizer: OptimizerChange | None = Field(
+        None, description="of a job that runs: taken up after a step, told as a repair, and undone like one"
+    )
+    training: TrainingChange | None = Field(None, description="as ``optimizer``")
+
     @model_validator(mode="after")
     def _not_nothing(self) -> Self:
-        if self.priority is None and self.metadata is None and self.workers is None:
-            raise PydanticCustomError("nothing", "give at least one of priority, metadata, workers")
+        if all(value is None for _, value in self):
+            raise PydanticCustomError("nothing", f"give at least one of {', '.join(JobChange.model_fields)}")
         return self
+
+    @property
+    def steers(self) -> bool:
+        return self.optimizer is not None or self.training is not None
 
 
 class Resume(Model):
@@ -83,7 +99,7 @@ def parse(kind: type[M], document: object) -> M:
 
 def _problems(details: ErrorDetails, document: object) -> Iterator[Problem]:
     problem = problem_of(details, document)
-    if details["type"] != "extra_forbidden" or problem.path.partition(".")[0] not in {*JobSpec.model_fields, *LATER}:
+    if details["type"] != "extra_forbidden" or problem.path.partition(".")[0] not in JobSpec.model_fields:
         yield problem if problem.path else Problem("body", problem.message)
         return
     value = document[problem.path] if isinstance(document, Mapping) and problem.path in document else None
@@ -93,10 +109,4 @@ def _problems(details: ErrorDetails, document: object) -> Iterator[Problem]:
         else {problem.path: value}
     )
     for field, given in fields.items():
-        yield Problem(field, _cannot(field), shorten(given))
-
-
-def _cannot(field: str) -> str:
-    if field in LATER:
-        return "changing it while a job runs is not available yet; submit another job"
-    return "cannot be changed after the job was submitted; submit another one"
+        yield Problem(field, "cannot be changed after the job was submitted; submit another one", shorten(given))

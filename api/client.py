@@ -136,9 +136,17 @@ class Client:
         priority: int | None = None,
         metadata: Mapping[str, str] | None = None,
         workers: Mapping[str, int] | None = None,
+        learning_rate: float | None = None,
+        clip_norm: float | None = None,
     ) -> Document:
-        """Changes what is given. ``workers``: ``{"count": 2}`` or ``{"min": 1, "max": 4}``."""
-        given = {"priority": priority, "metadata": metadata, "workers": workers}
+        """Changes what is given. ``workers``: ``{"count": 2}`` or ``{"min": 1, "max": 4}``. Rate and clipping: of a job that runs."""
+        given = {
+            "priority": priority,
+            "metadata": metadata,
+            "workers": workers,
+            "optimizer": None if learning_rate is None else {"learning_rate": learning_rate},
+            "training": None if clip_norm is None else {"clip_norm": clip_norm},
+        }
         return self._request("PATCH", _job(job_id), json={k: value for k, value in given.items() if value is not None})
 
     # --- what a job tells ---------------------------------------------------------------------------------------------
@@ -162,6 +170,14 @@ class Client:
     def health(self, job_id: str, *, facts: bool = True) -> Document:
         """The verdict, open findings, what was raised and cleared before, facts, and what the watching costs."""
         return self._request("GET", f"{_job(job_id)}/health", params={} if facts else {"facts": "false"})
+
+    def repairs(self, job_id: str) -> Document:
+        """What was changed of the run while it trained, and what was found and is not repaired."""
+        return self._request("GET", f"{_job(job_id)}/repairs")
+
+    def undo_repair(self, job_id: str, number: int) -> Document:
+        """Asks for it; an event tells when it is done."""
+        return self._request("POST", f"{_job(job_id)}/repairs/{number}/undo")
 
     def diagnosis(self, job_id: str) -> Document:
         """The run judged anew from what was recorded of it, and what would have been told while it ran."""

@@ -320,6 +320,32 @@ HEALTH: dict[str, Any] = {
     "watching": {"share": 0.0121, "budget": 0.02, "probes": 31, "last_probe_step": 236},
 }
 
+REPAIRS: dict[str, Any] = {
+    "object": "job.repairs",
+    "job_id": JOB_ID,
+    "mode": "repair",
+    "allow": ["live"],
+    "repairs": [
+        {
+            "number": 1, "state": "kept", "step": 54, "code": "lr_too_high", "consent": "live",
+            "words": "went back to the weights from before it began, and leaves out the batches since, clips the gradient's norm at 2.1, "
+            "multiplies the learning rate by 0.02, with a new warm-up",
+            "rewind": 48, "rate": 0.02, "learning_rate": None, "clip": 2.1, "instead_of": None,
+            "before": {"train/loss": 11.4}, "after": {"train/loss": 0.83}, "ended": 84, "finding": _FINDING,
+        }
+    ],
+    "skipped_updates": 0,
+    "not_repaired": [],
+}  # fmt: skip
+
+ASKED: dict[str, Any] = {
+    "object": "job.request",
+    "id": "01795766462000000000-5f0c2a9e",
+    "job_id": JOB_ID,
+    "kind": "undo",
+    "number": 1,
+}
+
 DIAGNOSIS: dict[str, Any] = {
     "object": "job.diagnosis",
     "job_id": JOB_ID,

@@ -81,6 +81,60 @@ class JobHealth(Wire):
     watching: Watching
 
 
+class Repair(Wire):
+    """Something that was changed of a job while it ran."""
+
+    number: int
+    state: Literal["trial", "kept", "taken_back", "undone"] = Field(
+        description="trial: it is not seen yet whether it helped; taken_back: it did not help, and does not hold any more"
+    )
+    step: int = Field(description="optimizer steps done when it was done")
+    code: str = Field(
+        description="of the finding that it answers; asked: people asked for it", examples=["lr_too_high"]
+    )
+    consent: str = Field(description="the value of health.allow that allows it")
+    words: str = Field(description="what was done")
+    rewind: int | None = Field(description="weights, buffers and moments became what they were after that step")
+    rate: float = Field(description="times what the learning rate would be")
+    learning_rate: float | None = Field(description="at the top of the schedule, where people asked for one")
+    clip: float | None = Field(description="largest global norm of the gradient")
+    instead_of: int | None = Field(description="the repair that it took the place of")
+    before: dict[str, Number] = Field(description="what the run showed when it was done")
+    after: dict[str, Number] = Field(description="when its trial was over, or it was undone; empty until then")
+    ended: int | None = Field(description="the step at which it was")
+    finding: dict[str, Any] = Field(description="that it answers, as it was told; empty where people asked")
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        act = document["act"]
+        of_act = {name: act[name] for name in cls.model_fields if name in act}
+        return cls.model_validate(
+            {**of_act, **{name: document[name] for name in ("state", "before", "after", "ended", "finding")}}
+        )
+
+
+class JobRepairs(Wire):
+    """What was done to a job that failed, and what may be done."""
+
+    object: Literal["job.repairs"] = "job.repairs"
+    job_id: str
+    mode: str = Field(description="health.mode of the job")
+    allow: list[str] = Field(description="what may be changed; empty unless mode is repair")
+    repairs: list[Repair] = Field(description="oldest first")
+    skipped_updates: int = Field(description="updates that were left out, because their gradient was no number")
+    not_repaired: list[str] = Field(description="what was found and is not repaired, and why; sentences")
+
+
+class Asked(Wire):
+    """What people asked of a running job: it is taken up after a step, and told by an event."""
+
+    object: Literal["job.request"] = "job.request"
+    id: str
+    job_id: str
+    kind: Literal["undo", "steer"]
+    number: int | None = Field(description="of the repair that is to be undone")
+
+
 class DiagnosisEntry(Wire):
     """What would have been told after a step, had the run been watched by the rules of today."""
 

@@ -14,6 +14,7 @@
     model/                                         the finished model
     code/                                          the user's own code, unpacked, and what it requires
     artifacts/step-0000000100/samples.txt          what the task showed after a step, see workers/artifacts.py
+    requests/                                      what people ask of the job while it runs, see workers/repair/requests.py
     mlflow.json                                    the run and how far it has been told
 
 Lines are appended whole; a torn last line (the writer was killed) is passed over. Of a step that was done twice, the later line counts.
@@ -79,6 +80,10 @@ class JobFolder:
     @property
     def artifacts_path(self) -> Path:
         return self.path / "artifacts"
+
+    @property
+    def requests_path(self) -> Path:
+        return self.path / "requests"
 
     @property
     def gradients_path(self) -> Path:

@@ -16,12 +16,16 @@ from workers import parallel
 from workers.agreement import Agreed
 from workers.handover import hand_over
 from workers.membership import Stage, Work
-from workers.repair.acts import Act, Entry
+from workers.repair.acts import BY_PEOPLE, Act, Entry
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
+from workers.repair.requests import asked
+from workers.repair.snapshots import copied, put_back
 from workers.run_duties import RunDuties
 from workers.watch.findings import Judgement
 
+ASK_SECONDS = 1.0  # between two looks at what people ask
+UNDOABLE = 2  # acts whose state before is kept
 SNAPSHOT_SHARE = 0.005  # of the time, at most, for taking snapshots
 SNAPSHOTS = 50  # in a run, at most
 SNAPSHOT_STEPS = 5  # at least between two of them
@@ -81,7 +85,8 @@ class RunRepairs(RunDuties):
     def repair(self) -> None:
         """Called by all ranks after the same step. Nothing of it is left where it breaks off before the last line: the group that forms next takes
         over from a rank that has done all of it, or it is decided anew."""
-        sent = self.from_rank_0([self.wanted.document(), dict(self.found)] if self.wanted is not None else None)
+        wanted = replace(self.wanted, step=self.step) if self.wanted is not None else None
+        sent = self.from_rank_0([wanted.document(), dict(self.found)] if wanted is not None else None)
         self.wanted = None
         if sent is None:
             return
@@ -89,17 +94,44 @@ class RunRepairs(RunDuties):
         self.link.at(Work.SAVE, self.step)
         self.saver.before_update()
         self.recorder.flush()
-        if act.rewind is not None and not self.go_back(act.rewind):
+        if not self.changed(act):
             return
-        if act.forgets_moments:
-            forget_moments(self.optimizer)
         entry = self.repairs.done(act, finding, self.values_now())
-        if act.verdict is None:
-            after = act.rewind if act.rewind is not None else self.step
+        if act.verdict == "undone" or (act.verdict is None and act.code != BY_PEOPLE):
+            back = entry.act.step if act.verdict == "undone" else act.rewind
             self.stretch()
-            self.recorder.begin_anew(after, self.step, self.plan.steps)
+            self.recorder.begin_anew(self.step if back is None else back, self.step, self.plan.steps)
         self.tell_repair(act, entry)
         self.stage = Stage.REPAIRED
+
+    def changed(self, act: Act) -> bool:
+        """Does to the weights and the optimizer what ``act`` says. False: a rank cannot, and nothing was changed."""
+        model = parallel.plain(self.model)
+        if act.verdict == "undone":
+            if not self.everywhere(act.number in self.before):
+                said = f"Repair {act.number} cannot be undone: the state before it is not in memory any more."
+                self.tell("repair.refused", said, {"step": self.step, "request": act.request}, level="warning")
+                self.repairs.taken.append(act.request or "")
+                return False
+            put_back(self.before.pop(act.number), model, self.optimizer)
+            self.snapshots.drop_after(self.repairs.entries[act.number - 1].act.step)
+        if act.verdict is not None:
+            return True
+        self.before[act.number] = copied(self.step, model, self.optimizer)
+        for number in sorted(self.before)[:-UNDOABLE]:
+            del self.before[number]
+        if act.rewind is not None and not self.go_back(act.rewind):
+            return False
+        if act.forgets_moments:
+            forget_moments(self.optimizer)
+        return True
+
+    def everywhere(self, here: bool) -> bool:
+        """Whether it is so on all ranks."""
+        found = torch.tensor(int(here))
+        if self.world_size > 1:
+            dist.all_reduce(found, dist.ReduceOp.MIN, group=self.group.control)
+        return bool(found)
 
     def from_rank_0(self, document: Any) -> Any:
         if self.world_size == 1:
@@ -111,9 +143,7 @@ class RunRepairs(RunDuties):
     def go_back(self, step: int) -> bool:
         """To the snapshot of that step. A rank that came later gets it from rank 0; of parts that only it would have nobody has it: False."""
         here = step in self.snapshots.steps
-        everywhere = torch.tensor(int(here))
-        if self.world_size > 1:
-            dist.all_reduce(everywhere, dist.ReduceOp.MIN, group=self.group.control)
+        everywhere = self.everywhere(here)
         model = parallel.plain(self.model)
         if not everywhere and self.sharded:
             return False
@@ -145,6 +175,10 @@ class RunRepairs(RunDuties):
             said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {steps} steps."
             self.tell("repair.kept", said, data)
             return
+        if act.verdict == "undone":
+            said = f"Repair {act.number} is undone, as asked: weights and optimizer are as they were after step {entry.act.step}."
+            self.tell("repair.undone", said, data, level="warning")
+            return
         if act.instead_of is not None:
             before = self.repairs.entries[act.instead_of - 1]
             steps = self.step - before.act.step
@@ -152,9 +186,32 @@ class RunRepairs(RunDuties):
             self.tell("repair.taken_back", said, {"step": self.step, "repair": before.document()}, level="warning")
         if act.verdict is not None:
             return
+        if act.code == BY_PEOPLE:
+            self.tell("repair.done", f"After step {self.step} {act.words}.", data)
+            return
         back = f" (step {act.rewind})" if act.rewind is not None else ""
         said = f"Repair {act.number}, for {act.code}, after step {self.step}: {act.words}{back}. It is on trial for {act.probation} steps."
         self.tell("repair.done", said, data, level="warning")
+
+    # --- what people ask for ------------------------------------------------------------------------------------------
+
+    def look_after(self) -> None:
+        super().look_after()
+        folder, now = self.context.requests, time.monotonic()
+        if folder is None or self.rank > 0 or self.wanted is not None or now - self.asked_at < ASK_SECONDS:
+            return
+        self.asked_at = now
+        for request in asked(folder, self.repairs.taken):
+            found = self.repairs.asked(request, self.step)
+            if isinstance(found, Act):
+                self.wanted, self.found = (
+                    replace(found, step=self.step + 1 if found.verdict is None else found.step),
+                    {},
+                )
+                return
+            self.repairs.taken.append(request.id)
+            said = f"What {request.by} asked for is not done: {found}."
+            self.tell("repair.refused", said, {"step": self.step, "request": request.id}, level="warning")
 
     # --- step by step -------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
 from workers.repair.acts import Act
 from workers.repair.repairs import Repairs
-from workers.repair.snapshots import Snapshots
+from workers.repair.snapshots import Snapshot, Snapshots
 from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
@@ -58,6 +58,7 @@ class RunContext:
         None  # rank 0 keeps here what the task shows after evaluations; None: it is not asked
     )
     accepted: frozenset[Key] = frozenset()  # critical findings for which the job was paused before
+    requests: Path | None = None  # what people ask of the run while it goes on, see workers/repair/requests.py
     healthy_before: int = (
         0  # a generation: of what earlier ones have written only healthy checkpoints are gone on from, if there are any
     )
@@ -86,12 +87,14 @@ class RunState:
         self.group = ProcessGroup(context.device)
         self.score = Score(spec.evaluation)
         self.job_steps = self.plan.steps  # as the job says; repairs may make the run longer
-        self.repairs, self.snapshots = Repairs(spec.health, self.plan.steps), Snapshots()
+        self.repairs, self.snapshots = Repairs(spec.health, self.plan.steps, spec.optimizer.learning_rate), Snapshots()
         self.wanted: Act | None = None  # what this rank would have all do next
         self.found: Mapping[str, Any] = {}  # the finding that it answers
         self.sick = False  # something is open that is more than a note
         self.snapshot_at, self.snapshot_seconds = time.monotonic(), 0.0
         self.passed_over = 0  # updates that were left out
+        self.before: dict[int, Snapshot] = {}  # by number of the act: as it was before the latest of them
+        self.asked_at = 0.0  # when rank 0 looked for what people ask
         self.acting = Acting(spec.health.on_critical, context.accepted)
         self.illustrator = Illustrator(
             task,

@@ -214,6 +214,7 @@ class TrainWorker:
             model_folder=self._folder.model_path,
             code=provide(code, assignment.bundle, self._folder.code_path) if code is not None else None,
             artifacts_folder=self._folder.artifacts_path,
+            requests=self._folder.requests_path,
             accepted=accepted(self._folder),
             healthy_before=assignment.healthy_from * GENERATIONS,
         )

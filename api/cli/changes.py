@@ -56,16 +56,29 @@ def update(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Takes the place of all metadata; may be repeated")
     ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of a job that runs: at the top of its schedule, from the next step on")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Of a job that runs: largest global gradient norm")] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Change a job, also while it runs: its group grows or shrinks at the end of a step, without a restart."""
+    """Change a job, also while it runs: its group grows or shrinks at the end of a step, without a restart.
+
+    Learning rate and clipping are told as repairs: `repairs` lists them, `undo` takes one back."""
     size = _range(workers) if workers is not None else None
     pairs = _pairs(metadata) if metadata else None
-    if priority is None and size is None and pairs is None:
-        raise fail("nothing to change: give --priority, --workers or --metadata", USAGE)
+    if all(given is None for given in (priority, size, pairs, learning_rate, clip_norm)):
+        raise fail("nothing to change: give --priority, --workers, --metadata, --learning-rate or --clip-norm", USAGE)
     with service(home) as client:
-        job = client.update_job(job_id, priority=priority, metadata=pairs, workers=size)
+        job = client.update_job(
+            job_id,
+            priority=priority,
+            metadata=pairs,
+            workers=size,
+            learning_rate=learning_rate,
+            clip_norm=clip_norm,
+        )
     if as_json:
         print_json(job)
         return

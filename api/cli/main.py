@@ -17,6 +17,7 @@ from api.cli import (
     jobs,
     local,
     plan,
+    repairs,
 )
 
 app = typer.Typer(
@@ -39,6 +40,8 @@ for command in (
     jobs.metrics,
     artifacts.artifacts,
     findings.health,
+    repairs.repairs,
+    repairs.undo,
     checkpoints.checkpoints,
     diagnose.diagnose,
     attempts.attempts,

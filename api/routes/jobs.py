@@ -19,7 +19,7 @@ from api.documented import of_job, protected, success
 from api.errors import of_a_parameter
 from api.pagination import CreateQuery, JobsQuery, page
 from api.responses import json_response
-from service import admission, files, jobs, plans
+from service import admission, files, jobs, plans, repairs
 from service.errors import Conflict
 from service.values import Caller, Job
 
@@ -143,9 +143,21 @@ def kill_job(caller: Member, services: Provided, job_id: JobId) -> Response:
 def update_job(caller: Member, services: Provided, job_id: JobId, document: Document) -> Response:
     """Changes priority, metadata or the number of workers, also while the job runs: its group then grows or shrinks at the
     end of a step, without a restart, with the same samples in the same order. The job's ``spec`` says it from then on. A job
-    that has ended takes metadata only."""
+    that has ended takes metadata only.
+
+    Of a job that runs, learning rate and clipping too: asked here, done after a step by all workers alike, and listed among
+    its repairs, where it can be undone; the ``spec`` stays as it was submitted."""
     change = parse(JobChange, document)
     workers = change.workers.range() if change.workers else None
+    if change.steers:  # first: it is refused of a job that does not run
+        repairs.steer(
+            services.store,
+            caller,
+            job_id,
+            services.folder(job_id).requests_path,
+            learning_rate=change.optimizer.learning_rate if change.optimizer else None,
+            clip_norm=change.training.clip_norm if change.training else None,
+        )
     job = jobs.update_job(
         services.store, caller, job_id, priority=change.priority, metadata=change.metadata, workers=workers
     )

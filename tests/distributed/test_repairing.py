@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from tests.distributed.processes import Processes
 from tests.distributed.test_acting_together import looking
 from tests.distributed.toys import Result, Toy, job, train_toy
 from workers import run_repairs
+from workers.parallel import plain
+from workers.repair.requests import ask
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
+from workers.weights import parameters_sha256
 
 pytestmark = pytest.mark.distributed
 
@@ -104,3 +108,78 @@ def test_nothing_is_changed_without_consent(tmp_path: Path) -> None:
     end = train_toy(0, 1, TOY, spec(100.0, {"mode": "advise"}, workers=1), tmp_path)
     assert not [kind for _, kind, _ in end.memory.events if kind.startswith("repair")]
     assert end.outcome.detail["steps"] == STEPS
+
+
+# --- what people ask for ----------------------------------------------------------------------------------------------
+
+
+def asking(
+    rank: int, world_size: int, job_spec: JobSpec, folder: Path, wishes: Sequence[Mapping[str, Any]], **context: Any
+) -> tuple[Result, list[tuple[str, str]]]:
+    """Each wish is asked for once the one before it, or the first repair, is done. With the digests of the weights before and after each change."""
+    seen: list[tuple[str, str]] = []
+    left = list(wishes)
+    repair = run_repairs.RunRepairs.repair
+
+    def watched(self: Any) -> None:
+        before = parameters_sha256(plain(self.model))
+        repair(self)
+        seen.append((before, parameters_sha256(plain(self.model))))
+        if left and rank == 0:
+            ask(folder / "requests", **left.pop(0))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_repairs.RunRepairs, "repair", watched)
+        patch.setattr(run_repairs, "ASK_SECONDS", 0.0)
+        if job_spec.health.mode != "repair" and rank == 0:
+            ask(folder / "requests", **left.pop(0))
+        return looking(rank, world_size, TOY, job_spec, folder, requests=folder / "requests", **context), seen
+
+
+asking.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_undoing_brings_the_state_before_back_bit_by_bit(processes: Processes, tmp_path: Path, strategy: str) -> None:
+    wish = {"kind": "undo", "by": "key test", "number": 1}
+    job_spec = spec(100.0, {"mode": "repair"}, strategy=strategy)
+    ends = processes.run(2, tmp_path, asking, job_spec, tmp_path, [wish])
+    (result, seen), (_, seen_by_other) = ends
+    (undone,) = told(result, "repair.undone")
+    assert undone["state"] == "undone"
+    assert undone["act"]["number"] == 1
+    assert seen[0][0] != seen[0][1], "the repair changed the weights"
+    assert seen[1][1] == seen[0][0], "and they are what they were before it"
+    assert seen == seen_by_other
+    assert result.memory.found("repair.none"), "what was undone is not repaired again"
+    rates = result.memory.series("train/learning_rate")
+    assert rates[undone["ended"] + 1] == 100.0
+    assert len({end.outcome.detail["parameters_sha256"] for end, _ in ends}) == 1
+
+
+def test_rate_and_clipping_of_a_running_job_are_what_people_ask_for(processes: Processes, tmp_path: Path) -> None:
+    wish = {"kind": "steer", "by": "key test", "learning_rate": 0.02, "clip_norm": 0.5}
+    job_spec = spec(0.05, {"mode": "observe"}, schedule={"name": "linear"})
+    ends = processes.run(2, tmp_path, asking, job_spec, tmp_path, [wish])
+    result = ends[0][0]
+    (act,) = (each["act"] for each in told(result, "repair.done"))
+    assert (act["code"], act["learning_rate"], act["clip"]) == ("asked", 0.02, 0.5)
+    rates, norms = (result.memory.series(name) for name in ("train/learning_rate", "gradient/norm_clipped"))
+    step = act["step"]
+    assert rates[step - 1] == pytest.approx(0.05 * (1 - (step - 1) / (STEPS - 1)), rel=0.02)
+    assert rates[step] == pytest.approx(rates[step - 1] * 0.4, rel=0.02), "the schedule goes on from there"
+    assert max(norms[step:]) <= 0.5 * 1.001
+    assert len({end.outcome.detail["parameters_sha256"] for end, _ in ends}) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(7, "there is no repair 7"), (1, "repair 1 is undone already")], ids=["unknown", "twice"]
+)
+def test_what_cannot_be_undone_is_told(tmp_path: Path, number: int, said: str) -> None:
+    wishes = [{"kind": "undo", "by": "key test", "number": 1}, {"kind": "undo", "by": "key test", "number": number}]
+    result, _ = asking(0, 1, spec(100.0, {"mode": "repair"}, workers=1), tmp_path, wishes)
+    assert any(said in message for kind, message in messages(result) if kind == "repair.refused")
+
+
+def messages(result: Result) -> list[tuple[str, str]]:
+    return [(kind, message) for (_, kind, _), message in zip(result.memory.events, result.memory.messages, strict=True)]

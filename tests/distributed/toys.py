@@ -130,6 +130,7 @@ class Memory:
     layers: tuple[str, ...] = ()
     norms: dict[int, list[float]] = field(default_factory=dict)
     events: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)  # of the events
     probe_names: Names = field(default_factory=lambda: Names((), ()))
     probe_rows: dict[int, str] = field(default_factory=dict)
     rank_rows: list[str] = field(default_factory=list)
@@ -168,6 +169,7 @@ class Memory:
 
     def event(self, level: str, type: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         self.events.append((level, type, dict(data or {})))
+        self.messages.append(message)
 
     def series(self, key: str) -> list[float]:
         return [row[key] for _, row in sorted(self.rows.items()) if key in row]

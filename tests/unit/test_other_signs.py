@@ -205,7 +205,7 @@ def test_a_loss_that_falls_without_any_better_answer_measures_something_else() -
     validation = list(np.linspace(0.5, 0.1, 10))
     stays, grows = [0.27, 0.28, *[0.3] * 8], [0.27, 0.4, *[0.9] * 8]
     facts: dict[str, Any] = {"loss": LossFacts(), "steps_per_epoch": 40, "batch_size": 32}
-    assert alarms(evaluated(record(learning(), facts), validation, stays)) == ["label_error"]
+    assert alarms(evaluated(record(learning(), facts), validation, stays)) == ["wrong_loss"]
     assert alarms(evaluated(record(learning(), facts), validation, grows)) == []
     rare = LossFacts("binary_cross_entropy_with_logits", target=TensorFacts("float32", (64, 24), mean=0.005))
     assert alarms(evaluated(record(learning(), {"loss": rare}), validation, stays)) == ["class_imbalance"]

@@ -61,12 +61,38 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
     "change",
     [
         {"training": {"precision": "fp16"}},
-        {"health": {"mode": "repair"}},
+        {"health": {"mode": "repair", "allow": ["live", "weights"]}},
     ],
     ids=str,
 )
 def test_what_is_not_there_yet_is_refused_and_says_so(change: dict[str, Any]) -> None:
     assert any("not available yet" in text for text in problems(DIGITS | change).values())
+
+
+def test_what_may_be_repaired() -> None:
+    assert parse_spec(DIGITS).health.mode == "advise"
+    health = parse_spec(DIGITS | {"health": {"mode": "repair"}}).health
+    assert (health.allow, health.budget.repairs, health.budget.extra_steps) == (["live"], 8, 1.0)
+    earlier = {"mode": "advise", "allow": None, "budget": None}
+    assert parse_spec(DIGITS | {"health": earlier}).health.allow == ["live"], "jobs of earlier versions say null"
+    written = parse_spec(DIGITS | {"health": {"mode": "observe"}}).model_dump(mode="json")
+    assert parse_spec(written).health.mode == "observe", "what was written can be read"
+
+
+@pytest.mark.parametrize(
+    ("health", "path", "said"),
+    [
+        ({"mode": "advise", "budget": {"repairs": 2}}, "health", "budget means something with mode repair only"),
+        ({"mode": "repair", "allow": []}, "health.allow", "at least 1"),
+        ({"mode": "repair", "allow": ["live", "labels"]}, "health.allow[1]", "'data'"),
+        ({"mode": "repair", "budget": {"repairs": 0}}, "health.budget.repairs", "greater than or equal to 1"),
+        ({"mode": "repair", "budget": {"lr_floor": 0}}, "health.budget.lr_floor", "greater than 0"),
+    ],
+    ids=str,
+)
+def test_what_may_not_be_said_of_repairs(health: dict[str, Any], path: str, said: str) -> None:
+    found = problems(DIGITS | {"health": health})
+    assert said in found[path]
 
 
 def test_what_probes_may_cost() -> None:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from workers.spec import Consent
 
-Verdict = Literal["kept", "taken_back"]
+Verdict = Literal["kept", "taken_back", "undone"]
+BY_PEOPLE = "asked"  # in place of a finding's code: somebody asked for it
 State = Literal["trial", "kept", "taken_back", "undone"]
 
 
@@ -25,11 +26,13 @@ class Act:
     rewind: int | None = None  # weights, buffers and moments become what they were after that step
     rate: float = 1.0  # times what the learning rate would be
     rate_at_least: float = 0.0
+    learning_rate: float | None = None  # at the top of the job's schedule, from now on, whatever was done to it before
     rewarm: int = 0  # steps in which the rate climbs to that
     clip: float | None = None  # largest global norm of the gradient, where the job's own is not smaller
     forgets_moments: bool = False
     instead_of: int | None = None  # the act that did not help: what it had changed of rate and clipping is taken back
-    probation: int = 0  # steps after which it is seen whether it helped
+    probation: int = 0  # steps after which it is seen whether it helped; 0: nobody asks
+    request: str | None = None  # what people asked for
 
     def document(self) -> dict[str, Any]:
         return asdict(self)

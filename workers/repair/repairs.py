@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workers.repair.acts import Act, Entry, State, Verdict
+from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
 from workers.repair.ladder import Rung, Situation, answer, rewarm_steps, rungs
+from workers.repair.requests import Request
 from workers.spec import Health
 
 PROBATION = 0.06  # of the run
@@ -22,9 +23,10 @@ SETTLES = 5  # steps after an act that say nothing yet
 class Repairs:
     """``entries``: the record, oldest first."""
 
-    def __init__(self, health: Health, steps: int) -> None:
-        """``steps``: of the job as it was asked for."""
-        self._health, self._steps = health, steps
+    def __init__(self, health: Health, steps: int, learning_rate: float) -> None:
+        """``steps``, ``learning_rate`` (at the top of its schedule): of the job as it was asked for."""
+        self._health, self._steps, self._learning_rate = health, steps, learning_rate
+        self.taken: list[str] = []  # requests of people that were taken up
         self.entries: list[Entry] = []
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
 
@@ -33,7 +35,7 @@ class Repairs:
     @property
     def lost(self) -> int:
         """Steps that rewinds have left behind, which the run makes up for at its end as far as it may."""
-        return sum(max(0, each.act.step - each.act.rewind) for each in self.entries if each.act.rewind is not None)
+        return sum(map(_left_behind, self.entries))
 
     @property
     def extra(self) -> int:
@@ -50,10 +52,15 @@ class Repairs:
 
     def rate(self, step: int, scheduled: float) -> float:
         """What becomes of the rate that the job's schedule gives."""
-        found, floor = max([scheduled, *(act.rate_at_least for act in self._holding())]), self._health.budget.lr_floor
+        found = scheduled
         for act in self._holding():
-            found *= act.rate
-        found = max(found, floor * scheduled) if scheduled > 0 else found
+            if act.learning_rate is not None:
+                found = (
+                    scheduled * act.learning_rate / self._learning_rate if self._learning_rate else act.learning_rate
+                )
+            found = max(found, act.rate_at_least) * act.rate
+            if act.rate < 1:
+                found = max(found, self._health.budget.lr_floor * scheduled)
         newest = next((act for act in reversed(self._holding()) if act.rewarm), None)
         if newest is None or step >= newest.step + newest.rewarm:
             return found
@@ -61,8 +68,10 @@ class Repairs:
 
     def clip(self, limit: float | None) -> float | None:
         """What becomes of the job's own."""
-        limits = [act.clip for act in self._holding() if act.clip is not None] + ([limit] if limit is not None else [])
-        return min(limits, default=None)
+        for act in self._holding():
+            if act.clip is not None:
+                limit = act.clip if limit is None or act.code == BY_PEOPLE else min(limit, act.clip)
+        return limit
 
     def _holding(self) -> list[Act]:
         return [each.act for each in self.entries if each.state in ("trial", "kept")]
@@ -87,14 +96,16 @@ class Repairs:
             if situation is None:
                 return self._ends(trial, "kept", step) if due else None
             return self._instead(trial, situation, snapshots, step)
-        if situation is None or len(self.entries) >= self._health.budget.repairs:
+        if situation is None or self._spent:
             return None
         code = situation.finding["code"]
+        if self._unwanted(code):
+            return None
         return self._act(situation, self._before(code), snapshots, step, instead_of=None)
 
     def _instead(self, trial: Entry, situation: Situation, snapshots: Sequence[int], step: int) -> Act | None:
         """The next rung of the same ladder; what is seen after an act may have another name, and the same reason."""
-        if len(self.entries) >= self._health.budget.repairs:
+        if self._spent:
             return self._ends(trial, "taken_back", step)
         same = replace(situation, finding=trial.finding)
         found = self._act(same, self._before(trial.act.code), snapshots, step, instead_of=trial.act.number)
@@ -152,7 +163,9 @@ class Repairs:
         """A part of a sentence: why nothing is done about it."""
         if situation is None:
             return "nothing is found"
-        if len(self.entries) >= self._health.budget.repairs:
+        if self._unwanted(situation.finding["code"]):
+            return "somebody undid a repair of it"
+        if self._spent:
             return f"all {self._health.budget.repairs} repairs of its budget are used up"
         found = rungs(situation)
         if not found:
@@ -161,26 +174,62 @@ class Repairs:
             return f"health.allow would have to name {found[0].consent}"
         return "all that is known has been tried"
 
+    @property
+    def _spent(self) -> bool:
+        return sum(each.act.code != BY_PEOPLE for each in self.entries) >= self._health.budget.repairs
+
+    def _unwanted(self, code: str) -> bool:
+        return any(each.state == "undone" and each.act.code == code for each in self.entries)
+
+    # --- what people ask for ------------------------------------------------------------------------------------------
+
+    def asked(self, request: Request, step: int) -> Act | str:
+        """What answers it, or why nothing does."""
+        if request.kind == "undo":
+            entry = next((each for each in self.entries if each.act.number == request.number), None)
+            if entry is None:
+                return f"there is no repair {request.number}"
+            if entry.state not in ("trial", "kept"):
+                return f"repair {request.number} is {entry.state.replace('_', ' ')} already"
+            if any(each.state in ("trial", "kept") and each.act.number > entry.act.number for each in self.entries):
+                return f"a later repair holds; undo that one first, repair {request.number} after it"
+            act = entry.act
+            return replace(act, step=step, verdict="undone", instead_of=act.number, request=request.id)
+        said = []
+        if request.learning_rate is not None:
+            said.append(f"the learning rate is {request.learning_rate:.3g} at the top of its schedule")
+        if request.clip_norm is not None:
+            said.append(f"the gradient's norm is clipped at {request.clip_norm:.3g}")
+        return Act(
+            len(self.entries) + 1, step, BY_PEOPLE, "live", f"{' and '.join(said)}, as {request.by} asked",
+            learning_rate=request.learning_rate, clip=request.clip_norm, request=request.id,
+        )  # fmt: skip
+
     # --- record -------------------------------------------------------------------------------------------------------
 
     def done(self, act: Act, finding: Mapping[str, Any], values: Mapping[str, float]) -> Entry:
         """To be called by all ranks with the same act. ``values``: what the run shows now. The entry that changed."""
+        if act.request is not None:
+            self.taken.append(act.request)
         before = next((each for each in self.entries if each.act.number == act.instead_of), None)
         if before is not None:
             before.state = act.verdict or "taken_back"
             before.after, before.ended = dict(values), act.step
             if act.verdict is not None:
                 return before
-        entry = Entry(act, "trial", dict(finding), dict(values))
+        entry = Entry(act, "trial" if act.probation else "kept", dict(finding), dict(values))
         self.entries.append(entry)
         return entry
 
-    def ends(self, number: int, state: State, step: int, values: Mapping[str, float]) -> None:
-        entry = self.entries[number - 1]
-        entry.state, entry.after, entry.ended = state, dict(values), step
-
     def document(self) -> dict[str, Any]:
-        return {"entries": [each.document() for each in self.entries]}
+        return {"entries": [each.document() for each in self.entries], "taken": self.taken}
 
     def restore(self, document: Mapping[str, Any]) -> None:
-        self.entries = [Entry.of(each) for each in document["entries"]]
+        self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
+
+
+def _left_behind(entry: Entry) -> int:
+    """Steps whose work is gone: what came before it, or, where it was undone, what came of it."""
+    if entry.state == "undone" and entry.ended is not None:
+        return entry.ended - entry.act.step
+    return max(0, entry.act.step - entry.act.rewind) if entry.act.rewind is not None else 0

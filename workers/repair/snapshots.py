@@ -45,6 +45,10 @@ class Snapshots:
         """Raises KeyError where there is none of that step. Later ones are dropped: they are of what is left behind."""
         found = {kept.step: kept for kept in self._all()}[step]
         put_back(found, model, optimizer)
+        self.drop_after(step)
+
+    def drop_after(self, step: int) -> None:
+        """Those of what is left behind."""
         self._kept = [kept for kept in self._kept if kept.step <= step]
 
     def forget(self) -> None:

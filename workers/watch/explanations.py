@@ -9,6 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workers.repair.ladder import ANSWERS
 from workers.watch.findings import Finding, Found
 from workers.watch.words import Words, special
 
@@ -26,7 +27,7 @@ def finding(found: Found, consequences: Sequence[str] = ()) -> Finding:
     words = special(found.code, found.evidence) or WORDS[found.code]
     values = _Values(found)
     seen, means, worked = (_said(each, values) for each in (words.seen, words.means, words.worked))
-    sentences = [seen[:1].upper() + seen[1:], means, _would(words, values), worked]
+    sentences = [seen[:1].upper() + seen[1:], means, _would(found.code, words, values), worked]
     return Finding(
         code=found.code,
         severity=found.severity,
@@ -50,14 +51,13 @@ def _said(template: str, values: _Values) -> str:
     return OPTIONAL.sub(part, template).format_map(values)
 
 
-def _would(words: Words, values: _Values) -> str:
+def _would(code: str, words: Words, values: _Values) -> str:
     act = (words.act[0].lower() + words.act[1:].rstrip(".")).format_map(values)
     if words.consent is None:
         return f"Nothing is changed by itself here, only you can decide: {act}."
-    # health.allow is refused until something repairs.
-    return (
-        f"Nothing was changed. Once repairs can be allowed (health.allow: [{words.consent}]), this one would be: {act}."
-    )
+    if words.consent != "live" or code not in ANSWERS:
+        return f"Nothing of it is changed while the job trains; what would help: {act}."
+    return f"With health.mode: repair and health.allow: [{words.consent}] this is done while the job trains: {act}."
 
 
 class _Values(dict[str, str]):
