@@ -51,7 +51,7 @@ def undo(
 
 
 def _shown(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name.partition('/')[2]} {_number(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
 
 
 def _number(value: Any) -> str:

@@ -93,9 +93,9 @@ class Curves:
             drawn.options["yAxis"]["type"] = "log" if wide else "value"
             drawn.update()
 
-    def mark(self, health: dict[str, Any]) -> None:
-        """Where findings began."""
-        marks = figures.markers(health)
+    def mark(self, health: dict[str, Any], repairs: dict[str, Any]) -> None:
+        """Where findings began, and where something was repaired."""
+        marks = figures.markers(health, repairs["repairs"])
         if marks == self._marks:
             return
         self._marks = marks

@@ -57,7 +57,7 @@ TIPS: dict[Scale, str] = {
 }
 MOST_COUNT = 2**15 - 1  # what fits into a cell
 EXPLODED = 1000
-MARKERS = {"critical": "#e4572e", "warning": "#f2994a", "note": "#7f8ea3", "past": "#9aa3b2"}
+MARKERS = {"critical": "#e4572e", "warning": "#f2994a", "note": "#7f8ea3", "past": "#9aa3b2", "repair": "#2e9e6b"}
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -256,9 +256,9 @@ def histogram(shares: Sequence[float], lowest: int) -> Document:
     }
 
 
-def markers(health: Mapping[str, Any]) -> Document:
-    """Where findings began, as vertical lines of a chart over steps: open ones in the colour of their severity, past ones in grey. What was known
-    before the first step has no place there."""
+def markers(health: Mapping[str, Any], repairs: Sequence[Mapping[str, Any]] = ()) -> Document:
+    """Where findings began, as vertical lines of a chart over steps: open ones in their severity's colour, past ones in grey; and where something
+    was repaired. What was known before the first step has no place there."""
     at: dict[int, list[tuple[str, str]]] = {}
     open_ = set(map(key_of, health["findings"]))
     past = [each["finding"] for each in health["history"] if each["event"] == "raised"]
@@ -269,6 +269,8 @@ def markers(health: Mapping[str, Any]) -> Document:
         told = at.setdefault(finding["first_bad_step"], [])
         if finding["first_bad_step"] > 0 and title(finding["code"]) not in [name for name, _ in told]:
             told.append((title(finding["code"]), colour))
+    for repair in repairs:
+        at.setdefault(repair["step"], []).append((f"Repair {repair['number']}", MARKERS["repair"]))
     lines = [
         {
             "xAxis": step,

@@ -12,6 +12,7 @@ from api import evidence
 from api.dashboard import figures
 from api.dashboard.frame import HEALTH_COLOURS, Frame
 from api.dashboard.gateway import Gateway
+from api.dashboard.repairs import Repairs
 
 ICONS = {"healthy": "check_circle", "warning": "warning", "critical": "error"}
 Look = Callable[[int], None]  # shows the curves around a step
@@ -49,10 +50,12 @@ class Health:
     def __init__(self, api: Gateway, frame: Frame, path: str, job_id: str, look_at: Look) -> None:
         self._api, self._frame, self._path, self._job_id, self._look_at = api, frame, path, job_id, look_at
         self._shown: tuple[Any, ...] | None = None
+        self._repairs = Repairs(api, frame, path)
 
     def build(self) -> None:
         self._sentence = ui.label().classes("text-body1")
         self._cards = ui.column().classes("w-full gap-3")
+        self._repairs.build()
         self._history_title = ui.label("What came and passed").classes("text-subtitle1")
         self._history = ui.column().classes("w-full gap-0")
         self._cost = ui.label().classes("quiet")
@@ -60,8 +63,9 @@ class Health:
             self._facts = ui.code("", language="yaml").classes("w-full")
         self._box.classes("w-full").props("dense")
 
-    def show(self, health: dict[str, Any]) -> None:
-        """``health``: the answer of ``GET .../health``."""
+    def show(self, health: dict[str, Any], repairs: dict[str, Any], running: bool) -> None:
+        """The answers of ``GET .../health`` and ``GET .../repairs``; whether anything can still be changed."""
+        self._repairs.show(repairs, running)
         self._cost.text = evidence.cost(health["watching"])
         shown = (health["verdict"], health["sentence"], health["findings"], health["history"])
         if shown == self._shown:

@@ -177,11 +177,12 @@ class JobPage:
 
     async def fill_health(self, job: dict[str, Any]) -> None:
         found = await self.frame.ask(lambda: self.api.get(f"{self.path}/health", facts="false"))
-        if found is None:
+        repairs = await self.frame.ask(lambda: self.api.get(f"{self.path}/repairs"))
+        if found is None or repairs is None:
             return
         self.judged = job["health"]
-        self.findings.show(found)
-        self.curves.mark(found)
+        self.findings.show(found, repairs, running=job["status"] == "running")
+        self.curves.mark(found, repairs)
 
     def look_at(self, step: int) -> None:
         """Shows the curves around a step."""

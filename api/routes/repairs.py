@@ -31,13 +31,14 @@ def list_repairs(caller: Viewer, services: Provided, job_id: JobId) -> Response:
     job = jobs.get_job(services.store, caller, job_id)
     told = repairs.history(services.store, caller, job_id)
     health = job.spec.get("health") or {}
+    still = {finding["code"] for finding in job.health.get("findings", ())}
     found = health_schemas.JobRepairs(
         job_id=job.id,
         mode=health.get("mode", "advise"),
         allow=list(health.get("allow") or ()) if health.get("mode") == "repair" else [],
         repairs=[health_schemas.Repair.of(each) for each in repairs.done(told)],
         skipped_updates=max((event.data.get("skipped", 0) for event in told if event.type == SKIPPED), default=0),
-        not_repaired=[event.message for event in told if event.type == NONE],
+        not_repaired=[event.message for event in told if event.type == NONE and event.data.get("code") in still],
     )
     return json_response(found)
 

@@ -59,7 +59,7 @@ def rungs(situation: Situation) -> Sequence[Rung]:
 def _named(rung: Rung, situation: Situation) -> Rung:
     said = []
     if rung.back:
-        said.append("went back to the weights from before it began, and leaves out the batches since")
+        said.append("went back to the weights from before it began and leaves out the batches since")
     if rung.clip is not None:
         said.append(f"clips the gradient's norm at {rung.clip:.3g}")
     if rung.forgets_moments:
@@ -70,7 +70,7 @@ def _named(rung: Rung, situation: Situation) -> Rung:
         )
     if rung.rate_at_least:
         said.append(f"keeps the learning rate at {rung.rate_at_least:.3g} at least")
-    return replace(rung, words=" and ".join(said) if len(said) < 3 else ", ".join(said))
+    return replace(rung, words="; ".join(said))
 
 
 def _shorter(situation: Situation) -> Sequence[Rung]:

@@ -24,6 +24,7 @@ STUCK_PATIENCE = 0.3  # of the run
 STUCK_GAIN = 0.10  # of what there is to learn
 STUCK_LEVEL = 0.93  # of H
 EARLY_PATIENCE = 0.08  # where the cause is beyond doubt (causes.py: certain_early)
+NEARLY_GONE = 0.1  # of what there is to learn is left
 NO_NORM = 0.02  # of the gradients' norm in the first steps
 THROWN = 10.0  # of the weights' first norm, in the median layer: steps that do not add up to that in runs that are well
 SCALER_SKIPS = 10  # in a row; GradScaler tries so often by design
@@ -274,7 +275,9 @@ def stuck(course: Course, patience: float = STUCK_PATIENCE) -> Symptom | None:
     learnt = least is not None and recent - floor <= STUCK_LEVEL * (least - floor)
     flat = course.start - recent < STUCK_GAIN * course.scale
     settled = _settled(course) if course.constant is None else False
-    useless = (course.useless if course.constant is None and course.past(LATE_PATIENCE) else {}) or _unchanged(course)
+    gone = recent - floor < NEARLY_GONE * course.scale  # answers by chance are no rarer than what they are asked for
+    late = course.constant is None and course.past(LATE_PATIENCE) and not gone
+    useless = (course.useless if late else {}) or _unchanged(course)
     if not useless and (left := _no_way_from_here(course)) is not None:
         return Symptom("stuck", course.now, {"loss": recent, "first_loss": course.start, "norm_left": left})
     if learnt or not (flat or at_constant or settled or useless):
@@ -405,9 +408,10 @@ def slow(course: Course) -> Symptom | None:
         return None  # that the fit is slow is the least of it: validation does not follow
     if losses is not None and len(losses) >= 6 and _ever_faster(losses[-4:]):
         return None
-    if losses is not None and _bends(losses):
-        return None
     updates, third = layers.recent_updates(course.record), len(after) // 3
+    usual = updates is not None and not float(np.nanmedian(updates)) < layers.SHORT_STEPS
+    if losses is not None and usual and _bends(losses):
+        return None
     if third < MIN_STEPS or not np.isfinite(after).all():
         return None
     first, middle, last = (float(np.median(part)) for part in (after[:third], after[third : 2 * third], after[-third:]))
