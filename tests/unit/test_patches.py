@@ -280,6 +280,13 @@ def test_what_does_not_fit_is_refused_and_leaves_the_model_as_it_was(patch: Patc
     assert all(torch.equal(value, values[name]) for name, value in _values(model).items())
 
 
+def test_a_branch_is_refused_when_a_part_of_it_is_used_elsewhere() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = nn.ModuleDict({"stack": nn.Sequential(inner, nn.ReLU()), "other": nn.ModuleList([inner[0]])})
+    with pytest.raises(PatchError, match="a part of it is used in other too"):
+        apply(model, [Patch("residual", "stack.0", {"others": ["1"]})], seed=0)
+
+
 def _values(model: nn.Module) -> dict[str, Tensor]:
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {

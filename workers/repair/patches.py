@@ -185,10 +185,9 @@ def _apply(edits: Edits, patch: Patch, seed: int) -> None:
     where, arguments = patch.where, patch.arguments
     module = module_at(edits.model, where)
     in_front = patch.kind == "scale_input" and not arguments.get("fold", True)
-    problem = reason_against(edits.model, where, frozen=in_front)
-    if problem is not None and not (
-        in_front and where == ""
-    ):  # what is put before the whole model touches nothing in it
+    # What is put before the whole model touches nothing in it.
+    problem = None if in_front and where == "" else reason_against(edits.model, where, frozen=in_front)
+    if problem is not None:
         raise Unfit(problem)
     if patch.kind == "reinitialise":
         drawing.reinitialise(edits, module, where, arguments["method"], arguments.get("gain", 1.0), seed)

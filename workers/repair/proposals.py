@@ -170,7 +170,6 @@ def _may_be_wrapped(model: nn.Module, seen: Trace, name: str) -> bool:
         is_plain(model.get_submodule(name))
         and seen.calls[name] == 1
         and name not in seen.ends
-        and name != seen.order[-1]
         and name not in seen.read_outside
         and reason_against(model, name) is None
         and not any("attention" in kind.lower() or "attn" in kind.lower() for kind in _classes_around(model, name))
@@ -214,8 +213,8 @@ def _measured(norm: str, mean: list[float], std: list[float]) -> dict[str, list[
 
 
 def _activate(model: nn.Module, seen: Trace, example: Example, options: Options) -> list[Patch]:
-    """Every place of an activation that saturates, but for those whose result is the output or multiplies something, as a gate does; then the
-    layers, drawn anew for what follows them now. The gentle variant hardly changes the function, so it keeps the weights."""
+    """Every place of an activation that saturates, but for those behind the last layer and those whose result multiplies something, as a gate
+    does; then the layers, drawn anew for what follows them now. The gentle variant hardly changes the function, so it keeps the weights."""
     to = {"to": "leaky_relu", "slope": 0.01} if options.gentle or options.leaky else {"to": "relu"}
     first = {module: name for name, module in model.named_modules()}
     patches = []
@@ -223,7 +222,8 @@ def _activate(model: nn.Module, seen: Trace, example: Example, options: Options)
         known = first[module]  # under which name the trace has it
         fits = type(module) in RECTIFIERS if options.gentle else saturates(module)
         asked = options.layers is None or name in options.layers
-        hidden = seen.calls[known] > 0 and known not in seen.at_output and known not in seen.gates
+        at_output = known in seen.at_output or not seen.ends.isdisjoint(seen.behind.get(known, ()))
+        hidden = seen.calls[known] > 0 and not at_output and known not in seen.gates
         if fits and asked and hidden and reason_against(model, name) is None:
             patches.append(Patch("activate", name, to))
     if options.gentle or not patches:
@@ -281,22 +281,22 @@ def _run_behind(sequence: nn.Module, names: Sequence[str], index: int) -> list[s
 
 
 def _certain(model: nn.Module, seen: Trace, parent: str, names: Sequence[str]) -> bool:
-    """Hidden, called once, in this order and with one tensor in and out, and nothing else uses the modules."""
+    """Hidden, what has weights called once, and nothing else uses it."""
     paths = [f"{parent}.{name}" if parent else name for name in names]
     first = {module: name for name, module in model.named_modules()}
     for path in paths:
-        known = first[model.get_submodule(path)]
+        module = model.get_submodule(path)
+        known, has_weights = first[module], next(module.parameters(), None) is not None
+        often = seen.calls[known] != 1 if has_weights else not seen.calls[known]
+        inside = [f"{path}.{name}".rstrip(".") for name, _ in module.named_modules()]
         if (
-            reason_against(model, path) is not None
-            or known in seen.at_output
+            often
             or known in seen.ends
-            or not seen.calls[known]
+            or seen.read_outside.intersection(inside)
+            or reason_against(model, path) is not None
         ):
             return False
-        inside = [f"{path}.{name}".rstrip(".") for name, _ in model.get_submodule(path).named_modules()]
-        if seen.read_outside.intersection(inside):
-            return False
-    return seen.calls[paths[0]] == 1 and seen.inputs[paths[0]].is_floating_point()
+    return seen.inputs[paths[0]].is_floating_point()
 
 
 # --- scale_input ------------------------------------------------------------------------------------------------------

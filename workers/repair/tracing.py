@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from workers.repair.anatomy import NORMS, OPAQUE, Unfit
+from workers.repair.anatomy import ACTIVATIONS, NORMS, OPAQUE, Unfit
 
 # Arguments of one forward pass, or what makes one with the model that it is given and returns the output.
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[nn.Module], Any]
@@ -47,7 +47,9 @@ class Trace:
     read_outside: set[str] = field(default_factory=set)  # their parameters were used while they did not run
     ends: set[str] = field(default_factory=set)  # layers from which the output comes with no other layer in between
     at_output: set[str] = field(default_factory=set)  # what they gave is the output, or a view of it
-    whole_output: bool = False  # all of the output comes from ``at_output``
+    behind: dict[str, set[str]] = field(
+        default_factory=dict
+    )  # activation -> layers that were the last to run before it
     raw: set[str] = field(default_factory=set)  # what they got is the model's first input, or a view of it
     computed_from_input: bool = False  # something else computes with the first input too
 
@@ -56,9 +58,6 @@ def trace(model: nn.Module, example: Example) -> Trace:
     """Raises what the model raises on the example, and Unfit where it cannot be copied."""
     with quietly(model):
         twin = copied(model)
-        for parameter in twin.parameters():
-            if parameter.is_floating_point():
-                parameter.requires_grad_(True)  # so that the graph leads to frozen layers too
         watcher = _Watcher(twin)
         with watcher:
             output = run(twin, example)
@@ -95,6 +94,8 @@ def copied(model: nn.Module) -> nn.Module:
         for parameter, _ in gradients:
             parameter.grad = None
         return copy.deepcopy(model)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise Unfit(f"the model cannot be copied: {type(error).__name__}: {error}") from error
     finally:
@@ -135,9 +136,9 @@ class _Watcher(TorchFunctionMode):
             for name, module in model.named_modules()
             for parameter in module.parameters(recurse=False)
         }
-        self._opaque = {name for name, module in model.named_modules() if isinstance(module, OPAQUE)}
         self._last: str | None = None
         self._input: Tensor | None = None
+        self._given: list[Tensor] = []
         self._nodes: dict[Any, str] = {}
         for name, module in model.named_modules():
             module.register_forward_pre_hook(functools.partial(self._before, name), prepend=True, with_kwargs=True)
@@ -161,6 +162,10 @@ class _Watcher(TorchFunctionMode):
         if not given:
             return
         self.found.outputs[name] = given[0]
+        if not name:
+            self._given = given
+        if isinstance(module, ACTIVATIONS) and self._last is not None:
+            self.found.behind.setdefault(name, set()).add(self._last)
         if isinstance(module, NORMS) or next(module.parameters(recurse=False), None) is None:
             return
         if self.found.calls[name] == 1:
@@ -177,7 +182,7 @@ class _Watcher(TorchFunctionMode):
             owner = self._owner.get(id(tensor))
             if owner is not None and owner != inside:
                 self.found.read_outside.add(owner)
-        if name in FUNCTIONS and self._last is not None and not self._opaque.intersection(self._running):
+        if name in FUNCTIONS and self._last is not None:
             self.found.activations.setdefault(self._last, name)
         if name in PRODUCTS and len(given) > 1:
             self.found.gates |= {
@@ -193,11 +198,12 @@ class _Watcher(TorchFunctionMode):
             self.found.computed_from_input = True
 
     def told(self, output: Any) -> Trace:
-        given = tensors_in(output)
-        self.found.ends = _nearest(given, self._nodes)
+        # The example may compute a loss from what the model itself gave.
+        given = [*tensors_in(output), *self._given]
+        # Of an output that no gradient leaves (a class, say) the last layer is all that can be guessed.
+        self.found.ends = _nearest(given, self._nodes) or set(self.found.order[-1:])
         sources = [{name for name, gave in self.found.outputs.items() if is_view(gave, tensor)} for tensor in given]
         self.found.at_output = set().union(*sources)
-        self.found.whole_output = bool(sources) and all(sources)
         return self.found
 
 

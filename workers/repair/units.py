@@ -148,11 +148,11 @@ def _takes_units(following: nn.Module, layer: nn.Module, flat: bool) -> bool:
 
 
 def _followers(model: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """What runs behind the module, in order, as long as everything around is a plain Sequential that has one place only."""
+    """What runs behind the module, in order, as long as everything around is a plain Sequential."""
     while name:
         parent, _, own = name.rpartition(".")
         sequence = model.get_submodule(parent)
-        if not is_sequence(sequence) or reason_against(model, parent, frozen=True) is not None:
+        if not is_sequence(sequence):
             return
         names = list(sequence._modules)
         for later in names[names.index(own) + 1 :]:
