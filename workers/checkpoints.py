@@ -227,6 +227,16 @@ def _local(folder: UPath) -> Iterator[UPath]:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
+def document_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was saved beside the tensors. Raises CheckpointError."""
+    try:
+        with _local(checkpoint.path) as folder:
+            document: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    except (OSError, ManifestError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path} could not be read: {error}") from error
+    return document
+
+
 def load(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Any]:

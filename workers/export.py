@@ -16,7 +16,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,17 @@ WEIGHTS, FACTS, CODE, FORMAT = "model.safetensors", "model.json", "code", 1
 REQUIREMENTS = ("torch", "numpy", "pandas", "pydantic", "safetensors", "transformers", "peft", "biotite", "mlflow")
 
 
-def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: JobSpec) -> None:
+def export_model(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    task: Task,
+    spec: JobSpec,
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Writes the model; a reader finds the whole folder or (for an instant, when an older one is replaced) none.
 
-    ``weights``: all of them, from ``workers.weights.full_state_dict``, which all ranks call. One rank calls this.
+    ``weights``: all of them, from ``workers.weights.full_state_dict``, which all ranks call. One rank calls this. ``patches``: what repairs have
+    changed of the task's model.
     """
     from safetensors.torch import save_file
 
@@ -59,6 +66,7 @@ def export_model(folder: Path, weights: Mapping[str, Tensor], task: Task, spec: 
         "name": spec.name,
         "task": spec.task.model_dump(mode="json"),
         "facts": dataclasses.asdict(task.facts()),
+        **({"patches": [*patches], "seed": spec.training.seed} if patches else {}),
     }
     (partial / FACTS).write_text(json.dumps(document, indent=1), encoding="utf-8")
     code = getattr(task, "code", None)
@@ -129,6 +137,10 @@ class Predictor:
             self._model: nn.Module = self._module.open_model(root, self._task_spec, self._facts)
         else:
             self._model = self._module.build_model(self._task_spec, self._facts)
+            if document.get("patches"):
+                from workers.repair.rebuilding import patched
+
+                self._model = patched(self._model, document["patches"], document["seed"])
             load_weights(self._model, str(root / WEIGHTS))
         self._model.eval()
 

@@ -106,6 +106,7 @@ class Recorder:
         self._pending_probes: dict[int, tuple[Tensor, float | None]] = {}
         self._ranks = RankLog()
         self._watch = Watch()
+        self._origin = 0  # the step after which what trains now began
         self._judge_failed = False
         self._told: list[Any] | None = None  # the newest verdict and its findings
         self._looked_at, self._looked_step, self._look_seconds = time.monotonic(), 0, 0.0
@@ -295,8 +296,9 @@ class Recorder:
         if self._teller:
             self._report(self._untold)
 
-    def begin_anew(self, after: int, through: int, steps: int) -> None:
+    def begin_anew(self, after: int, through: int, steps: int, origin: int) -> None:
         """The run was changed: steps that it has left behind are not judged any more, and findings are looked for anew. ``steps``: its length now.
+        ``origin``: the step after which its model began to be trained.
 
         To be taken after ``flush``.
         """
@@ -304,9 +306,20 @@ class Recorder:
             log.forget(after, through)
         for finding in self._watch.forget():
             self._tell_finding(CLEARED, finding, through)
-        self._steps, self.bad_steps, self._looked_step = steps, 0, through
+        self._steps, self._origin, self.bad_steps, self._looked_step = steps, origin, 0, through
         if self.facts is not None and self.facts.total_steps is not None:
             self.facts = replace(self.facts, total_steps=steps)
+
+    def layers_are(self, layers: tuple[str, ...]) -> None:
+        """Of another model, of which nothing is known yet."""
+        self.facts = None
+        if layers == self._layers:
+            return
+        self._layers = layers
+        self._ring = torch.zeros((ROWS, len(SCALARS) + len(layers)), dtype=torch.float64, device=self._ring.device)
+        self._memory, self._probes = RunMemory(layers), ProbeLog(Names(layers, ()))
+        # Norms of other layers were told once, and cannot be told among those of these.
+        self._untold = deque(replace(row, norms=None, probe=None) for row in self._untold)
 
     def usual_norm(self, before: int) -> float | None:
         """Median of the gradient's global norm in the steps before that one, or in the first ones. None: there are none that are finite."""
@@ -337,7 +350,7 @@ class Recorder:
         facts = self.facts or Facts()
         steps = self._steps or facts.total_steps
         warmup = max(self._warmup_steps, facts.warmup_steps)
-        return Record(
+        record = Record(
             replace(facts, total_steps=steps, warmup_steps=warmup),
             self._memory.series(),
             self.probes(),
@@ -345,6 +358,7 @@ class Recorder:
             self.ranks(),
             self.checksums(),
         )
+        return record.since(self._origin) if self._origin else record
 
     def judgement(self) -> Judgement:
         """As if nobody had ever looked."""
@@ -370,9 +384,9 @@ class Recorder:
             changes = Changes(self._memory.steps, (), (), self._cannot_judge(error))
         judgement = changes.judgement
         for finding in changes.raised:
-            self._tell_finding(RAISED, finding, changes.step)
+            self._tell_finding(RAISED, finding, self._memory.steps)
         for finding in changes.cleared:
-            self._tell_finding(CLEARED, finding, changes.step)
+            self._tell_finding(CLEARED, finding, self._memory.steps)
         told = [judgement.verdict, [[*finding.key, finding.severity] for finding in judgement.findings]]
         # A run that was resumed at its very end keeps its earlier verdict.
         if self._teller and self._memory.steps and (told != self._told or final):

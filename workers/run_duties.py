@@ -64,7 +64,7 @@ class RunDuties(RunState):
                 self.plan,
                 world_size=self.world_size,
                 begins_trained=getattr(getattr(self.spec.task, "model", None), "checkpoint", None) is not None,
-                first=self.step,
+                first=self.step - self.repairs.origin,
             )
         except Exception as error:
             self.no_facts(error)

@@ -19,12 +19,15 @@ from workers.membership import Stage, Work
 from workers.repair.acts import BY_PEOPLE, Act, Entry
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
+from workers.repair.rebuilding import planned, rebuildable
+from workers.repair.repairs import Plan
 from workers.repair.requests import asked
-from workers.repair.snapshots import copied, put_back
+from workers.repair.snapshots import Snapshot, copied, put_back
 from workers.run_duties import RunDuties
 from workers.watch.findings import Judgement
 
 ASK_SECONDS = 1.0  # between two looks at what people ask
+EXAMPLE_ROWS = 64  # samples by which a changed model is judged before it is trained
 UNDOABLE = 2  # acts whose state before is kept
 SNAPSHOT_SHARE = 0.005  # of the time, at most, for taking snapshots
 SNAPSHOTS = 50  # in a run, at most
@@ -54,7 +57,7 @@ class RunRepairs(RunDuties):
         alarms = [finding for finding in findings if finding["severity"] != "note"]
         self.sick = bool(alarms)
         situation = self.situation(alarms[0]) if alarms else None
-        self.wanted = self.repairs.next_act(alarms, situation, self.snapshots.steps, self.step)
+        self.wanted = self.repairs.next_act(alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches())
         self.found = alarms[0] if alarms else {}
         if (
             self.wanted is None
@@ -80,6 +83,21 @@ class RunRepairs(RunDuties):
             learning_rate=self.spec.optimizer.learning_rate,
         )
 
+    def plan_of_patches(self) -> Plan | None:
+        """On rank 0, which decides: what a plan would change of this job's model. None: it is not rebuilt."""
+        if self.rank > 0 or not rebuildable(self.task, compiled=self.spec.training.compile):
+            return None
+
+        def plan(name: str) -> list[dict[str, Any]]:
+            self.link.at(Work.EVALUATE, self.step)  # the others may have to wait
+            rows = self.plan.step_indices(self.step)[:EXAMPLE_ROWS].tolist()
+            batch = self.datasets.train.batch(rows, seed=self.spec.training.seed)
+            known = self.repairs.patches_before_trial
+            found = planned(name, self.own_model, self.task, batch, known, self.spec.training.seed)
+            return [*known, *found] if found else []
+
+        return plan
+
     # --- what all do --------------------------------------------------------------------------------------------------
 
     def repair(self) -> None:
@@ -94,27 +112,34 @@ class RunRepairs(RunDuties):
         self.link.at(Work.SAVE, self.step)
         self.saver.before_update()
         self.recorder.flush()
+        before = self.state_before(act)
+        if act.verdict == "undone" and before is None:
+            said = f"Repair {act.number} cannot be undone: the state before it is not in memory any more."
+            self.tell("repair.refused", said, {"step": self.step, "request": act.request}, level="warning")
+            self.repairs.taken.append(act.request or "")
+            return
         if not self.changed(act):
             return
         entry = self.repairs.done(act, finding, self.values_now())
-        if act.verdict == "undone" or (act.verdict is None and act.code != BY_PEOPLE):
-            back = entry.act.step if act.verdict == "undone" else act.rewind
+        if self.repairs.patches != self.built or act.patches is not None:
+            self.rebuild()
+        if before is not None:
+            put_back(before, parallel.plain(self.model), self.optimizer)
+        if act.code != BY_PEOPLE and act.verdict != "kept":
+            back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
             self.stretch()
-            self.recorder.begin_anew(self.step if back is None else back, self.step, self.plan.steps)
+            self.recorder.begin_anew(
+                self.step if back is None else back, self.step, self.plan.steps, self.repairs.origin
+            )
+            self.facts_due = self.recorder.facts is None
+        if not self.snapshots.steps:
+            self.snapshots.take(self.step, parallel.plain(self.model), self.optimizer)
         self.tell_repair(act, entry)
         self.stage = Stage.REPAIRED
 
     def changed(self, act: Act) -> bool:
-        """Does to the weights and the optimizer what ``act`` says. False: a rank cannot, and nothing was changed."""
+        """Does to the weights and the optimizer what a change says. False: a rank cannot, and nothing was done."""
         model = parallel.plain(self.model)
-        if act.verdict == "undone":
-            if not self.everywhere(act.number in self.before):
-                said = f"Repair {act.number} cannot be undone: the state before it is not in memory any more."
-                self.tell("repair.refused", said, {"step": self.step, "request": act.request}, level="warning")
-                self.repairs.taken.append(act.request or "")
-                return False
-            put_back(self.before.pop(act.number), model, self.optimizer)
-            self.snapshots.drop_after(self.repairs.entries[act.number - 1].act.step)
         if act.verdict is not None:
             return True
         self.before[act.number] = copied(self.step, model, self.optimizer)
@@ -125,6 +150,16 @@ class RunRepairs(RunDuties):
         if act.forgets_moments:
             forget_moments(self.optimizer)
         return True
+
+    def state_before(self, act: Act) -> Snapshot | None:
+        """Of what is undone, or of a model that did not help; None: it is not to be put back, or not here any more on a rank."""
+        entry = self.repairs.entries[act.number - 1] if act.verdict is not None else None
+        if entry is None or not (act.verdict == "undone" or (act.verdict == "taken_back" and entry.act.patches)):
+            return None
+        if not self.everywhere(act.number in self.before):
+            return None
+        self.snapshots.drop_after(entry.act.step)
+        return self.before.pop(act.number)
 
     def everywhere(self, here: bool) -> bool:
         """Whether it is so on all ranks."""

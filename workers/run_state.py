@@ -27,6 +27,7 @@ from workers.membership import Link, Membership, MisplacedError, Position, Stage
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
 from workers.repair.acts import Act
+from workers.repair.rebuilding import patched
 from workers.repair.repairs import Repairs
 from workers.repair.snapshots import Snapshot, Snapshots
 from workers.reports import Level, Reporter
@@ -41,6 +42,7 @@ from workers.watch.ranks import RankWatch
 from workers.watch.record import Facts
 from workers.watch.spending import Spending
 
+NO_REPAIRS: Mapping[str, Any] = {"entries": [], "taken": []}
 COMPILING_SECONDS = 600.0  # for which a worker waits for another one's compiler
 
 
@@ -137,10 +139,16 @@ class RunState:
         )
 
     def build(self) -> None:
-        """A new model with the weights that every worker begins with."""
-        batches.seed_everything(self.spec.training.seed)
-        self.plain_model = parallel.prepare(self.task.model(), self.context.device)
+        """A new model with the weights that every worker begins with, as repairs have changed it."""
+        model = patched(self.own_model(), self.repairs.patches, self.spec.training.seed)
+        self.plain_model = parallel.prepare(model, self.context.device)
+        self.built = self.repairs.patches
         self.untouched = True
+
+    def own_model(self) -> nn.Module:
+        """As the job says, on the CPU."""
+        batches.seed_everything(self.spec.training.seed)
+        return self.task.model()
 
     @property
     def position(self) -> Position | None:
@@ -155,23 +163,13 @@ class RunState:
         self.link.at(Work.JOIN, self.step)
         patience = COMPILING_SECONDS if self.spec.training.compile else TIMEOUT_SECONDS
         self.group.join(self.rank, self.world_size, membership.store, patience)
+        self.agree_on_model(membership)
         if not self.untouched and (self.sharded or membership.position is None):
             self.build()
             self.snapshots.forget()  # parts are others in another group
-        device = self.context.device
-        self.model = parallel.distribute(
-            self.plain_model, device, self.world_size, self.spec.workers.strategy, compiled=self.spec.training.compile
-        )
-        if self.untouched:
-            self.optimizer = optim.build_optimizer(self.spec.optimizer, self.model.parameters(), device)
-        self.untouched = False
+        self.wrap()
         self.agree_on_microbatches()
-        self.monitor = GradientMonitor(parallel.plain(self.model), device)
-        self.prober = self.new_prober()
-        self.recorder.probes_have(self.prober.names)
-        self.ranks = self.new_rank_watch()
-        self.buffers = BufferKeeper(parallel.plain(self.model))
-        self.agreement = Agreement(device, self.world_size, self.group.control)
+        self.agreement = Agreement(self.context.device, self.world_size, self.group.control)
         self.saver = self.new_saver(membership.writer or self.next_writer())
         self.joined = True
         self.recorder.tell(self.rank == 0)
@@ -181,6 +179,43 @@ class RunState:
             self.announce_facts(
                 self.recorder.facts
             )  # who told it may have been lost before it was heard; it is kept once
+
+    def wrap(self) -> None:
+        """The plain model for this group, an optimizer for one that is new, and everything that looks at both. Collective."""
+        device = self.context.device
+        self.model = parallel.distribute(
+            self.plain_model, device, self.world_size, self.spec.workers.strategy, compiled=self.spec.training.compile
+        )
+        if self.untouched:
+            self.optimizer = optim.build_optimizer(self.spec.optimizer, self.model.parameters(), device)
+        self.untouched = False
+        self.monitor = GradientMonitor(parallel.plain(self.model), device)
+        self.prober = self.new_prober()
+        self.recorder.probes_have(self.prober.names)
+        self.ranks = self.new_rank_watch()
+        self.buffers = BufferKeeper(parallel.plain(self.model))
+
+    def rebuild(self) -> None:
+        """The model as repairs have it now, from its start. Collective."""
+        parallel.dissolve(self.model)
+        self.build()
+        self.snapshots.forget()
+        self.recorder.layers_are(GradientMonitor(self.plain_model, self.context.device).layers.names)
+        self.wrap()
+
+    def agree_on_model(self, membership: Membership) -> None:
+        """Before it is wrapped: a worker that takes over another's state has that one's model."""
+        if membership.position is None:
+            self.repairs.restore(NO_REPAIRS)  # what the checkpoint says of them holds
+        found = [self.repairs.document()]
+        if membership.source is not None and self.world_size > 1:
+            dist.broadcast_object_list(found, src=membership.source, group=self.group.control)
+        if self.rank != membership.source and membership.source is not None:
+            self.repairs.restore(found[0])
+        if self.built != self.repairs.patches:
+            self.build()
+            self.snapshots.forget()
+            self.recorder.layers_are(GradientMonitor(self.plain_model, self.context.device).layers.names)
 
     def share_facts(self) -> None:
         """Any rank may be the one that tells, later: all know what one of them knows. Called by all ranks at once."""
@@ -276,6 +311,10 @@ class RunState:
         checkpoint = chosen[0]
         if checkpoint is None:
             return
+        known = checkpoints.document_of(checkpoint)
+        self.repairs.restore(known.get("repairs") or NO_REPAIRS)
+        if self.built != self.repairs.patches:
+            self.rebuild()
         document = checkpoints.load(checkpoint, parallel.plain(self.model), self.optimizer, self.context.device)
         self.take_document(document)
         self.recorder.tell_verdict_anew()  # this attempt has none yet

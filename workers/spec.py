@@ -220,7 +220,8 @@ class Health(Model):
     )
     allow: Annotated[list[Consent], Field(min_length=1, max_length=4)] = Field(
         default_factory=lambda: _LIVE.copy(),
-        description="with mode repair, what may be changed; live: learning rate, clipping, moments, going back to earlier weights",
+        description="with mode repair, what may be changed; live: learning rate, clipping, moments, going back to earlier weights; weights: "
+        "beginning anew with other first weights; architecture: beginning anew with normalisations, other activations, connections around layers",
     )
     budget: RepairBudget = Field(default_factory=RepairBudget)
     preflight: bool = Field(
@@ -245,9 +246,8 @@ class Health(Model):
     @field_validator("allow", mode="after")
     @classmethod
     def _what_there_is(cls, value: list[Consent]) -> list[Consent]:
-        later = [each for each in value if each != "live"]
-        if later:
-            raise not_available(f"repairing {later[0]}", "allow live only")
+        if "data" in value:
+            raise not_available("repairing data", "allow live, weights or architecture")
         return value
 
     @model_validator(mode="after")

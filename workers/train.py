@@ -322,7 +322,7 @@ class Run(RunRepairs):
             if self.rank == 0:
                 from workers.export import export_model
 
-                export_model(self.context.model_folder, weights, self.task, self.spec)
+                export_model(self.context.model_folder, weights, self.task, self.spec, self.repairs.patches)
         detail = {
             **outcome.detail,
             "steps": self.step,

@@ -30,6 +30,9 @@ class Act:
     rewarm: int = 0  # steps in which the rate climbs to that
     clip: float | None = None  # largest global norm of the gradient, where the job's own is not smaller
     forgets_moments: bool = False
+    patches: list[dict[str, Any]] | None = (
+        None  # the run begins anew, with a model that is changed so; None: it does not
+    )
     instead_of: int | None = None  # the act that did not help: what it had changed of rate and clipping is taken back
     probation: int = 0  # steps after which it is seen whether it helped; 0: nobody asks
     request: str | None = None  # what people asked for

@@ -48,16 +48,20 @@ class Rung:
     clip: float | None = None
     forgets_moments: bool = False
     rewarm: bool = True
+    plan: str | None = None  # begin anew with a model that is changed so (``rebuilding.PLANS``)
 
 
 def rungs(situation: Situation) -> Sequence[Rung]:
     """Gentle ones first; none where nothing is to be touched, or nothing live helps."""
-    answer = ANSWERS.get(situation.finding["code"])
-    return answer(situation) if answer is not None else ()
+    code = situation.finding["code"]
+    live = ANSWERS[code](situation) if code in ANSWERS else ()
+    return [*live, *REBUILDS.get(code, ())]
 
 
 def _named(rung: Rung, situation: Situation) -> Rung:
     said = []
+    if rung.plan is not None:
+        said.append(f"began anew with a model that is {PLANNED[rung.plan]}")
     if rung.back:
         said.append("went back to the weights from before it began and leaves out the batches since")
     if rung.clip is not None:
@@ -139,9 +143,39 @@ ANSWERS: Mapping[str, Callable[[Situation], Sequence[Rung]]] = {
 }
 
 
-def answer(situation: Situation, tried: int) -> Rung | None:
-    """The rung after ``tried`` of them; None: there is no further one."""
-    found = rungs(situation)
+# What people do by hand where no live run can be mended: the gentlest first, where consent for it is given.
+PLANNED = {
+    "anew": "initialised for the activations in use, layer by layer to outputs of variance 1",
+    "normalise": "normalised after every hidden layer",
+    "activate": "activated by ReLU, and initialised for it",
+    "activate and normalise": "activated by ReLU, and normalised after every hidden layer",
+    "leaky": "activated by LeakyReLU, and normalised after every hidden layer",
+    "residual": "activated by ReLU, with connections around its layers",
+    "inputs": "given standardised inputs",
+    "output": "without the activation at its output",
+}
+_WEIGHTS = Rung("weights", "", plan="anew", rewarm=False)
+
+
+def _built(*plans: str) -> Sequence[Rung]:
+    return [Rung("architecture", "", plan=plan, rewarm=False) for plan in plans]
+
+
+REBUILDS: Mapping[str, Sequence[Rung]] = {
+    "vanishing_gradient": [_WEIGHTS, *_built("normalise", "activate and normalise", "residual")],
+    "saturated_activation": [_WEIGHTS, *_built("normalise", "activate", "inputs")],
+    "dying_relu": [_WEIGHTS, *_built("leaky", "normalise")],
+    "bad_init": [_WEIGHTS, *_built("normalise")],
+    "exploding_gradient": [_WEIGHTS, *_built("normalise")],
+    "plateau": [_WEIGHTS],
+    "unnormalised_input": _built("inputs"),
+    "output_activation": _built("output"),
+}
+
+
+def answer(situation: Situation, allowed: Sequence[Consent], tried: int) -> Rung | None:
+    """The rung after ``tried`` of those that are allowed; None: there is no further one."""
+    found = [rung for rung in rungs(situation) if rung.consent in allowed]
     return _named(found[tried], situation) if tried < len(found) else None
 
 

@@ -6,7 +6,7 @@ else the act is kept. What decides is a judgement of the run as it is now: steps
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from workers.repair.requests import Request
 from workers.spec import Health
 
 PROBATION = 0.06  # of the run
+REBUILT = 0.3  # of the run, where it began anew: what is flat shows by then
 PROBATION_STEPS = 30  # at least
 SETTLES = 5  # steps after an act that say nothing yet
+Plan = Callable[[str], list[dict[str, Any]]]
 
 
 class Repairs:
@@ -28,6 +30,8 @@ class Repairs:
         self._health, self._steps, self._learning_rate = health, steps, learning_rate
         self.taken: list[str] = []  # requests of people that were taken up
         self.entries: list[Entry] = []
+        self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
+        self._plan: Plan | None = None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
 
     # --- what holds now -----------------------------------------------------------------------------------------------
@@ -35,7 +39,25 @@ class Repairs:
     @property
     def lost(self) -> int:
         """Steps that rewinds have left behind, which the run makes up for at its end as far as it may."""
-        return sum(map(_left_behind, self.entries))
+        found = 0
+        for entry in self.entries:
+            if entry.state == "undone" and entry.ended is not None:
+                found += entry.ended - entry.act.step  # what came of it is gone
+            elif entry.act.patches is not None:
+                found = entry.act.step
+            elif entry.act.rewind is not None:
+                found += max(0, entry.act.step - entry.act.rewind)
+        return found
+
+    @property
+    def origin(self) -> int:
+        """The step after which the run began anew last."""
+        return max((act.step for act in self._holding() if act.patches is not None), default=0)
+
+    @property
+    def patches(self) -> list[dict[str, Any]]:
+        """Of the model that trains now, as ``patches.from_json`` reads them."""
+        return next((act.patches for act in reversed(self._holding()) if act.patches is not None), [])
 
     @property
     def extra(self) -> int:
@@ -76,6 +98,12 @@ class Repairs:
     def _holding(self) -> list[Act]:
         return [each.act for each in self.entries if each.state in ("trial", "kept")]
 
+    @property
+    def patches_before_trial(self) -> list[dict[str, Any]]:
+        """What is on trial gives way to what is tried next."""
+        kept = [each.act.patches for each in self.entries if each.state == "kept" and each.act.patches is not None]
+        return kept[-1] if kept else []
+
     # --- what comes next ----------------------------------------------------------------------------------------------
 
     @property
@@ -83,10 +111,17 @@ class Repairs:
         return next((each for each in self.entries if each.state == "trial"), None)
 
     def next_act(
-        self, findings: Sequence[Mapping[str, Any]], situation: Situation | None, snapshots: Sequence[int], step: int
+        self,
+        findings: Sequence[Mapping[str, Any]],
+        situation: Situation | None,
+        snapshots: Sequence[int],
+        step: int,
+        plan: Plan | None = None,
     ) -> Act | None:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
-        that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending."""
+        that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending. ``plan``: name of a plan -> its patches,
+        those of the model as it is included, or none; None: this model is not rebuilt."""
+        self._plan = plan
         trial = self.trial
         if trial is not None:
             critical = any(each["severity"] == "critical" for each in findings)
@@ -117,12 +152,16 @@ class Repairs:
     def _act(
         self, situation: Situation, tried: int, snapshots: Sequence[int], step: int, instead_of: int | None
     ) -> Act | None:
-        rung = answer(situation, tried)
-        if rung is None or rung.consent not in self._health.allow:
+        code = situation.finding["code"]
+        rung = answer(situation, self._health.allow, tried + self._unfit.get(code, 0))
+        if rung is None:
             return None
         back = self._target(rung, situation, snapshots)
-        if rung.back and back is None:
-            return None
+        patches = self._patches(rung, step)
+        if (rung.back and back is None) or (rung.plan is not None and not patches):
+            self._unfit[code] = self._unfit.get(code, 0) + 1
+            return self._act(situation, tried, snapshots, step, instead_of)
+        part = REBUILT if rung.plan is not None else PROBATION
         return Act(
             number=len(self.entries) + 1,
             step=step,
@@ -135,9 +174,16 @@ class Repairs:
             rewarm=rewarm_steps(situation) if rung.rewarm else 0,
             clip=rung.clip,
             forgets_moments=rung.forgets_moments,
+            patches=patches,
             instead_of=instead_of,
-            probation=max(PROBATION_STEPS, round(PROBATION * self._steps)),
+            probation=max(PROBATION_STEPS, round(part * self._steps)),
         )
+
+    def _patches(self, rung: Rung, step: int) -> list[dict[str, Any]] | None:
+        """None: it needs none, or none fit, or there would be no time left for a run from its start."""
+        if rung.plan is None or self._plan is None or step > self.most_extra:
+            return None
+        return self._plan(rung.plan) or None
 
     def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int]) -> int | None:
         """The newest snapshot from before it began; a second try goes back as far as the first, which was not far enough, or further."""
@@ -226,10 +272,3 @@ class Repairs:
 
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
-
-
-def _left_behind(entry: Entry) -> int:
-    """Steps whose work is gone: what came before it, or, where it was undone, what came of it."""
-    if entry.state == "undone" and entry.ended is not None:
-        return entry.ended - entry.act.step
-    return max(0, entry.act.step - entry.act.rewind) if entry.act.rewind is not None else 0

@@ -42,7 +42,7 @@ def diagnose(record: Record) -> Judgement:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # medians of what was not measured
         found = _found(course)
-    findings = [explanations.finding(cause, consequences) for cause, consequences in found]
+    findings = [explanations.finding(_of_the_job(cause, record.origin), consequences) for cause, consequences in found]
     alarms = [finding for finding in findings if finding.severity != "note"]
     if alarms:
         worst = max(alarms, key=lambda finding: ORDER.index(finding.severity)).severity
@@ -51,6 +51,11 @@ def diagnose(record: Record) -> Judgement:
         few = f"Only {len(course.steps)} steps were measured; {MIN_STEPS} are needed for a verdict."
         return Judgement("unknown", few, findings)
     return Judgement("healthy", _healthy(record), findings)
+
+
+def _of_the_job(found: Found, origin: int) -> Found:
+    """Steps as the job counts them."""
+    return replace(found, step=found.step + origin) if found.step and origin else found
 
 
 def _found(course: Course) -> list[tuple[Found, list[str]]]:

@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.repair.ladder import ANSWERS
+from workers.repair.ladder import ANSWERS, REBUILDS
 from workers.watch.findings import Finding, Found
 from workers.watch.words import Words, special
 
@@ -55,9 +55,11 @@ def _would(code: str, words: Words, values: _Values) -> str:
     act = (words.act[0].lower() + words.act[1:].rstrip(".")).format_map(values)
     if words.consent is None:
         return f"Nothing is changed by itself here, only you can decide: {act}."
-    if words.consent != "live" or code not in ANSWERS:
+    known = code in ANSWERS if words.consent == "live" else code in REBUILDS
+    if not known or words.consent == "data":
         return f"Nothing of it is changed while the job trains; what would help: {act}."
-    return f"With health.mode: repair and health.allow: [{words.consent}] this is done while the job trains: {act}."
+    when = "while the job trains" if words.consent == "live" else "and the job begins anew"
+    return f"With health.mode: repair and health.allow: [{words.consent}] this is done {when}: {act}."
 
 
 class _Values(dict[str, str]):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from workers.watch import layers
-from workers.watch.causes_flat import DEAD, LARGE_UPDATE
+from workers.watch.causes_flat import DEAD, LARGE_UPDATE, VANISHING
 from workers.watch.course import CHECKS, MIN_STEPS, Course
 from workers.watch.findings import Found
 
@@ -22,7 +22,7 @@ FEW_BATCHES = 4  # in an epoch
 FEWEST = 10  # steps that show a bend
 HARDLY_BEGUN = 0.55  # of what there is to learn is left
 SHRUNK = 0.3  # of the weights' first norm
-LEFT = 0.4  # of H
+LEFT, MOST_LEFT = 0.4, 0.7  # of H
 RAW = 30.0  # a feature's mean or deviation
 LEAPING = 0.05  # noise of a step's loss, over the loss
 LEAPS = 0.2  # of H, from check to check
@@ -148,6 +148,21 @@ def shrunk_and_stuck(course: Course) -> Found | None:
     return Found("over_regularised", "warning", int(course.steps[0]), {**evidence, **_course_of(course)})
 
 
+def starved(course: Course) -> Found | None:
+    """The last layers have learnt what they can by themselves, and next to nothing reaches the first ones. Right: what has converged, layers that are
+    frozen or hardly asked (their norms are 0 or nobody's measure)."""
+    flow = layers.flow(course.record)
+    if flow is None or not 0 < flow.ratio < VANISHING or not course.past(0.45, 3 * MIN_STEPS) or course.falls:
+        return None
+    if course.begins_trained or course.measures_nothing or course.answers_improve:
+        return None
+    floor, reference = course.bound or 0.0, course.untrained if course.constant is None else course.constant
+    if course.bound is None or not course.recent - floor > MOST_LEFT * (reference - floor):
+        return None
+    evidence = {"ratio": flow.ratio, "first_norm": flow.first, "last_norm": flow.last, **_course_of(course)}
+    return Found("vanishing_gradient", "critical", int(course.steps[0]), evidence, flow.drop)
+
+
 def raw_inputs(course: Course) -> Found | None:
     """Inputs tens of times too large for plain steps: it learns, and leaps about with much of the loss left. Right: Adam and its like, which scale
     each weight's step; a normalisation in front."""
@@ -177,5 +192,5 @@ def _course_of(course: Course) -> dict[str, float]:
 
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
-    gone_silent, killed_at_first, worse_as_the_rate_climbs, alone, too_few_updates, shrunk_and_stuck, raw_inputs,
+    gone_silent, killed_at_first, worse_as_the_rate_climbs, alone, too_few_updates, shrunk_and_stuck, starved, raw_inputs,
 )  # fmt: skip

@@ -133,6 +133,12 @@ class Rows:
         kept = self.steps <= step  # type: ignore[attr-defined]  # every table has them, each as its own first field
         return replace(self, **{name: _cut(value, kept) for name, value in vars(self).items()})
 
+    def since(self, step: int) -> Self:
+        """Those after it, with steps that count from there."""
+        kept = self.steps > step  # type: ignore[attr-defined]
+        cut = replace(self, **{name: _cut(value, kept) for name, value in vars(self).items()})
+        return replace(cut, steps=cut.steps - step)  # type: ignore[attr-defined, call-arg]
+
 
 def _cut(value: Any, kept: NDArray[np.bool_]) -> Any:
     if isinstance(value, np.ndarray):
@@ -216,6 +222,7 @@ class Record:
     evaluations: Evaluations = Evaluations()
     ranks: Ranks = Ranks()
     checksums: Checksums = Checksums()
+    origin: int = 0  # steps of the job before this run of it, which began anew then: steps here count from there
     # norm of what was left in the gradients when the passes of the second step began, over the first step's norm
     uncleared: float | None = None
 
@@ -228,6 +235,20 @@ class Record:
             evaluations=self.evaluations.until(step),
             ranks=self.ranks.until(step),
             checksums=self.checksums.until(step),
+        )
+
+    def since(self, origin: int) -> Record:
+        """Of the run that began anew after that step, with steps that count from there."""
+        total = self.facts.total_steps
+        return replace(
+            self,
+            facts=replace(self.facts, total_steps=total - origin if total is not None else None),
+            series=self.series.since(origin),
+            probes=self.probes.since(origin),
+            evaluations=self.evaluations.since(origin),
+            ranks=self.ranks.since(origin),
+            checksums=self.checksums.since(origin),
+            origin=origin,
         )
 
     @property
