@@ -34,13 +34,27 @@ class WorkersChange(Model):
 
 
 class OptimizerChange(Model):
-    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        description="at the top of the job's schedule, from the next step on; the schedule itself stays"
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="at the top of the job's schedule, from the next step on; the schedule itself stays"
     )
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.learning_rate is None:
+            raise PydanticCustomError("nothing", "give learning_rate")
+        return self
 
 
 class TrainingChange(Model):
-    clip_norm: Annotated[float, Field(gt=0)] = Field(description="largest global gradient norm, from the next step on")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest global gradient norm, from the next step on"
+    )
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.clip_norm is None:
+            raise PydanticCustomError("nothing", "give clip_norm")
+        return self
 
 
 class JobChange(Model):

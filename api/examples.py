@@ -330,7 +330,7 @@ REPAIRS: dict[str, Any] = {
             "number": 1, "state": "kept", "step": 54, "code": "lr_too_high", "consent": "live",
             "words": "went back to the weights from before it began, and leaves out the batches since, clips the gradient's norm at 2.1, "
             "multiplies the learning rate by 0.02, with a new warm-up",
-            "rewind": 48, "rate": 0.02, "learning_rate": None, "clip": 2.1, "instead_of": None,
+            "rewind": 48, "rate": 0.02, "learning_rate": None, "clip": 2.1, "patches": None, "instead_of": None,
             "before": {"train/loss": 11.4}, "after": {"train/loss": 0.83}, "ended": 84, "finding": _FINDING,
         }
     ],

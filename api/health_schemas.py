@@ -98,6 +98,9 @@ class Repair(Wire):
     rate: float = Field(description="times what the learning rate would be")
     learning_rate: float | None = Field(description="at the top of the schedule, where people asked for one")
     clip: float | None = Field(description="largest global norm of the gradient")
+    patches: list[dict[str, Any]] | None = Field(
+        description="what is different in the model with which the run began anew; null: it did not"
+    )
     instead_of: int | None = Field(description="the repair that it took the place of")
     before: dict[str, Number] = Field(description="what the run showed when it was done")
     after: dict[str, Number] = Field(description="when its trial was over, or it was undone; empty until then")

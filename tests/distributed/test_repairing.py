@@ -113,8 +113,14 @@ def test_nothing_is_changed_without_consent(tmp_path: Path) -> None:
 # --- what people ask for ----------------------------------------------------------------------------------------------
 
 
-def asking(
-    rank: int, world_size: int, job_spec: JobSpec, folder: Path, wishes: Sequence[Mapping[str, Any]], **context: Any
+def asking_of(
+    rank: int,
+    world_size: int,
+    toy: Toy,
+    job_spec: JobSpec,
+    folder: Path,
+    wishes: Sequence[Mapping[str, Any]],
+    **context: Any,
 ) -> tuple[Result, list[tuple[str, str]]]:
     """Each wish is asked for once the one before it, or the first repair, is done. With the digests of the weights before and after each change."""
     seen: list[tuple[str, str]] = []
@@ -133,17 +139,17 @@ def asking(
         patch.setattr(run_repairs, "ASK_SECONDS", 0.0)
         if job_spec.health.mode != "repair" and rank == 0:
             ask(folder / "requests", **left.pop(0))
-        return looking(rank, world_size, TOY, job_spec, folder, requests=folder / "requests", **context), seen
+        return looking(rank, world_size, toy, job_spec, folder, requests=folder / "requests", **context), seen
 
 
-asking.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+asking_of.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_undoing_brings_the_state_before_back_bit_by_bit(processes: Processes, tmp_path: Path, strategy: str) -> None:
     wish = {"kind": "undo", "by": "key test", "number": 1}
     job_spec = spec(100.0, {"mode": "repair"}, strategy=strategy)
-    ends = processes.run(2, tmp_path, asking, job_spec, tmp_path, [wish])
+    ends = processes.run(2, tmp_path, asking_of, TOY, job_spec, tmp_path, [wish])
     (result, seen), (_, seen_by_other) = ends
     (undone,) = told(result, "repair.undone")
     assert undone["state"] == "undone"
@@ -160,7 +166,7 @@ def test_undoing_brings_the_state_before_back_bit_by_bit(processes: Processes, t
 def test_rate_and_clipping_of_a_running_job_are_what_people_ask_for(processes: Processes, tmp_path: Path) -> None:
     wish = {"kind": "steer", "by": "key test", "learning_rate": 0.02, "clip_norm": 0.5}
     job_spec = spec(0.05, {"mode": "observe"}, schedule={"name": "linear"})
-    ends = processes.run(2, tmp_path, asking, job_spec, tmp_path, [wish])
+    ends = processes.run(2, tmp_path, asking_of, TOY, job_spec, tmp_path, [wish])
     result = ends[0][0]
     (act,) = (each["act"] for each in told(result, "repair.done"))
     assert (act["code"], act["learning_rate"], act["clip"]) == ("asked", 0.02, 0.5)
@@ -177,7 +183,7 @@ def test_rate_and_clipping_of_a_running_job_are_what_people_ask_for(processes: P
 )
 def test_what_cannot_be_undone_is_told(tmp_path: Path, number: int, said: str) -> None:
     wishes = [{"kind": "undo", "by": "key test", "number": 1}, {"kind": "undo", "by": "key test", "number": number}]
-    result, _ = asking(0, 1, spec(100.0, {"mode": "repair"}, workers=1), tmp_path, wishes)
+    result, _ = asking_of(0, 1, TOY, spec(100.0, {"mode": "repair"}, workers=1), tmp_path, wishes)
     assert any(said in message for kind, message in messages(result) if kind == "repair.refused")
 
 

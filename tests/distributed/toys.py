@@ -61,6 +61,7 @@ class Toy:
         None  # call of the loss from which on it is a million times as large: gradients explode, to finite numbers
     )
     counts_weights: bool = False  # the loss's terms are not the samples
+    deep: bool = False  # ten layers of sigmoids, through which no gradient comes
     untaught: bool = False  # the evaluation's labels are random: its loss soon rises
 
 
@@ -79,6 +80,9 @@ class ToyTask:
 
     def model(self) -> nn.Module:
         norm = [nn.BatchNorm1d(16)] if self.toy.normalization else []
+        if self.toy.deep:
+            hidden = [each for _ in range(10) for each in (nn.Linear(16, 16), nn.Sigmoid())]
+            return nn.Sequential(nn.Linear(FEATURES, 16), nn.Sigmoid(), *hidden, nn.Linear(16, CLASSES))
         drop = [nn.Dropout(self.toy.dropout)] if self.toy.dropout else []
         return nn.Sequential(
             nn.Linear(FEATURES, 16), *norm, nn.ReLU(), *drop, nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, CLASSES)

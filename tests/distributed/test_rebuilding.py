@@ -1,0 +1,82 @@
+"""A run that no live change mends begins anew with a repaired model, on all ranks alike; whoever comes later has that model too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.processes import Processes
+from tests.distributed.test_acting_together import looking
+from tests.distributed.test_repairing import asking_of, told
+from tests.distributed.toys import Result, Toy, job
+from workers import run_repairs
+from workers.reports import ReasonCode
+from workers.spec import JobSpec
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 240  # 20 in an epoch
+DEEP = Toy(samples=240, evaluation_samples=60, deep=True)
+
+
+def spec(allow: list[str], workers: int = 2, strategy: str = "ddp", **parts: Any) -> JobSpec:
+    return job(
+        training={"epochs": 12, "batch_size": 12},
+        workers={"count": workers, "strategy": strategy},
+        optimizer={"name": "adamw", "learning_rate": 3e-3},
+        evaluation={"every_steps": 20},
+        health={"mode": "repair", "allow": allow},
+        **parts,
+    )
+
+
+def accuracy(result: Result) -> float:
+    return float(result.outcome.detail["metrics"]["eval/accuracy"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_net_that_no_gradient_passes_begins_anew_with_normalisations(
+    processes: Processes, tmp_path: Path, strategy: str
+) -> None:
+    live = processes.run(2, tmp_path, looking, DEEP, spec(["live"], strategy=strategy), tmp_path / "live")
+    ends = processes.run(
+        2, tmp_path, looking, DEEP, spec(["live", "architecture"], strategy=strategy), tmp_path / "anew"
+    )
+    assert accuracy(live[0]) < 0.5, "nothing live helps"
+    assert live[0].memory.found("repair.none")
+    assert {end.outcome.code for end in ends} == {ReasonCode.COMPLETED}
+    assert accuracy(ends[0]) > 0.8
+    assert len({end.outcome.detail["parameters_sha256"] for end in ends}) == 1
+    assert len({end.outcome.detail["gradients_sha256"] for end in ends}) == 1
+    (act,) = (each["act"] for each in told(ends[0], "repair.done"))
+    assert {patch["kind"] for patch in act["patches"]} == {"normalise"}
+    assert {end.outcome.detail["steps"] for end in ends} == {STEPS + act["step"]}, "it has all its steps"
+    assert ends[0].memory.layers[-2:] == ("20.1", "22"), "norms of the new layers are told"
+    (facts, anew) = ends[0].memory.found("facts")
+    assert len(anew["layers"]) > len(facts["layers"])
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_the_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_repairs, "SNAPSHOT_SHARE", 1e9)  # at the same steps in both, however long they take
+    parts: dict[str, Any] = {"workers": 1, "checkpoint": {"every_steps": 10, "keep_last": 100}}
+    whole = looking(0, 1, DEEP, spec(["architecture"], **parts), tmp_path / "whole")
+    last = told(whole, "repair.kept")[-1]["ended"]
+    first = looking(0, 1, DEEP, spec(["architecture"], **parts), tmp_path / "two", stop_after=last + 15)
+    assert first.outcome.code is ReasonCode.CANCELLED
+    second = looking(0, 1, DEEP, spec(["architecture"], **parts), tmp_path / "two")
+    assert second.outcome.detail["steps"] == whole.outcome.detail["steps"]
+    assert second.outcome.detail["parameters_sha256"] == whole.outcome.detail["parameters_sha256"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_undoing_brings_the_model_before_back(processes: Processes, tmp_path: Path, strategy: str) -> None:
+    wish = {"kind": "undo", "by": "key test", "number": 1}
+    ends = processes.run(2, tmp_path, asking_of, DEEP, spec(["architecture"], strategy=strategy), tmp_path, [wish])
+    (result, seen), (_, seen_by_other) = ends
+    (undone,) = told(result, "repair.undone")
+    assert undone["act"]["patches"]
+    assert seen[1][1] == seen[0][0], "weights are what they were, of the model that was"
+    assert seen == seen_by_other
+    assert len({end.outcome.detail["parameters_sha256"] for end, _ in ends}) == 1

@@ -1,0 +1,126 @@
+"""What was done to a job that failed, over REST and the command line, and asking for it to be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from service.values import Role
+from tests.integration.api_service import Service, error_of, running_service
+from workers.repair.acts import Act, Entry
+from workers.repair.requests import asked
+
+pytestmark = pytest.mark.integration
+
+FINDING = {
+    "code": "lr_too_high", "severity": "critical", "first_bad_step": 41, "layer": "head", "rank": None,
+    "evidence": {"loss": 11.4}, "explanation": "The loss is 11.4.", "suggestion": "Lower it", "consequences": [],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("home"), steps=None) as running:
+        yield running
+
+
+@pytest.fixture
+def job(service: Service) -> Iterator[str]:
+    job_id = service.submit(health={"mode": "repair", "allow": ["live", "architecture"]})
+    service.run_until(job_id, "running")
+    yield job_id
+    service.post(f"/v1/jobs/{job_id}/kill")
+    service.run_until(job_id, "cancelled")
+
+
+def entry(number: int, state: Any = "trial", **of_act: Any) -> dict[str, Any]:
+    act = Act(
+        number, 54, "lr_too_high", "live", "multiplies the learning rate by 0.02", rewind=48, rate=0.02, probation=30
+    )
+    found = Entry(Act(**{**act.document(), **of_act}), state, FINDING, {"train/loss": 11.4})
+    if state != "trial":
+        found.after, found.ended = {"train/loss": 0.83}, 84
+    return found.document()
+
+
+def told(service: Service, job: str, type: str, repair: dict[str, Any]) -> None:
+    service.tell(job, f"repair.{type}", {"step": 54, "repair": repair})
+
+
+def test_a_job_to_which_nothing_was_done(service: Service, job: str) -> None:
+    assert service.get(f"/v1/jobs/{job}/repairs").json() == {
+        "object": "job.repairs", "job_id": job, "mode": "repair", "allow": ["live", "architecture"], "repairs": [],
+        "skipped_updates": 0, "not_repaired": [],
+    }  # fmt: skip
+    other = service.submit()
+    assert service.get(f"/v1/jobs/{other}/repairs").json()["allow"] == []
+    service.post(f"/v1/jobs/{other}/kill")
+
+
+def test_each_repair_is_as_it_was_told_last(service: Service, job: str) -> None:
+    told(service, job, "done", entry(1))
+    told(service, job, "taken_back", entry(1, "taken_back"))
+    told(service, job, "done", entry(2, instead_of=1))
+    told(service, job, "kept", entry(2, "kept", instead_of=1))
+    service.tell(job, "repair.skipped", {"step": 60, "skipped": 10})
+    service.tell(job, "repair.none", {"step": 70, "code": "label_error"})
+    service.tell(job, "repair.none", {"step": 70, "code": "vanishing_gradient"})
+    service.judge(job, verdict="warning", sentence="", findings=[{**FINDING, "code": "label_error"}])
+    found = service.get(f"/v1/jobs/{job}/repairs", headers=service.key_of(Role.VIEWER)).json()
+    assert [(each["number"], each["state"], each["instead_of"]) for each in found["repairs"]] == [
+        (1, "taken_back", None), (2, "kept", 1)
+    ]  # fmt: skip
+    second = found["repairs"][1]
+    assert (second["step"], second["rewind"], second["rate"], second["code"]) == (54, 48, 0.02, "lr_too_high")
+    assert (second["before"], second["after"], second["ended"]) == ({"train/loss": 11.4}, {"train/loss": 0.83}, 84)
+    assert second["finding"]["explanation"] == "The loss is 11.4."
+    assert found["skipped_updates"] == 10
+    assert found["not_repaired"] == ["told"], "what has passed needs no repair"
+    assert service.get(f"/v1/jobs/{job}/repairs", headers=service.key_of(Role.ADMIN, "elsewhere")).status_code == 404
+
+
+def test_the_newest_that_holds_is_undone_first(service: Service, job: str) -> None:
+    told(service, job, "kept", entry(1, "kept"))
+    told(service, job, "taken_back", entry(2, "taken_back"))
+    told(service, job, "done", entry(3))
+    refused = service.post(f"/v1/jobs/{job}/repairs/1/undo")
+    assert (refused.status_code, error_of(refused)["param"]) == (409, "number")
+    assert "repair 3" in error_of(refused)["message"]
+    assert "taken back, because it did not help" in error_of(service.post(f"/v1/jobs/{job}/repairs/2/undo"))["message"]
+    unknown = service.post(f"/v1/jobs/{job}/repairs/9/undo")
+    assert (unknown.status_code, "it has 1, 2, 3" in error_of(unknown)["message"]) == (404, True)
+    assert asked(service.folder(job).requests_path, []) == [], "nothing is asked of the job"
+    answer = service.post(f"/v1/jobs/{job}/repairs/3/undo")
+    assert answer.status_code == 202
+    (request,) = asked(service.folder(job).requests_path, [])
+    assert (request.id, request.kind, request.number) == (answer.json()["id"], "undo", 3)
+    events = service.get(f"/v1/jobs/{job}/events?limit=100").json()["data"]
+    assert events[-1]["type"] == "repair.asked"
+    assert "undo repair 3" in events[-1]["message"]
+    assert service.post(f"/v1/jobs/{job}/repairs/3/undo", headers=service.key_of(Role.VIEWER)).status_code == 403
+
+
+def test_rate_and_clipping_are_asked_of_a_job_that_runs(service: Service, job: str) -> None:
+    spec = service.get(f"/v1/jobs/{job}").json()["spec"]
+    answer = service.patch(
+        f"/v1/jobs/{job}", json={"optimizer": {"learning_rate": 0.01}, "training": {"clip_norm": 2.0}, "priority": 3}
+    )
+    assert answer.status_code == 200
+    assert answer.json()["priority"] == 3
+    assert answer.json()["spec"]["optimizer"] == spec["optimizer"], "as it was submitted"
+    (request,) = asked(service.folder(job).requests_path, [])
+    assert (request.kind, request.learning_rate, request.clip_norm) == ("steer", 0.01, 2.0)
+    assert asked(service.folder(job).requests_path, [request.id]) == []
+
+
+def test_nothing_is_asked_of_a_job_that_has_ended(service: Service) -> None:
+    job = service.submit()
+    service.post(f"/v1/jobs/{job}/kill")
+    service.run_until(job, "cancelled")
+    told(service, job, "done", entry(1))
+    refused = service.post(f"/v1/jobs/{job}/repairs/1/undo")
+    assert (refused.status_code, error_of(refused)["param"]) == (409, "job_id")
+    assert service.patch(f"/v1/jobs/{job}", json={"optimizer": {"learning_rate": 0.1}}).status_code == 409
+    assert not service.folder(job).requests_path.exists()
