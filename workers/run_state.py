@@ -137,6 +137,7 @@ class RunState:
             rates=rates_of(task, self.plain_model, spec, context.device),
             spending=self.spending,
         )
+        self.fresh = self.document()
 
     def build(self) -> None:
         """A new model with the weights that every worker begins with, as repairs have changed it."""
@@ -310,6 +311,7 @@ class RunState:
             dist.broadcast_object_list(chosen, src=0, group=self.group.control)
         checkpoint = chosen[0]
         if checkpoint is None:
+            self.take_document(self.fresh)  # who trained before forgets it too
             return
         known = checkpoints.document_of(checkpoint)
         self.repairs.restore(known.get("repairs") or NO_REPAIRS)
