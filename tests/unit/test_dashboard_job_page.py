@@ -79,4 +79,4 @@ def test_a_verdict_is_asked_for_once_when_it_is_new(tab: str, first: list[str], 
     assert asked(api, page) == then
     assert asked(api, page) == [""]  # nothing changes any more
     api.job = {**api.job, "health": {"verdict": "healthy"}}
-    assert asked(api, page) == ["", "/health facts=false"]
+    assert asked(api, page) == ["", "/health facts=false", "/repairs"]
