@@ -95,6 +95,8 @@ class RunState:
         self.sick = False  # something is open that is more than a note
         self.snapshot_at, self.snapshot_seconds = time.monotonic(), 0.0
         self.passed_over = 0  # updates that were left out
+        self.best: Snapshot | None = None  # by the evaluations of this process
+        self.best_at = self.kept_best = 0  # step, and which evaluation it was
         self.before: dict[int, Snapshot] = {}  # by number of the act: as it was before the latest of them
         self.asked_at = 0.0  # when rank 0 looked for what people ask
         self.acting = Acting(spec.health.on_critical, context.accepted)
