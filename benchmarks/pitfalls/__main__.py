@@ -27,7 +27,9 @@ def main() -> int:
     judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
     repairing = commands.add_parser("repair", help="what live repairs achieve, and what they harm")
     repairing.add_argument("--seeds", type=int, nargs="+", default=[0])
-    repairing.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls_repairs.json")
+    repairing.add_argument(
+        "--store", action="store_true", help="the figures in benchmarks/results/pitfalls_repairs.json"
+    )
     printing = commands.add_parser("table", help="the cases, in Markdown")
     for command in (verifying, judging, repairing, printing):
         command.add_argument(

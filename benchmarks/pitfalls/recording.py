@@ -68,7 +68,7 @@ class Recorder:
     def passes_begin(self, step: int, inputs: Tensor, targets: Tensor) -> None:
         self.step = step
         self.nonfinite.append(sum(int((~each.isfinite()).sum()) for each in (inputs, targets)))
-        if step == 2:
+        if step == 2 and self.norms:  # the first one may have been left behind
             left = float(self.monitor.measure().square().sum().sqrt())
             first = float(np.sqrt(np.square(self.norms[0]).sum()))
             self.uncleared = left / first if first > 0 else 0.0

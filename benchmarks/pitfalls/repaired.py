@@ -16,7 +16,14 @@ from workers.repair.ladder import ANSWERS
 
 FIGURES = RESULTS / "pitfalls_repairs.json"
 # What is meant only a person knows, or the same happens with any rate, any clipping and from any earlier weights.
-UNTOUCHABLE = ("label_error", "wrong_loss", "output_activation", "frozen_params", "grad_accumulation", "class_imbalance")
+UNTOUCHABLE = (
+    "label_error",
+    "wrong_loss",
+    "output_activation",
+    "frozen_params",
+    "grad_accumulation",
+    "class_imbalance",
+)
 AS_BEFORE = 0.01  # a metric within that share of the plain run's
 
 

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from workers.spec import Consent
 
-GOOD_UPDATE = 0.005  # of the weights in a step: the largest that is usual
-USUAL_UPDATE = 1e-3
+GOOD_UPDATE = 0.01  # of the weights in a step: the largest that is usual
+USUAL_UPDATE = 3e-3
 LOWEST, HIGHEST = 0.003, 0.3  # times the rate, as a first answer to steps that are too long
+LONGEST = 1e4  # times the rate, as a first answer to steps that are too short
 DEFAULT_RATE = {"sgd": 1e-2, "rmsprop": 1e-3}  # where a schedule has none; of the adam family 1e-3
 REWARM = 0.05  # of the run
 CLIP_AT = 2.0  # times the usual norm
+MOSTLY = 0.5  # of the steps since it began
+# Steps are too short, or too long: an act that turns the one into the other went too far, and one in between is next.
+TOO_SHORT = frozenset({"lr_too_low", "slow_convergence", "lr_zero"})
+TOO_LONG = frozenset({"lr_too_high", "oscillating_loss", "exploding_gradient", "nonfinite_gradient", "loss_spike"})
+# What was meant, or what is broken, only a person knows: once it is the first cause, nothing is changed any more, whatever follows from it.
+ONLY_PEOPLE = frozenset({
+    "wrong_loss", "output_activation", "label_error", "frozen_params", "grad_accumulation", "nonfinite_data", "silent_corruption",
+    "rank_divergence",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,8 @@ class Situation:
 @dataclass(frozen=True)
 class Rung:
     consent: Consent
-    words: str
     back: bool = False  # to the weights before it began
+    cheaply: bool = False  # only as far as no more is lost than went wrong: the weights are sound, and the schedule gets its steps back
     rate: float = 1.0
     rate_at_least: float = 0.0
     clip: float | None = None
@@ -56,7 +66,8 @@ def rungs(situation: Situation) -> Sequence[Rung]:
     return answer(situation) if answer is not None else ()
 
 
-def _named(rung: Rung, situation: Situation) -> Rung:
+def said_of(rung: Rung) -> str:
+    """For people."""
     said = []
     if rung.back:
         said.append("went back to the weights from before it began and leaves out the batches since")
@@ -70,7 +81,7 @@ def _named(rung: Rung, situation: Situation) -> Rung:
         )
     if rung.rate_at_least:
         said.append(f"keeps the learning rate at {rung.rate_at_least:.3g} at least")
-    return replace(rung, words="; ".join(said))
+    return "; ".join(said)
 
 
 def _shorter(situation: Situation) -> Sequence[Rung]:
@@ -79,46 +90,55 @@ def _shorter(situation: Situation) -> Sequence[Rung]:
     first = HIGHEST if update is None else min(HIGHEST, max(LOWEST, GOOD_UPDATE / max(update, 1e-12)))
     clip = _clip(situation)
     factors = [first, first / 3, first / 10, first / 30]
-    return [Rung("live", "", back=True, rate=factor, clip=clip) for factor in factors]
+    return [Rung("live", back=True, rate=factor, clip=clip) for factor in factors]
 
 
 def _calmer(situation: Situation) -> Sequence[Rung]:
-    return [Rung("live", "", rate=0.3), Rung("live", "", rate=0.1), Rung("live", "", back=True, rate=0.03)]
+    """It leaps about a level: shorter steps, from where it began to, because what the weights are since is by chance."""
+    return [Rung("live", back=True, rate=rate, forgets_moments=True) for rate in (0.3, 0.1, 0.03, 0.01)]
 
 
 def _bounded(situation: Situation) -> Sequence[Rung]:
     """Gradients that grow: clip, then shorter steps too."""
     clip = _clip(situation) or 1.0
-    first = Rung("live", "", back=True, clip=clip)
-    return [first, *(Rung("live", "", back=True, rate=rate, clip=clip) for rate in (0.3, 0.1, 0.03, 0.01))]
+    first = Rung("live", back=True, clip=clip)
+    return [first, *(Rung("live", back=True, rate=rate, clip=clip) for rate in (0.3, 0.1, 0.03, 0.01))]
+
+
+def _finite(situation: Situation) -> Sequence[Rung]:
+    """Updates that are no number are left out, so that weights stay sound: something is to be done only when none is left. Where the first gradient
+    of all was none, a layer makes it whatever the rate."""
+    begun, bad = int(situation.finding["first_bad_step"]), situation.evidence("bad_steps")
+    often = bad is None or bad > MOSTLY * (situation.step - begun + 1)
+    return _bounded(situation) if begun > 1 and often else ()
 
 
 def _past_it(situation: Situation) -> Sequence[Rung]:
     """One jump: back, other batches; then without the moments that push on, and shorter steps."""
     clip = _clip(situation)
     return [
-        Rung("live", "", back=True, clip=clip, rewarm=False),
-        Rung("live", "", back=True, clip=clip, rate=0.3, forgets_moments=True),
-        Rung("live", "", back=True, clip=clip, rate=0.1, forgets_moments=True),
+        Rung("live", back=True, clip=clip, rewarm=False),
+        Rung("live", back=True, clip=clip, rate=0.3, forgets_moments=True),
+        Rung("live", back=True, clip=clip, rate=0.1, forgets_moments=True),
     ]
 
 
 def _longer(situation: Situation) -> Sequence[Rung]:
     """Steps that are too short: as long as usual ones, and longer."""
     update = situation.evidence("update_ratio")
-    first = 10.0 if not update else min(1000.0, max(3.0, USUAL_UPDATE / update))
-    return [Rung("live", "", rate=first * factor) for factor in (1.0, 3.0, 10.0)]
+    first = 10.0 if not update else min(LONGEST, max(3.0, USUAL_UPDATE / update))
+    return [Rung("live", back=True, cheaply=True, rate=first * factor) for factor in (1.0, 3.0, 10.0)]
 
 
 def _some_rate(situation: Situation) -> Sequence[Rung]:
     known = situation.learning_rate or 0.0
     rate = known if known > 0 else DEFAULT_RATE.get((situation.optimizer or "").lower(), 1e-3)
-    return [Rung("live", "", rate_at_least=rate * factor) for factor in (1.0, 0.3)]
+    return [Rung("live", back=True, cheaply=True, rate_at_least=rate * factor) for factor in (1.0, 0.3, 0.1)]
 
 
 def _shaken(situation: Situation) -> Sequence[Rung]:
     """A flat place without any other cause: a warm restart (Loshchilov & Hutter 2017) with longer steps."""
-    return [Rung("live", "", rate=3.0, forgets_moments=True), Rung("live", "", rate=10.0, forgets_moments=True)]
+    return [Rung("live", rate=3.0, forgets_moments=True), Rung("live", rate=10.0, forgets_moments=True)]
 
 
 def _clip(situation: Situation) -> float | None:
@@ -130,7 +150,7 @@ ANSWERS: Mapping[str, Callable[[Situation], Sequence[Rung]]] = {
     "lr_too_high": _shorter,
     "oscillating_loss": _calmer,
     "exploding_gradient": _bounded,
-    "nonfinite_gradient": _bounded,
+    "nonfinite_gradient": _finite,
     "loss_spike": _past_it,
     "lr_too_low": _longer,
     "slow_convergence": _longer,
@@ -139,10 +159,20 @@ ANSWERS: Mapping[str, Callable[[Situation], Sequence[Rung]]] = {
 }
 
 
+def too_far(rate: float, seen: str) -> bool:
+    """Whether that change of the rate has turned steps that were too long into too short ones, or the other way round."""
+    return (rate < 1 and seen in TOO_SHORT) or (rate > 1 and seen in TOO_LONG)
+
+
+def halfway(situation: Situation, rate: float) -> Rung:
+    """Between no change and one that went too far, on the scale on which rates differ."""
+    return Rung("live", back=True, rate=math.sqrt(rate), clip=_clip(situation))
+
+
 def answer(situation: Situation, tried: int) -> Rung | None:
     """The rung after ``tried`` of them; None: there is no further one."""
     found = rungs(situation)
-    return _named(found[tried], situation) if tried < len(found) else None
+    return found[tried] if tried < len(found) else None
 
 
 def rewarm_steps(situation: Situation) -> int:

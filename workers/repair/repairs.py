@@ -11,11 +11,23 @@ from dataclasses import replace
 from typing import Any
 
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
-from workers.repair.ladder import Rung, Situation, answer, rewarm_steps, rungs
+from workers.repair.ladder import (
+    ONLY_PEOPLE,
+    TOO_SHORT,
+    Rung,
+    Situation,
+    answer,
+    halfway,
+    rewarm_steps,
+    rungs,
+    said_of,
+    too_far,
+)
 from workers.repair.requests import Request
 from workers.spec import Health
 
-PROBATION = 0.06  # of the run
+PROBATION = 0.06  # of the run, at least, and
+LONGEST_PROBATION = 0.3  # at most: as long as it took to see what was wrong
 PROBATION_STEPS = 30  # at least
 SETTLES = 5  # steps after an act that say nothing yet
 
@@ -29,6 +41,7 @@ class Repairs:
         self.taken: list[str] = []  # requests of people that were taken up
         self.entries: list[Entry] = []
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
+        self.left_to_people: str | None = None  # the first cause that only they can answer
 
     # --- what holds now -----------------------------------------------------------------------------------------------
 
@@ -88,47 +101,72 @@ class Repairs:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
         that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending."""
         trial = self.trial
+        situation = None if situation is not None and self._known_fact(situation.finding) else situation
+        if situation is not None and situation.finding["code"] in ONLY_PEOPLE:
+            self.left_to_people = self.left_to_people or situation.finding["code"]
         if trial is not None:
-            critical = any(each["severity"] == "critical" for each in findings)
-            due = step >= trial.act.step + trial.act.probation
-            if step < trial.act.step + SETTLES or not (due or critical):
-                return None
-            if situation is None:
-                return self._ends(trial, "kept", step) if due else None
-            return self._instead(trial, situation, snapshots, step)
-        if situation is None or self._spent:
+            return self._judged(trial, findings, situation, snapshots, step)
+        if situation is None or self._spent or self.left_to_people is not None:
             return None
         code = situation.finding["code"]
         if self._unwanted(code):
             return None
-        return self._act(situation, self._before(code), snapshots, step, instead_of=None)
+        return self._act(situation, answer(situation, self._before(code)), snapshots, step, instead_of=None)
+
+    def _judged(
+        self,
+        trial: Entry,
+        findings: Sequence[Mapping[str, Any]],
+        situation: Situation | None,
+        snapshots: Sequence[int],
+        step: int,
+    ) -> Act | None:
+        """What becomes of a trial. That steps are too short is seen by its end only: until then the rate climbs."""
+        due = step >= trial.act.step + trial.act.probation
+        critical = any(each["severity"] == "critical" and each["code"] not in TOO_SHORT for each in findings)
+        if step < trial.act.step + SETTLES or not (due or critical):
+            return None
+        if situation is None:
+            return self._ends(trial, "kept", step) if due else None
+        return self._instead(trial, situation, snapshots, step)
+
+    def _known_fact(self, finding: Mapping[str, Any]) -> bool:
+        """What the job asks for stays as true as it was after it was answered; it says nothing of what became of it unless the job fails."""
+        answered = any(each.act.code == finding["code"] and each.state in ("trial", "kept") for each in self.entries)
+        return answered and finding["first_bad_step"] == 0 and finding["severity"] != "critical"
 
     def _instead(self, trial: Entry, situation: Situation, snapshots: Sequence[int], step: int) -> Act | None:
-        """The next rung of the same ladder; what is seen after an act may have another name, and the same reason."""
-        if self._spent:
+        """The next rung of the same ladder, or one halfway back; what is seen after an act may have another name, and the same reason."""
+        if self._spent or self.left_to_people is not None:
             return self._ends(trial, "taken_back", step)
+        number, code = trial.act.number, situation.finding["code"]
         same = replace(situation, finding=trial.finding)
-        found = self._act(same, self._before(trial.act.code), snapshots, step, instead_of=trial.act.number)
-        if found is None and situation.finding["code"] != trial.act.code:
-            code = situation.finding["code"]
-            found = self._act(situation, self._before(code), snapshots, step, instead_of=trial.act.number)
+        if too_far(trial.act.rate, code):
+            rung: Rung | None = halfway(same, trial.act.rate)
+        else:
+            rung = answer(same, self._before(trial.act.code))
+        found = self._act(same, rung, snapshots, step, instead_of=number)
+        if found is None and code != trial.act.code:
+            found = self._act(situation, answer(situation, self._before(code)), snapshots, step, instead_of=number)
         return found or self._ends(trial, "taken_back", step)
 
     def _act(
-        self, situation: Situation, tried: int, snapshots: Sequence[int], step: int, instead_of: int | None
+        self, situation: Situation, rung: Rung | None, snapshots: Sequence[int], step: int, instead_of: int | None
     ) -> Act | None:
-        rung = answer(situation, tried)
         if rung is None or rung.consent not in self._health.allow:
             return None
-        back = self._target(rung, situation, snapshots)
-        if rung.back and back is None:
+        back = self._target(rung, situation, snapshots, step)
+        if rung.back and back is None and not rung.cheaply:
             return None
+        probation = self._probation(situation, step)
+        if back is None and step + probation > self._steps + self.extra:
+            return None  # nobody would see whether it helps
         return Act(
             number=len(self.entries) + 1,
             step=step,
             code=situation.finding["code"],
             consent=rung.consent,
-            words=rung.words,
+            words=said_of(replace(rung, back=back is not None)),
             rewind=back,
             rate=rung.rate,
             rate_at_least=rung.rate_at_least,
@@ -136,16 +174,24 @@ class Repairs:
             clip=rung.clip,
             forgets_moments=rung.forgets_moments,
             instead_of=instead_of,
-            probation=max(PROBATION_STEPS, round(PROBATION * self._steps)),
+            probation=probation,
         )
 
-    def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int]) -> int | None:
+    def _probation(self, situation: Situation, step: int) -> int:
+        """As long as it took to see it, within bounds; what took longer would be seen again no sooner."""
+        took = step - int(situation.finding["first_bad_step"])
+        least = max(PROBATION_STEPS, round(PROBATION * self._steps))
+        return max(least, min(took, round(LONGEST_PROBATION * self._steps)))
+
+    def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int], step: int) -> int | None:
         """The newest snapshot from before it began; a second try goes back as far as the first, which was not far enough, or further."""
         if not rung.back or not snapshots:
             return None
         begun = int(situation.finding["first_bad_step"])
-        before = [step for step in snapshots if step < begun]
-        return before[-1] if before else snapshots[0]
+        before = [kept for kept in snapshots if kept < begun]
+        found = before[-1] if before else snapshots[0]
+        dear = begun - found > max(step - begun, 1) or self.lost + step - found > self.most_extra
+        return None if rung.cheaply and dear else found
 
     def _ends(self, trial: Entry, verdict: Verdict, step: int) -> Act:
         act, number = trial.act, trial.act.number
@@ -165,6 +211,8 @@ class Repairs:
             return "nothing is found"
         if self._unwanted(situation.finding["code"]):
             return "somebody undid a repair of it"
+        if self.left_to_people not in (None, situation.finding["code"]):
+            return f"it follows from {self.left_to_people}, and only a person can know what was meant"
         if self._spent:
             return f"all {self._health.budget.repairs} repairs of its budget are used up"
         found = rungs(situation)
@@ -222,10 +270,15 @@ class Repairs:
         return entry
 
     def document(self) -> dict[str, Any]:
-        return {"entries": [each.document() for each in self.entries], "taken": self.taken}
+        return {
+            "entries": [each.document() for each in self.entries],
+            "taken": self.taken,
+            "left_to_people": self.left_to_people,
+        }
 
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
+        self.left_to_people = document.get("left_to_people")  # not in those of earlier versions
 
 
 def _left_behind(entry: Entry) -> int:
