@@ -127,7 +127,8 @@ class Recorder:
     def begin_anew(self, after: int, through: int, steps: int) -> None:
         """The run was changed: steps that it has left behind are not judged any more. ``steps``: its length now."""
         rows = [row for row, step in enumerate(self.steps) if not after < step <= through]
-        for log in (self.steps, self.norms, self.rows, self.nonfinite, *self.own, *self.losses, *self.samples):
+        logs: list[list[Any]] = [self.steps, self.norms, self.rows, self.nonfinite]
+        for log in [*logs, *self.own, *self.losses, *self.samples]:
             log[:] = [log[row] for row in rows] if log else []
         self.evaluations = [each for each in self.evaluations if not after < each[0] <= through]
         self.checksums = [each for each in self.checksums if not after < each[0] <= through]

@@ -15,7 +15,9 @@ from typing import Any
 from workers.spec import Consent
 
 GOOD_UPDATE = 0.01  # of the weights in a step: the largest that is usual
-USUAL_UPDATE = 3e-3
+USUAL_UPDATE = (
+    0.01  # of the layer with the largest: where a run has moved by next to nothing, longer ones are the smaller risk
+)
 LOWEST, HIGHEST = 0.003, 0.3  # times the rate, as a first answer to steps that are too long
 LONGEST = 1e4  # times the rate, as a first answer to steps that are too short
 DEFAULT_RATE = {"sgd": 1e-2, "rmsprop": 1e-3}  # where a schedule has none; of the adam family 1e-3
@@ -125,15 +127,19 @@ def _past_it(situation: Situation) -> Sequence[Rung]:
 
 def _longer(situation: Situation) -> Sequence[Rung]:
     """Steps that are too short: as long as usual ones, and longer."""
+    if "schedule" in situation.finding["evidence"]:
+        return _some_rate(situation)  # it never comes to the rate that it is about
     update = situation.evidence("update_ratio")
     first = 10.0 if not update else min(LONGEST, max(3.0, USUAL_UPDATE / update))
     return [Rung("live", back=True, cheaply=True, rate=first * factor) for factor in (1.0, 3.0, 10.0)]
 
 
 def _some_rate(situation: Situation) -> Sequence[Rung]:
+    """That of the job; where it has none, what is usual, and more of it."""
     known = situation.learning_rate or 0.0
     rate = known if known > 0 else DEFAULT_RATE.get((situation.optimizer or "").lower(), 1e-3)
-    return [Rung("live", back=True, cheaply=True, rate_at_least=rate * factor) for factor in (1.0, 0.3, 0.1)]
+    factors = (1.0, 0.3, 0.1) if known > 0 else (1.0, 10.0, 0.1)
+    return [Rung("live", back=True, cheaply=True, rate_at_least=rate * factor) for factor in factors]
 
 
 def _shaken(situation: Situation) -> Sequence[Rung]:

@@ -198,11 +198,11 @@ class Repairs:
         return Act(number, step, act.code, act.consent, act.words, verdict, instead_of=number)
 
     def _before(self, code: str) -> int:
-        """Rungs of this ladder that have been tried since one of them was kept last."""
+        """Rungs of this ladder that have been tried since one of them was kept last; a least rate that is kept is not set again."""
         count = 0
         for each in self.entries:
             if each.act.code == code:
-                count = 0 if each.state == "kept" else count + 1
+                count = 0 if each.state == "kept" and not each.act.rate_at_least else count + 1
         return count
 
     def why_not(self, situation: Situation | None) -> str:
