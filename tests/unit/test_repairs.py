@@ -74,6 +74,15 @@ def test_what_is_seen_again_is_taken_back_for_the_next_rung() -> None:
     assert run.rate(70, 1.0) == pytest.approx(second.rate), "the first one's factor is gone"
 
 
+def test_a_second_try_goes_further_back() -> None:
+    run = repairs()
+    assert [done(run, step, HIGH, snapshots=kept).rewind for step, kept in ((50, SNAPSHOTS), (60, [0, 40, 44]))] == [
+        44,
+        40,
+    ]
+    assert [done(run, step, HIGH, snapshots=[0]).rewind for step in (70, 80)] == [0, 0]
+
+
 def test_a_warning_counts_when_the_trial_is_over_and_not_before() -> None:
     run = repairs()
     act = done(run, 50, HIGH)

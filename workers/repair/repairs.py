@@ -155,7 +155,7 @@ class Repairs:
     ) -> Act | None:
         if rung is None or rung.consent not in self._health.allow:
             return None
-        back = self._target(rung, situation, snapshots, step)
+        back = self._target(rung, situation, self._further(snapshots, instead_of), step)
         if rung.back and back is None and not rung.cheaply:
             return None
         probation = self._probation(situation, step)
@@ -177,6 +177,11 @@ class Repairs:
             probation=probation,
         )
 
+    def _further(self, snapshots: Sequence[int], instead_of: int | None) -> Sequence[int]:
+        """Where the one before it went back and that did not help, its weights were not from before it began: only earlier ones, or the first."""
+        before = next((each.act.rewind for each in self.entries if each.act.number == instead_of), None)
+        return snapshots if before is None else [kept for kept in snapshots if kept < before] or snapshots[:1]
+
     def _probation(self, situation: Situation, step: int) -> int:
         """As long as it took to see it, within bounds; what took longer would be seen again no sooner."""
         took = step - int(situation.finding["first_bad_step"])
@@ -184,7 +189,7 @@ class Repairs:
         return max(least, min(took, round(LONGEST_PROBATION * self._steps)))
 
     def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int], step: int) -> int | None:
-        """The newest snapshot from before it began; a second try goes back as far as the first, which was not far enough, or further."""
+        """The newest snapshot from before it began, or else the first."""
         if not rung.back or not snapshots:
             return None
         begun = int(situation.finding["first_bad_step"])
