@@ -96,8 +96,8 @@ def _shorter(situation: Situation) -> Sequence[Rung]:
 
 
 def _calmer(situation: Situation) -> Sequence[Rung]:
-    """It leaps about a level: shorter steps, from where it began to, because what the weights are since is by chance."""
-    return [Rung("live", back=True, rate=rate, forgets_moments=True) for rate in (0.3, 0.1, 0.03, 0.01)]
+    """It leaps about a level: shorter steps, from where it began to, because what the weights are since is by chance, if not ruined."""
+    return [Rung("live", back=True, cheaply=True, rate=rate, forgets_moments=True) for rate in (0.3, 0.1, 0.03, 0.01)]
 
 
 def _bounded(situation: Situation) -> Sequence[Rung]:
@@ -171,8 +171,8 @@ def too_far(rate: float, seen: str) -> bool:
 
 
 def halfway(situation: Situation, rate: float) -> Rung:
-    """Between no change and one that went too far, on the scale on which rates differ."""
-    return Rung("live", back=True, rate=math.sqrt(rate), clip=_clip(situation))
+    """Between no change and one that went too far, on the scale on which rates differ. Steps that were too short have ruined nothing."""
+    return Rung("live", back=True, cheaply=rate < 1, rate=math.sqrt(rate), clip=_clip(situation))
 
 
 def answer(situation: Situation, tried: int) -> Rung | None:

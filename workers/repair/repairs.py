@@ -140,7 +140,7 @@ class Repairs:
         if self._spent or self.left_to_people is not None:
             return self._ends(trial, "taken_back", step)
         number, code = trial.act.number, situation.finding["code"]
-        same = replace(situation, finding=trial.finding)
+        same = replace(situation, finding=trial.finding, step=trial.act.step)  # as it was found
         if too_far(trial.act.rate, code):
             rung: Rung | None = halfway(same, trial.act.rate)
         else:
