@@ -89,10 +89,18 @@ class Mending(Steering):
     def keep_when_due(self, step: int) -> None:
         kept = self.snapshots[0].steps
         due = step - (kept[-1] if kept else 0) >= max(SNAPSHOT_STEPS, self.job.steps // SNAPSHOTS)
-        if kept and (self.sick or self.repairs.trial is not None or not due):
+        if (kept and (self.sick or self.repairs.trial is not None or not due)) or not self._whole():
             return
         for snapshots, model, optimizer in self._ranks():
             snapshots.take(step, model, optimizer)
+
+    def _whole(self) -> bool:
+        """Whether an optimizer holds only what its model has, as those do that the product makes: else nobody can go back."""
+        pairs = zip(self.training.replicas, self.training.optimizers, strict=True)
+        return all(
+            {*map(id, model.parameters())} >= {id(each) for group in optimizer.param_groups for each in group["params"]}
+            for model, optimizer in pairs
+        )
 
     def _ranks(self) -> Any:
         return zip(self.snapshots, self.training.replicas, self.training.optimizers, strict=True)
@@ -112,7 +120,8 @@ class Mending(Steering):
             return
         situation = self._situation(alarms[0], step, record) if alarms else None
         findings = [asdict(finding) for finding in alarms]
-        act = self.repairs.next_act(findings, situation, self.snapshots[0].steps, step)
+        kept = self.snapshots[0].steps if self._whole() else ()
+        act = self.repairs.next_act(findings, situation, kept, step)
         if act is not None:
             self._do(act, findings[0] if findings else {}, step)
 
