@@ -1,4 +1,4 @@
-"""``python -m benchmarks.pitfalls verify | judge | table``."""
+"""``python -m benchmarks.pitfalls verify | judge | repair | table``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ def main() -> int:
     judging.add_argument("--healed", action="store_true", help="sick cases without their fault too, as healthy runs")
     judging.add_argument("--wrong", action="store_true", help="print only what was missed or misjudged")
     judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
+    repairing = commands.add_parser("repair", help="what live repairs achieve, and what they harm")
+    repairing.add_argument("--seeds", type=int, nargs="+", default=[0])
+    repairing.add_argument(
+        "--store", action="store_true", help="the figures in benchmarks/results/pitfalls_repairs.json"
+    )
     printing = commands.add_parser("table", help="the cases, in Markdown")
-    for command in (verifying, judging, printing):
+    for command in (verifying, judging, repairing, printing):
         command.add_argument(
             "--only", nargs="+", default=[""], help="cases whose names begin so, as vision or deep/sigmoid"
         )
@@ -37,6 +42,8 @@ def main() -> int:
         return _verify(cases, arguments.seeds)
     if arguments.command == "judge":
         return _judge(cases, arguments)
+    if arguments.command == "repair":
+        return _repair(cases, arguments)
     from benchmarks.pitfalls.table import table
 
     print(table(cases))
@@ -83,6 +90,21 @@ def _judge(cases: list[Case], arguments: argparse.Namespace) -> int:
         print(f"--- {title}: {_figures(figures['all'])}")
         for code, of_code in figures["by_code"].items():
             print(f"{code:<22} {_figures(of_code)}")
+    if arguments.store:
+        store(runs)
+    return 0
+
+
+def _repair(cases: list[Case], arguments: argparse.Namespace) -> int:
+    from benchmarks.pitfalls.repaired import figures, line, repaired, store
+
+    runs = []
+    for case in cases:
+        for seed in arguments.seeds:
+            runs.append(repaired(case, seed))
+            print(line(runs[-1]), flush=True)
+    for name, value in figures(runs).items():
+        print(f"{name}: {value}")
     if arguments.store:
         store(runs)
     return 0

@@ -31,57 +31,106 @@ class Outcome:
     seconds: float
 
 
-def run(job: Job, seed: int, *, watch: bool = False) -> Outcome:
-    """Trains ``job``. ``seed``: of the order of samples, of drop-out and noise; the weights have had theirs when the job was built."""
-    torch.manual_seed(seed)
-    began = time.perf_counter()
-    replicas = [job.model, *(copy.deepcopy(job.model) for _ in range(job.ranks - 1))]
-    optimizers = [job.optimizer(model) for model in replicas]
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    scaler = torch.amp.GradScaler("cpu") if job.scaler else None
-    recorder = Recorder(job, replicas[0], optimizers[0]) if watch else None
-    batches = _batches(job, seed)
-    waited = worked = 0.0
-    for step in range(1, job.steps + 1):
-        step_began = time.perf_counter()
-        inputs, targets = next(batches)
+class Steering:
+    """What is decided for each step: here what the job says."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def rate(self, step: int, base: float) -> float:
+        """Learning rate of a step, counted from 1, of parameters whose rate the optimizer was made with."""
+        return base * self.job.schedule((step - 1) / self.job.steps)
+
+    def clip_norm(self) -> float | None:
+        return self.job.clip_norm
+
+    def begins(self) -> None:
+        """Before the passes of a step."""
+
+    def leaves_out(self) -> bool:
+        """Whether weights and optimizer stay as they are in this step; the gradients are averaged, measured and clipped."""
+        return False
+
+
+class Training:
+    """A job under way, step by step: the same with and without repairs."""
+
+    def __init__(self, job: Job, seed: int, *, watch: bool) -> None:
+        torch.manual_seed(seed)
+        self.began = time.perf_counter()
+        self.job = job
+        self.replicas = [job.model, *(copy.deepcopy(job.model) for _ in range(job.ranks - 1))]
+        self.optimizers = [job.optimizer(model) for model in self.replicas]
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.scaler = torch.amp.GradScaler("cpu") if job.scaler else None
+        self.recorder = Recorder(job, self.replicas[0], self.optimizers[0]) if watch else None
+        self.batches = _batches(job, seed)
+        self.waited = self.worked = 0.0
+
+    def step(self, step: int, steering: Steering) -> None:
+        """``step`` counts from 1."""
+        began = time.perf_counter()
+        job, recorder, replicas = self.job, self.recorder, self.replicas
+        inputs, targets = next(self.batches)
         if job.stall:
             time.sleep(job.stall)
-        wait = time.perf_counter() - step_began
+        wait = time.perf_counter() - began
         if job.disturb is not None:
             inputs, targets = job.disturb(step, inputs, targets)
-        factor = job.schedule((step - 1) / job.steps)
-        for optimizer, base in zip(optimizers, rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * factor
-            if job.clears:
-                optimizer.zero_grad(set_to_none=True)
+        self._prepare(step, steering)
         if recorder:
             recorder.passes_begin(step, inputs, targets)
-        loss = _passes(job, replicas, inputs, targets, scaler, recorder)
-        if scaler is not None:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-        if job.tamper is not None:
-            job.tamper(step, replicas)
+        loss = _passes(job, replicas, inputs, targets, self.scaler, recorder)
+        clipped = self._exchange(step, steering)
+        self._update(steering)
+        seconds = time.perf_counter() - began
+        self.waited, self.worked = self.waited + wait, self.worked + seconds
         if recorder:
-            recorder.own_gradients(replicas)
-        _average(replicas)
-        if recorder:
-            recorder.before_update()
-        clipped = _clip(replicas, job.clip_norm)
-        for optimizer in optimizers:
-            scaler.step(optimizer) if scaler is not None else optimizer.step()
-        if scaler is not None:
-            scaler.update()
-        seconds = time.perf_counter() - step_began
-        waited, worked = waited + wait, worked + seconds
-        if recorder:
-            recorder.stepped(loss, rates[0][0] * factor, clipped, seconds, wait, replicas)
+            recorder.stepped(loss, steering.rate(step, self.rates[0][0]), clipped, seconds, wait, replicas)
         if recorder and step % max(1, job.steps // EVALUATIONS) == 0:
             recorder.evaluated(step, evaluate(job, replicas[0]))
-    metrics = {**evaluate(job, replicas[0]), "wait_share": waited / worked}
-    return Outcome(metrics, recorder.record() if recorder else None, time.perf_counter() - began)
+
+    def _prepare(self, step: int, steering: Steering) -> None:
+        for optimizer, base in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = steering.rate(step, rate)
+            if self.job.clears:
+                optimizer.zero_grad(set_to_none=True)
+        steering.begins()
+
+    def _exchange(self, step: int, steering: Steering) -> float:
+        """From each rank's own gradients to the ones that all step with. By how much they were clipped."""
+        if self.scaler is not None:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+        if self.job.tamper is not None:
+            self.job.tamper(step, self.replicas)
+        if self.recorder:
+            self.recorder.own_gradients(self.replicas)
+        _average(self.replicas)
+        if self.recorder:
+            self.recorder.before_update()
+        return _clip(self.replicas, steering.clip_norm())
+
+    def _update(self, steering: Steering) -> None:
+        if not steering.leaves_out():
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer) if self.scaler is not None else optimizer.step()
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def outcome(self) -> Outcome:
+        metrics = {**evaluate(self.job, self.replicas[0]), "wait_share": self.waited / self.worked}
+        record = self.recorder.record() if self.recorder else None
+        return Outcome(metrics, record, time.perf_counter() - self.began)
+
+
+def run(job: Job, seed: int, *, watch: bool = False) -> Outcome:
+    """Trains ``job``. ``seed``: of the order of samples, of drop-out and noise; the weights have had theirs when the job was built."""
+    training, steering = Training(job, seed, watch=watch), Steering(job)
+    for step in range(1, job.steps + 1):
+        training.step(step, steering)
+    return training.outcome()
 
 
 def _batches(job: Job, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -47,6 +47,8 @@ class Recorder:
         self.told = False  # the first pass, of what its loss was
         self.every = max(1, job.steps // PROBES)
         self.step = 0
+        self.total = job.steps  # of the run, as long as it is now
+        self.steps: list[int] = []
         self.norms: list[np.ndarray] = []
         self.rows: list[tuple[float, float, float, float, float]] = []  # loss, rate, clip, seconds, wait
         self.nonfinite: list[int] = []
@@ -66,7 +68,7 @@ class Recorder:
     def passes_begin(self, step: int, inputs: Tensor, targets: Tensor) -> None:
         self.step = step
         self.nonfinite.append(sum(int((~each.isfinite()).sum()) for each in (inputs, targets)))
-        if step == 2:
+        if step == 2 and self.norms:  # the first one may have been left behind
             left = float(self.monitor.measure().square().sum().sqrt())
             first = float(np.sqrt(np.square(self.norms[0]).sum()))
             self.uncleared = left / first if first > 0 else 0.0
@@ -110,6 +112,7 @@ class Recorder:
     def stepped(
         self, loss: float, rate: float, clipped: float, seconds: float, wait: float, replicas: list[nn.Module]
     ) -> None:
+        self.steps.append(self.step)
         self.rows.append((loss, rate, clipped, seconds, wait))
         self.spending.step_took(seconds)
         row = self.prober.after_update()
@@ -121,9 +124,20 @@ class Recorder:
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         self.evaluations.append((step, metrics))
 
+    def begin_anew(self, after: int, through: int, steps: int) -> None:
+        """The run was changed: steps that it has left behind are not judged any more. ``steps``: its length now."""
+        rows = [row for row, step in enumerate(self.steps) if not after < step <= through]
+        logs: list[list[Any]] = [self.steps, self.norms, self.rows, self.nonfinite]
+        for log in [*logs, *self.own, *self.losses, *self.samples]:
+            log[:] = [log[row] for row in rows] if log else []
+        self.evaluations = [each for each in self.evaluations if not after < each[0] <= through]
+        self.checksums = [each for each in self.checksums if not after < each[0] <= through]
+        self.probes.forget(after, through)
+        self.total = steps
+
     def record(self) -> Record:
         names = sorted({name for _, metrics in self.evaluations for name in metrics})
-        steps = np.arange(1, len(self.rows) + 1)
+        steps = np.array(self.steps, dtype=np.int64)
         losses, rates, clips, seconds, waits = np.array(self.rows, dtype=np.float64).T
         several = self.job.ranks > 1
         return Record(
@@ -149,13 +163,22 @@ class Recorder:
             uncleared=self.uncleared,
         )  # fmt: skip
 
+    @property
+    def norm(self) -> float:
+        """Of the gradients of the newest step, before they were clipped."""
+        return float(np.sqrt(np.square(self.norms[-1]).sum()))
+
     def _facts(self) -> Facts:
         """What the first pass showed, with what the product reads from a job's specification."""
-        job, size = self.job, min(self.job.batch, len(self.job.train))
         assert self.first is not None
+        return self.planned(self.first.seen())
+
+    def planned(self, facts: Facts | None = None) -> Facts:
+        """What is known before the first pass, beside ``facts``."""
+        job, size = self.job, min(self.job.batch, len(self.job.train))
         return replace(
-            self.first.seen(),
-            total_steps=job.steps,
+            facts or Facts(),
+            total_steps=self.total,
             warmup_steps=job.warmup_steps,
             steps_per_epoch=len(job.train) // size,
             batch_size=size,

@@ -12,12 +12,23 @@ from dataclasses import replace
 from typing import Any
 
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
-from workers.repair.ladder import Rung, Situation, answer, rewarm_steps, rungs
+from workers.repair.ladder import (
+    TOO_SHORT,
+    Rung,
+    Situation,
+    answer,
+    halfway,
+    only_people,
+    rewarm_steps,
+    rungs,
+    said_of,
+    too_far,
+)
 from workers.repair.requests import Request
 from workers.spec import Health
 
-PROBATION = 0.06  # of the run
-REBUILT = 0.3  # of the run, where it began anew: what is flat shows by then
+PROBATION = 0.06  # of the run, at least, and
+LONGEST_PROBATION = 0.3  # at most: as long as it took to see what was wrong; where it began anew, always
 PROBATION_STEPS = 30  # at least
 SETTLES = 5  # steps after an act that say nothing yet
 Plan = Callable[[str], list[dict[str, Any]]]
@@ -34,6 +45,7 @@ class Repairs:
         self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
         self._plan: Plan | None = None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
+        self.left_to_people: str | None = None  # the first cause that only they can answer
 
     # --- what holds now -----------------------------------------------------------------------------------------------
 
@@ -129,86 +141,137 @@ class Repairs:
         those of the model as it is included, or none; None: this model is not rebuilt."""
         self._plan = plan
         trial = self.trial
+        situation = None if situation is not None and self._known_fact(situation.finding) else situation
+        if situation is not None and only_people(situation, self._health.allow):
+            self.left_to_people = self.left_to_people or situation.finding["code"]
         if trial is not None:
-            critical = any(each["severity"] == "critical" for each in findings)
-            due = step >= trial.act.step + trial.act.probation
-            if step < trial.act.step + SETTLES or not (due or critical):
-                return None
-            if situation is None:
-                return self._ends(trial, "kept", step) if due else None
-            return self._instead(trial, situation, snapshots, step)
-        if situation is None or self._spent:
+            return self._judged(trial, findings, situation, snapshots, step)
+        if situation is None or self._spent or self.left_to_people is not None:
             return None
         code = situation.finding["code"]
         if self._unwanted(code):
             return None
-        return self._act(situation, self._before(code), snapshots, step, instead_of=None)
+        return self._next(situation, snapshots, step, instead_of=None)
+
+    def _next(self, situation: Situation, snapshots: Sequence[int], step: int, instead_of: int | None) -> Act | None:
+        """The next rung of its ladder that this run can take."""
+        code = situation.finding["code"]
+        while True:
+            rung = answer(situation, self._health.allow, self._before(code) + self._unfit.get(code, 0))
+            act = self._act(situation, rung, snapshots, step, instead_of)
+            if rung is None or act is not None:
+                return act
+            self._unfit[code] = self._unfit.get(code, 0) + 1
+
+    def _judged(
+        self,
+        trial: Entry,
+        findings: Sequence[Mapping[str, Any]],
+        situation: Situation | None,
+        snapshots: Sequence[int],
+        step: int,
+    ) -> Act | None:
+        """What becomes of a trial. That steps are too short is seen by its end only: until then the rate climbs."""
+        due = step >= trial.act.step + trial.act.probation
+        critical = any(each["severity"] == "critical" and each["code"] not in TOO_SHORT for each in findings)
+        if step < trial.act.step + SETTLES or not (due or critical):
+            return None
+        if situation is None:
+            return self._ends(trial, "kept", step) if due else None
+        return self._instead(trial, situation, snapshots, step)
+
+    def _known_fact(self, finding: Mapping[str, Any]) -> bool:
+        """What the job asks for stays as true as it was after it was answered; it says nothing of what became of it unless the job fails."""
+        answered = any(each.act.code == finding["code"] and each.state in ("trial", "kept") for each in self.entries)
+        return answered and finding["first_bad_step"] == 0 and finding["severity"] != "critical"
 
     def _instead(self, trial: Entry, situation: Situation, snapshots: Sequence[int], step: int) -> Act | None:
-        """The next rung of the same ladder; what is seen after an act may have another name, and the same reason."""
-        if self._spent:
+        """The next rung of the same ladder, or one halfway back; what is seen after an act may have another name, and the same reason."""
+        if self._spent or self.left_to_people is not None:
             return self._ends(trial, "taken_back", step)
-        same = replace(situation, finding=trial.finding)
-        found = self._act(same, self._before(trial.act.code), snapshots, step, instead_of=trial.act.number)
-        if found is None and situation.finding["code"] != trial.act.code:
-            code = situation.finding["code"]
-            found = self._act(situation, self._before(code), snapshots, step, instead_of=trial.act.number)
+        number, code = trial.act.number, situation.finding["code"]
+        same = replace(situation, finding=trial.finding, step=trial.act.step)  # as it was found
+        found = None
+        if too_far(trial.act.rate, code):
+            found = self._act(same, halfway(same, trial.act.rate), snapshots, step, instead_of=number)
+        found = found or self._next(same, snapshots, step, instead_of=number)
+        if found is None and code != trial.act.code:
+            found = self._next(situation, snapshots, step, instead_of=number)
         return found or self._ends(trial, "taken_back", step)
 
     def _act(
-        self, situation: Situation, tried: int, snapshots: Sequence[int], step: int, instead_of: int | None
+        self, situation: Situation, rung: Rung | None, snapshots: Sequence[int], step: int, instead_of: int | None
     ) -> Act | None:
-        code = situation.finding["code"]
-        rung = answer(situation, self._health.allow, tried + self._unfit.get(code, 0))
-        if rung is None:
+        """None where the run cannot take it, or nobody would see whether it helps."""
+        if rung is None or rung.consent not in self._health.allow:
             return None
-        back = self._target(rung, situation, snapshots)
-        patches = self._patches(rung, step)
-        if (rung.back and back is None) or (rung.plan is not None and not patches):
-            self._unfit[code] = self._unfit.get(code, 0) + 1
-            return self._act(situation, tried, snapshots, step, instead_of)
-        part = REBUILT if rung.plan is not None else PROBATION
+        back = self._target(rung, situation, self._further(snapshots, instead_of), step)
+        patches = self._patches(rung, situation, step)
+        if (rung.back and back is None and not rung.cheaply) or (rung.plan is not None and not patches):
+            return None
+        probation = self._probation(situation, step) if rung.plan is None else self._share(LONGEST_PROBATION)
+        if back is None and patches is None and not rung.ends and step + probation > self._steps + self.extra:
+            return None
         return Act(
             number=len(self.entries) + 1,
             step=step,
             code=situation.finding["code"],
             consent=rung.consent,
-            words=rung.words,
+            words=said_of(replace(rung, back=back is not None)),
             rewind=back,
             rate=rung.rate,
             rate_at_least=rung.rate_at_least,
             rewarm=rewarm_steps(situation) if rung.rewarm else 0,
             clip=rung.clip,
+            decay=rung.decay,
             forgets_moments=rung.forgets_moments,
+            ends=rung.ends,
             patches=patches,
             instead_of=instead_of,
-            probation=max(PROBATION_STEPS, round(part * self._steps)),
+            probation=probation,
         )
 
-    def _patches(self, rung: Rung, step: int) -> list[dict[str, Any]] | None:
-        """None: it needs none, or none fit, or there would be no time left for a run from its start."""
+    def _patches(self, rung: Rung, situation: Situation, step: int) -> list[dict[str, Any]] | None:
+        """None: it needs none, or none fit, or no time would be left for a run from its start, or the job does not fail for what is known of it."""
         if rung.plan is None or self._plan is None or step > self.most_extra:
+            return None
+        if situation.finding["first_bad_step"] == 0 and situation.finding["severity"] != "critical":
             return None
         return self._plan(rung.plan) or None
 
-    def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int]) -> int | None:
-        """The newest snapshot from before it began; a second try goes back as far as the first, which was not far enough, or further."""
+    def _further(self, snapshots: Sequence[int], instead_of: int | None) -> Sequence[int]:
+        """Where the one before it went back and that did not help, its weights were not from before it began: only earlier ones, or the first."""
+        before = next((each.act.rewind for each in self.entries if each.act.number == instead_of), None)
+        return snapshots if before is None else [kept for kept in snapshots if kept < before] or snapshots[:1]
+
+    def _probation(self, situation: Situation, step: int) -> int:
+        """As long as it took to see it, within bounds; what took longer would be seen again no sooner."""
+        took = step - int(situation.finding["first_bad_step"])
+        return max(self._share(PROBATION), min(took, self._share(LONGEST_PROBATION)))
+
+    def _share(self, part: float) -> int:
+        return max(PROBATION_STEPS, round(part * self._steps))
+
+    def _target(self, rung: Rung, situation: Situation, snapshots: Sequence[int], step: int) -> int | None:
+        """The newest snapshot from before it began, or else the first."""
         if not rung.back or not snapshots:
             return None
         begun = int(situation.finding["first_bad_step"])
-        before = [step for step in snapshots if step < begun]
-        return before[-1] if before else snapshots[0]
+        before = [kept for kept in snapshots if kept < begun]
+        found = before[-1] if before else snapshots[0]
+        dear = begun - found > max(step - begun, 1) or self.lost + step - found > self.most_extra
+        return None if rung.cheaply and dear else found
 
     def _ends(self, trial: Entry, verdict: Verdict, step: int) -> Act:
         act, number = trial.act, trial.act.number
         return Act(number, step, act.code, act.consent, act.words, verdict, instead_of=number)
 
     def _before(self, code: str) -> int:
-        """Rungs of this ladder that have been tried since one of them was kept last."""
+        """Rungs of this ladder that have been tried since one of them was kept last; a least rate that is kept is not set again."""
         count = 0
         for each in self.entries:
             if each.act.code == code:
-                count = 0 if each.state == "kept" else count + 1
+                count = 0 if each.state == "kept" and not each.act.rate_at_least else count + 1
         return count
 
     def why_not(self, situation: Situation | None) -> str:
@@ -217,6 +280,8 @@ class Repairs:
             return "nothing is found"
         if self._unwanted(situation.finding["code"]):
             return "somebody undid a repair of it"
+        if self.left_to_people not in (None, situation.finding["code"]):
+            return f"it follows from {self.left_to_people}, and only a person can know what was meant"
         if self._spent:
             return f"all {self._health.budget.repairs} repairs of its budget are used up"
         found = rungs(situation)
@@ -274,7 +339,12 @@ class Repairs:
         return entry
 
     def document(self) -> dict[str, Any]:
-        return {"entries": [each.document() for each in self.entries], "taken": self.taken}
+        return {
+            "entries": [each.document() for each in self.entries],
+            "taken": self.taken,
+            "left_to_people": self.left_to_people,
+        }
 
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
+        self.left_to_people = document.get("left_to_people")

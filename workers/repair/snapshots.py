@@ -1,4 +1,4 @@
-"""A run as it stood after some of its steps, in the memory of the host: each rank its own part, several deep, the first always kept."""
+"""A run as it stood after some of its steps, in the memory of the host: each rank its own part; the first, the newest, some between."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Snapshots:
         if self._first is None:
             self._first = snapshot
             return
-        self._kept = [*[kept for kept in self._kept if kept.step != step][-(DEPTH - 1) :], snapshot]
+        self._kept = [*[kept for kept in self._kept if kept.step != step], snapshot]
+        if len(self._kept) > DEPTH:
+            del self._kept[_least_missed([self._first.step, *(kept.step for kept in self._kept)])]
 
     def restore(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Raises KeyError where there is none of that step. Later ones are dropped: they are of what is left behind."""
@@ -57,6 +59,14 @@ class Snapshots:
 
     def _all(self) -> list[Snapshot]:
         return [*([self._first] if self._first is not None else []), *self._kept]
+
+
+def _least_missed(steps: Sequence[int]) -> int:
+    """Which of the steps after the first goes, the newest never: so that they lie the further apart the older they are, and whatever began long ago
+    costs a part of the steps since and not all of the run."""
+    now = steps[-1]
+    gaps = [(steps[i + 1] - steps[i - 1]) / (now - steps[i - 1]) for i in range(1, len(steps) - 1)]
+    return gaps.index(min(gaps))
 
 
 @torch.no_grad()

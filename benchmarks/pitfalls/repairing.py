@@ -1,0 +1,165 @@
+"""Runs of the suite with live repairs: what the product does to a job that fails, with the product's own parts that decide and do it.
+
+Looks at the record, snapshots and acts come after the same steps as in a job; what is left out is that a job has several processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks.pitfalls.case import Job
+from benchmarks.pitfalls.judging import LOOKS
+from benchmarks.pitfalls.loop import Steering, Training
+from workers.handover import BufferKeeper
+from workers.repair.acts import Act, Entry
+from workers.repair.ladder import Situation
+from workers.repair.moments import forget_moments
+from workers.repair.repairs import Repairs
+from workers.repair.snapshots import Snapshots
+from workers.repair.usual import usual_norm
+from workers.run_repairs import SNAPSHOT_STEPS, SNAPSHOTS
+from workers.spec import Health
+from workers.watch.findings import Finding
+from workers.watch.record import Record
+from workers.watch.watching import Watch
+
+HEALTH = Health(mode="repair", allow=["live"])
+
+
+@dataclass(frozen=True)
+class Mended:
+    metrics: Mapping[str, float]  # at the end, of the model as it was trained
+    entries: list[Entry]  # of the acts
+    codes: list[str]  # of findings that were told, in the order in which each was first of all
+    steps: int  # that the run had in the end
+    left_out: int  # updates that were no number
+    record: Record = field(repr=False)
+
+    @property
+    def touched(self) -> bool:
+        return bool(self.entries or self.left_out)
+
+
+class Mending(Steering):
+    """Of one run: decides and does what rank 0 decides and all do. Each replica has its own snapshots, as each rank has."""
+
+    def __init__(self, training: Training, health: Health = HEALTH) -> None:
+        super().__init__(training.job)
+        recorder = training.recorder
+        assert recorder is not None
+        self.training, self.recorder = training, recorder
+        self.facts = recorder.planned()
+        self.repairs = Repairs(health, self.job.steps, self.facts.learning_rate or 0.0)
+        self.snapshots = [Snapshots() for _ in training.replicas]
+        self.buffers = [BufferKeeper(model) for model in training.replicas]
+        self.watch = Watch()
+        self.sick, self.left_out = False, 0
+        self.codes: list[str] = []
+
+    @property
+    def steps(self) -> int:
+        """Of the run, as long as it is now."""
+        return self.job.steps + self.repairs.extra
+
+    # --- each step ----------------------------------------------------------------------------------------------------
+
+    def rate(self, step: int, base: float) -> float:
+        done = step - 1
+        scheduled = base * self.job.schedule(self.repairs.schedule_step(done) / self.job.steps)
+        return self.repairs.rate(done, scheduled)
+
+    def clip_norm(self) -> float | None:
+        return self.repairs.clip(self.job.clip_norm)
+
+    def begins(self) -> None:
+        for buffers in self.buffers:
+            buffers.keep()
+
+    def leaves_out(self) -> bool:
+        if math.isfinite(self.recorder.norm):
+            return False
+        self.left_out += 1
+        for buffers in self.buffers:
+            buffers.put_back()
+        return True
+
+    def keep_when_due(self, step: int) -> None:
+        kept = self.snapshots[0].steps
+        due = step - (kept[-1] if kept else 0) >= max(SNAPSHOT_STEPS, self.job.steps // SNAPSHOTS)
+        if (kept and (self.sick or self.repairs.trial is not None or not due)) or not self._whole():
+            return
+        for snapshots, model, optimizer in self._ranks():
+            snapshots.take(step, model, optimizer)
+
+    def _whole(self) -> bool:
+        """Whether an optimizer holds only what its model has, as those do that the product makes: else nobody can go back."""
+        pairs = zip(self.training.replicas, self.training.optimizers, strict=True)
+        return all(
+            {*map(id, model.parameters())} >= {id(each) for group in optimizer.param_groups for each in group["params"]}
+            for model, optimizer in pairs
+        )
+
+    def _ranks(self) -> Any:
+        return zip(self.snapshots, self.training.replicas, self.training.optimizers, strict=True)
+
+    # --- looks --------------------------------------------------------------------------------------------------------
+
+    def look(self, step: int) -> None:
+        """At the end of the run nothing is changed any more."""
+        record = self.recorder.record()
+        final = step == self.steps
+        judgement = self.watch.look(record, final=final).judgement
+        alarms = [finding for finding in judgement.findings if finding.severity != "note"]
+        self.sick = bool(alarms)
+        if alarms and alarms[0].code not in self.codes:
+            self.codes.append(alarms[0].code)
+        if final:
+            return
+        situation = self._situation(alarms[0], step, record) if alarms else None
+        findings = [asdict(finding) for finding in alarms]
+        kept = self.snapshots[0].steps if self._whole() else ()
+        act = self.repairs.next_act(findings, situation, kept, step)
+        if act is not None:
+            self._do(act, findings[0] if findings else {}, step)
+
+    def _situation(self, finding: Finding, step: int, record: Record) -> Situation:
+        return Situation(
+            finding=asdict(finding),
+            step=step,
+            total=self.steps,
+            usual_norm=usual_norm(record.series, finding.first_bad_step),
+            optimizer=self.facts.optimizer,
+            learning_rate=self.facts.learning_rate,
+        )
+
+    def _do(self, act: Act, finding: Mapping[str, Any], step: int) -> None:
+        if act.verdict is None:
+            for snapshots, model, optimizer in self._ranks():
+                if act.rewind is not None:
+                    snapshots.restore(act.rewind, model, optimizer)
+                if act.forgets_moments:
+                    forget_moments(optimizer)
+        self.repairs.done(act, finding, {})
+        if act.verdict is None:
+            self.recorder.begin_anew(step if act.rewind is None else act.rewind, step, self.steps)
+            self.watch.forget()
+
+
+def run(job: Job, seed: int, health: Health = HEALTH) -> Mended:
+    """As ``loop.run``, with repairs."""
+    training = Training(job, seed, watch=True)
+    mending = Mending(training, health)
+    mending.keep_when_due(0)
+    every, step = max(1, job.steps // LOOKS), 0
+    while step < mending.steps:
+        step += 1
+        training.step(step, mending)
+        if step == 1 or step % every == 0 or step == mending.steps:
+            mending.look(step)
+        mending.keep_when_due(step)
+    outcome = training.outcome()
+    assert outcome.record is not None
+    return Mended(outcome.metrics, mending.repairs.entries, mending.codes, step, mending.left_out, outcome.record)
