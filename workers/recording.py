@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from workers.flops import Rates
+from workers.repair.usual import usual_norm
 from workers.reports import Level, Progress, Reporter, mark_of
 from workers.watch.diagnosis import diagnose
 from workers.watch.facts_json import from_json, to_json
@@ -36,7 +37,6 @@ FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
 LOOK_SECONDS = 5.0  # between two looks at the record
 LOOKS = 50  # in a run that is so short that it would be over before
 LOOK_SHARE = 0.01  # of the time, at most, for looking
-FEW = 5  # steps say what is usual
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")
 
@@ -322,13 +322,8 @@ class Recorder:
         self._untold = deque(replace(row, norms=None, probe=None) for row in self._untold)
 
     def usual_norm(self, before: int) -> float | None:
-        """Median of the gradient's global norm in the steps before that one, or in the first ones. None: there are none that are finite."""
-        series = self._memory.series()
-        norms = np.sqrt(np.square(series.norms).sum(1))
-        early = norms[series.steps < before]
-        found = early if len(early) >= FEW else norms[:FEW]
-        found = found[np.isfinite(found)]
-        return float(np.median(found)) if len(found) else None
+        """As ``workers.repair.usual`` has it, of the run so far."""
+        return usual_norm(self._memory.series(), before)
 
     def tell_verdict_anew(self) -> None:
         """With the next look, also if it is the same: to somebody who does not know it yet."""

@@ -27,6 +27,7 @@ from workers.reports import Outcome, ReasonCode
 from workers.run_duties import RunDuties
 from workers.watch.findings import Judgement
 
+ADVICE = frozenset({"data_starvation", "batch_size", "class_imbalance"})  # findings of jobs that need not fail
 ASK_SECONDS = 1.0  # between two looks at what people ask
 EXAMPLE_ROWS = 64  # samples by which a changed model is judged before it is trained
 UNDOABLE = 2  # acts whose state before is kept
@@ -64,7 +65,7 @@ class RunRepairs(RunDuties):
             self.wanted is None
             and alarms
             and self.repairs.trial is None
-            and alarms[0]["code"] not in self.repairs.refused
+            and alarms[0]["code"] not in self.repairs.refused | ADVICE
         ):
             self.repairs.refused.add(alarms[0]["code"])
             why = self.repairs.why_not(situation)

@@ -14,11 +14,12 @@ from benchmarks.pitfalls.case import Job
 from benchmarks.pitfalls.judging import LOOKS
 from benchmarks.pitfalls.loop import Steering, Training
 from workers.handover import BufferKeeper
+from workers.optim import scale_weight_decay
 from workers.repair.acts import Act, Entry
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
 from workers.repair.repairs import Repairs
-from workers.repair.snapshots import Snapshots
+from workers.repair.snapshots import Snapshot, Snapshots, copied, put_back
 from workers.repair.usual import usual_norm
 from workers.run_repairs import SNAPSHOT_STEPS, SNAPSHOTS
 from workers.spec import Health
@@ -56,13 +57,14 @@ class Mending(Steering):
         self.snapshots = [Snapshots() for _ in training.replicas]
         self.buffers = [BufferKeeper(model) for model in training.replicas]
         self.watch = Watch()
-        self.sick, self.left_out = False, 0
+        self.sick, self.left_out, self.ended_at = False, 0, 0
+        self.best: tuple[float, list[Snapshot]] = (math.inf, [])  # validation loss
         self.codes: list[str] = []
 
     @property
     def steps(self) -> int:
         """Of the run, as long as it is now."""
-        return self.job.steps + self.repairs.extra
+        return self.ended_at or self.job.steps + self.repairs.extra
 
     # --- each step ----------------------------------------------------------------------------------------------------
 
@@ -77,6 +79,8 @@ class Mending(Steering):
     def begins(self) -> None:
         for buffers in self.buffers:
             buffers.keep()
+        for optimizer in self.training.optimizers:
+            scale_weight_decay(optimizer, self.repairs.decay)
 
     def leaves_out(self) -> bool:
         if math.isfinite(self.recorder.norm):
@@ -107,8 +111,15 @@ class Mending(Steering):
 
     # --- looks --------------------------------------------------------------------------------------------------------
 
+    def keep_best(self, step: int) -> None:
+        at, metrics = self.recorder.evaluations[-1] if self.recorder.evaluations else (0, {})
+        loss = metrics.get("loss", math.inf)
+        if at == step and loss < self.best[0]:
+            self.best = loss, [copied(step, model, optimizer) for _, model, optimizer in self._ranks()]
+
     def look(self, step: int) -> None:
         """At the end of the run nothing is changed any more."""
+        self.keep_best(step)
         record = self.recorder.record()
         final = step == self.steps
         judgement = self.watch.look(record, final=final).judgement
@@ -142,6 +153,10 @@ class Mending(Steering):
                     snapshots.restore(act.rewind, model, optimizer)
                 if act.forgets_moments:
                     forget_moments(optimizer)
+            if act.ends:
+                self.ended_at = step
+                for best, (_, model, optimizer) in zip(self.best[1], self._ranks(), strict=True):
+                    put_back(best, model, optimizer)
         self.repairs.done(act, finding, {})
         if act.verdict is None:
             self.recorder.begin_anew(step if act.rewind is None else act.rewind, step, self.steps)

@@ -70,7 +70,7 @@ def test_a_job_that_is_well_is_the_same_bit_by_bit(processes: Processes, tmp_pat
     mended = processes.run(2, tmp_path, looking, TOY, spec(0.05, {"mode": "repair"}, **parts), tmp_path / "b")
     for name in ("parameters_sha256", "gradients_sha256", "samples_sha256", "steps"):
         assert len({end.outcome.detail[name] for end in watched[:1] + mended[:1]}) == 1, name
-    assert not [kind for _, kind, _ in mended[0].memory.events if kind.startswith("repair")]
+    assert not told(mended[0], "repair.done")
     assert watched[0].memory.series("train/loss") == mended[0].memory.series("train/loss")
 
 
