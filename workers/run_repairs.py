@@ -121,13 +121,14 @@ class RunRepairs(RunDuties):
             self.repairs.taken.append(act.request or "")
             return None
         if not self.changed(act):
+            self.repairs.cannot(act)
             return None
         entry = self.repairs.done(act, finding, self.values_now())
         if self.repairs.patches != self.built or act.patches is not None:
             self.rebuild()
         if before is not None:
             put_back(before, parallel.plain(self.model), self.optimizer)
-        if act.code != BY_PEOPLE and act.verdict != "kept":
+        if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept"):
             back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
             back = self.best_at if act.ends and act.verdict is None else back
             self.stretch()
@@ -257,10 +258,7 @@ class RunRepairs(RunDuties):
         for request in asked(folder, self.repairs.taken):
             found = self.repairs.asked(request, self.step)
             if isinstance(found, Act):
-                self.wanted, self.found = (
-                    replace(found, step=self.step + 1 if found.verdict is None else found.step),
-                    {},
-                )
+                self.wanted, self.found = found, {}
                 return
             self.repairs.taken.append(request.id)
             said = f"What {request.by} asked for is not done: {found}."

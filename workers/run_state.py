@@ -175,6 +175,7 @@ class RunState:
         self.agreement = Agreement(self.context.device, self.world_size, self.group.control)
         self.saver = self.new_saver(membership.writer or self.next_writer())
         self.joined = True
+        self.wanted = None  # it was decided of what the run was before
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
         self.share_facts()

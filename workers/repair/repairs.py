@@ -291,6 +291,10 @@ class Repairs:
             return f"health.allow would have to name {found[0].consent}"
         return "all that is known has been tried"
 
+    def cannot(self, act: Act) -> None:
+        """A rank has not what it takes: the next rung is asked for, not this one again."""
+        self._unfit[act.code] = self._unfit.get(act.code, 0) + 1
+
     @property
     def _spent(self) -> bool:
         return sum(each.act.code != BY_PEOPLE for each in self.entries) >= self._health.budget.repairs
