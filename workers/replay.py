@@ -64,6 +64,7 @@ def replay(folder: JobFolder, step: int, bundle: Path | None = None) -> dict[str
                 first=stretch.first,
                 last=stretch.last,
                 begins=begins,
+                under_way=stretch.group.begins < stretch.first - 1,
                 acts=[each.act.document() for each in stretch.changes],
                 looked_at=stretch.last == step,
                 scratch=Path(scratch),

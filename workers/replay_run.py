@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import FileStore
 
 from workers import checkpoints
 from workers.agreement import Agreed, Signal
-from workers.batches import StepData
+from workers.batches import StepData, seed_everything, step_seed
 from workers.gradients import clip_factor
 from workers.membership import Alone, Membership, Stage
 from workers.parallel import plain
@@ -41,6 +41,7 @@ class Part:
     first: int  # step, from 1
     last: int
     begins: checkpoints.Checkpoint | None  # None: at the start
+    under_way: bool  # the group had made steps before these
     acts: Sequence[Mapping[str, Any]]  # documents of what was done to the run meanwhile, in order
     looked_at: bool  # the last step
     scratch: Path
@@ -115,6 +116,7 @@ class Replay(Run):
     def __init__(self, task: Task, spec: JobSpec, context: RunContext, part: Part) -> None:
         self.part, self.seen = part, Seen()
         self._look: Look | None = None
+        self._warm = not part.under_way
         self._acts = [Act.of(each) for each in part.acts]
         self._back_to = {act.rewind for act in self._acts if act.rewind is not None}
         super().__init__(task, spec, context)
@@ -193,11 +195,24 @@ class Replay(Run):
         return super().counted(weight)
 
     def forward_backward(self, data: StepData) -> None:
+        if not self._warm and self.world_size > 2:
+            self._warm_up(data)
+        self._warm = True
         if not self.looking:
             super().forward_backward(data)
             return
         with self._looked_at():
             super().forward_backward(data)
+
+    def _warm_up(self, data: StepData) -> None:
+        """DDP lays its buckets out anew after the first backward pass of a group, and where an element lies decides in which order what more than
+        two ranks have of it is added up. Nothing stays of these passes but that."""
+        super().forward_backward(data)
+        self.agreement.result()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.buffers.put_back()
+        self.buffers.keep()
+        seed_everything(step_seed(self.spec.training.seed, self.step, self.rank))
 
     @contextlib.contextmanager
     def _looked_at(self) -> Iterator[None]:
