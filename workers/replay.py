@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -54,7 +54,8 @@ def replay(folder: JobFolder, step: int, bundle: Path | None = None) -> dict[str
     made = ledger.step(step)
     way = _way(folder, ledger.lineage(step), step)
     with tempfile.TemporaryDirectory(prefix="chainrule-replay-") as scratch:
-        code = folder.code_path if folder.code_path.is_dir() else None
+        if folder.code_path.is_dir():  # a copy: importing it, and asking for what it requires, may write beside it
+            shutil.copytree(folder.code_path, Path(scratch) / "code", symlinks=True)
         begins, seen = way.begins, []
         for stretch in way.stretches:
             part = Part(
@@ -69,13 +70,14 @@ def replay(folder: JobFolder, step: int, bundle: Path | None = None) -> dict[str
                 looked_at=stretch.last == step,
                 scratch=Path(scratch),
                 bundle=bundle,
-                code=code,
             )
             seen = _redone(part)
             if not part.looked_at:
                 begins, _ = checkpoints.newest(part.saved)
                 if begins is None or begins.step != stretch.last:
-                    raise CannotBeRedoneError(f"after step {stretch.last} the weights are no numbers, which no checkpoint keeps")
+                    raise CannotBeRedoneError(
+                        f"after step {stretch.last} the weights are no numbers, which no checkpoint keeps"
+                    )
     return report(folder, ledger, made, seen, way.step, way.stretches, way.passed_over)
 
 
@@ -124,14 +126,14 @@ def _problem(stretch: Stretch) -> str | None:
             act = change.act
         except TypeError as error:
             return f"repair {change.number} after step {change.step} is of another version: {error}"
+        rebuilt = bool(change.repair["act"].get("patches"))
         named = f"repair {act.number} ({act.words}), after step {change.step}"
         if act.verdict is None:
             begun[act.number] = change
             if act.rewind is not None and act.rewind < before:
                 return f"{named}, went back to step {act.rewind}, of which no checkpoint is left to begin with"
-        elif act.number not in begun and (act.verdict == "undone" or change.repair["act"].get("patches")):
-            if act.verdict != "kept":
-                return f"{named}, put back what was before it, and no checkpoint from before it is left to begin with"
+        elif act.number not in begun and (act.verdict == "undone" or (act.verdict == "taken_back" and rebuilt)):
+            return f"{named}, put back what was before it, and no checkpoint from before it is left to begin with"
     return None
 
 
@@ -142,8 +144,6 @@ def _redone(part: Part) -> list[Any]:
     """What each rank has seen. Raises what one of them raised, where that is known to whoever calls, else ChildProcessError."""
     context = get_context("spawn")
     processes, pipes = [], []
-    # What a user's code leaves behind when it is imported would lie in the job's folder.
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     try:
         for rank in range(part.world_size):
             ours, theirs = context.Pipe()
@@ -164,7 +164,7 @@ def _answers(pipes: Sequence[Connection]) -> list[Any]:
     answers: dict[int, Any] = {}
     while len(answers) < len(pipes):
         for pipe in wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers]):
-            rank = pipes.index(pipe)  # type: ignore[arg-type]
+            rank = pipes.index(pipe)
             try:
                 fine, answer = pipes[rank].recv()
             except EOFError:
@@ -178,6 +178,7 @@ def _answers(pipes: Sequence[Connection]) -> list[Any]:
 def _serve(pipe: Connection, part: Part, rank: int) -> None:
     from workers.sources.problems import BadDataError
 
+    sys.dont_write_bytecode = True  # what Python leaves behind when it imports a user's code would lie in their folder
     try:
         pipe.send((True, redo(part, rank)))
     except (*RELATED, BadDataError) as error:
@@ -193,11 +194,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: done again, and equal to what is recorded as far as that is known; 1: done again, and different; 2: cannot be done again."""
     from workers.sources.problems import BadDataError
 
-    parser = argparse.ArgumentParser(prog="python -m workers.replay", description="Do a step of a job again, as it was.")
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.replay", description="Do a step of a job again, as it was."
+    )
     parser.add_argument("folder", type=Path, help="of the job")
     parser.add_argument("step", type=int, help="from 1 on")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    parser.add_argument("--checkpoints", help="folder or URL of the job's checkpoints, where they do not lie in its folder")
+    parser.add_argument(
+        "--checkpoints", help="folder or URL of the job's checkpoints, where they do not lie in its folder"
+    )
     parser.add_argument("--bundle", type=Path, help="file with the job's own code")
     given = parser.parse_args(arguments)
     try:

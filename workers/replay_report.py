@@ -11,8 +11,7 @@ import numpy as np
 from workers.jobfolder import JobFolder, encode
 from workers.machine import machine
 from workers.replay_look import Call, Seen, Weights, merged
-from workers.sources.naming import names_of
-from workers.step_ledger import LOSS, NORM, RATE, StepLedger, StepMade, Stretch
+from workers.step_ledger import LOSS, NORM, RATE, StepLedger, StepMade, Stretch, ranks_of
 
 MOST_SAMPLES = 64  # of a rank that are named
 
@@ -42,7 +41,7 @@ def report(
         "repairs": [_told(each.type, each.repair) for stretch in stretches for each in stretch.changes],
         "passed_over": list(passed_over),
         "learning_rate": values.get(RATE),
-        "ranks": ranks_of(ledger, made, MOST_SAMPLES),
+        "ranks": ranks_of(ledger.spec, made, MOST_SAMPLES),
         "forward": [_forward(call) for call in calls],
         "loss": _number(values.get(LOSS)),
         "norm": _number(values.get(NORM)),
@@ -57,26 +56,6 @@ def report(
         "compiled": ledger.spec.training.compile,
     }
     return document
-
-
-def ranks_of(ledger: StepLedger, made: StepMade, most: int) -> list[dict[str, Any]]:
-    """Of each rank which samples, at most ``most`` of them, with their names where the source has any."""
-    found = []
-    name = names_of(ledger.spec, made.plan.samples)
-    for rank in range(made.group.world_size):
-        samples = made.of_rank(rank)
-        shown = samples.indices[:most].tolist()
-        found.append(
-            {
-                "rank": rank,
-                "samples": len(samples.indices),
-                "microbatches": list(samples.microbatches),
-                "indices": shown,
-                "names": None if name is None else [name(index) for index in shown],
-                "left_out": len(samples.indices) - len(shown),
-            }
-        )
-    return found
 
 
 def _recorded_norms(folder: JobFolder, step: int, layers: Sequence[str]) -> list[float | None]:

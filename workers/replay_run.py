@@ -1,4 +1,4 @@
-"""One rank's part of a stretch of steps that is done again, in a process of its own. Nothing is told, evaluated or written beside the scratch folder."""
+"""One rank's part of a stretch of steps that is done again, in a process of its own. Nothing is told, and nothing written but into a scratch folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from workers.spec import JobSpec, code_of
 from workers.tasks import build_task
 from workers.tasks.base import Batch, Task
 from workers.train import Run
-from workers.user_code import provide
+from workers.user_code import UserCode, provide, provided
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Part:
     acts: Sequence[Mapping[str, Any]]  # documents of what was done to the run meanwhile, in order
     looked_at: bool  # the last step
     scratch: Path
-    bundle: Path | None  # the user's code, as it was submitted
-    code: Path | None  # or as it was unpacked
+    bundle: (
+        Path | None
+    )  # the user's code, as it was submitted; None: as it lies unpacked in the scratch folder, if there is any
 
     @property
     def store(self) -> Path:
@@ -55,6 +56,10 @@ class Part:
     @property
     def saved(self) -> str:
         return str(self.scratch / "checkpoints")
+
+    @property
+    def code(self) -> Path:
+        return self.scratch / "code"
 
 
 class CannotBeRedoneError(Exception):
@@ -87,14 +92,13 @@ def redo(part: Part, rank: int) -> Seen:
     """In a process that has no group yet. Raises CannotBeRedoneError, and whatever a task raises."""
     store = FileStore(str(part.store), part.world_size) if part.world_size > 1 else None
     told = Told(part.last)
-    code = code_of(part.spec)
     context = RunContext(
         device=torch.device("cpu"),
         reporter=told,
         link=Alone(rank, part.world_size, store=store),
         checkpoints=part.saved,
         model_folder=part.scratch / "model",
-        code=provide(code, part.bundle, part.code or part.scratch / "code") if code is not None else None,
+        code=_own_code(part),
     )
     spec = _unwatched(part.spec)
     run = Replay(build_task(spec.task, spec.training.seed, context.code), spec, context, part)
@@ -103,6 +107,15 @@ def redo(part: Part, rank: int) -> Seen:
     finally:
         run.close()
     return replace(run.seen, values=told.values)
+
+
+def _own_code(part: Part) -> UserCode | None:
+    code = code_of(part.spec)
+    if code is None:
+        return None
+    if code.path is not None or part.bundle is not None:
+        return provide(code, part.bundle, part.code)
+    return provided(code, part.code)
 
 
 def _unwatched(spec: JobSpec) -> JobSpec:
@@ -168,12 +181,16 @@ class Replay(Run):
             if act.number in known if act.verdict is None else known.get(act.number) == act.verdict:
                 continue  # the checkpoint was made behind it
             if act.rewind is not None and act.rewind not in self.snapshots.steps:
-                raise CannotBeRedoneError(f"repair {act.number} goes back to step {act.rewind}, of which nothing is kept here")
-            done = len(self.repairs.taken), [entry.document() for entry in self.repairs.entries]
+                raise CannotBeRedoneError(
+                    f"repair {act.number} goes back to step {act.rewind}, of which nothing is kept here"
+                )
+            before = [entry.document() for entry in self.repairs.entries]
             self.wanted, self.found = act, {}
             self.repair()
-            if done == (len(self.repairs.taken), [entry.document() for entry in self.repairs.entries]):
-                raise CannotBeRedoneError(f"repair {act.number} ({act.words}) after step {act.step} cannot be done again")
+            if before == [entry.document() for entry in self.repairs.entries]:
+                raise CannotBeRedoneError(
+                    f"repair {act.number} ({act.words}) after step {act.step} cannot be done again"
+                )
 
     def snapshot_vote(self) -> float:
         return 0.0

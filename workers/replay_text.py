@@ -13,7 +13,15 @@ FEW = 12  # samples of a rank that are shown
 
 
 def shown(found: Document) -> str:
-    parts = [_head(found), _samples(found), _forward(found), _loss(found), _backward(found), _updates(found), _verdict(found)]
+    parts = [
+        _head(found),
+        _samples(found),
+        _forward(found),
+        _loss(found),
+        _backward(found),
+        _updates(found),
+        _verdict(found),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -21,7 +29,9 @@ def _head(found: Document) -> str:
     begins = f"the checkpoint of step {found['begins']}" if found["begins"] else "the start"
     workers = _counted(found["world_size"], "worker")
     split = f", {found['accumulate']} microbatches each" if found["accumulate"] > 1 else ""
-    lines = [f"Step {found['step']} (epoch {found['epoch'] + 1}, attempt {found['attempt']}), done again by {workers}{split}, from {begins}."]
+    lines = [
+        f"Step {found['step']} (epoch {found['epoch'] + 1}, attempt {found['attempt']}), done again by {workers}{split}, from {begins}."
+    ]
     between = found["redone"] - 1
     if between:
         lines.append(f"{_counted(between, 'step')} in between {'was' if between == 1 else 'were'} done again too.")
@@ -44,7 +54,14 @@ def _forward(found: Document) -> str:
     if found["compiled"]:
         return "FORWARD\n  The model was compiled: what its modules give is not seen."
     rows = [
-        (_name(each), each["type"], _shape(each["shape"]), _figure(each["mean"]), _figure(each["deviation"]), _share(each["zeros"]))
+        (
+            _name(each),
+            each["type"],
+            _shape(each["shape"]),
+            _figure(each["mean"]),
+            _figure(each["deviation"]),
+            _share(each["zeros"]),
+        )
         for each in found["forward"]
     ]
     head = ("module", "", "gives", "mean", "deviation", "zeros")
@@ -60,7 +77,9 @@ def _backward(found: Document) -> str:
     rows: list[tuple[str, ...]] = []
     for each in found["backward"]:
         first = (_name(each), each["type"], _figure(each["gradient"]))
-        own = [(parameter["name"].rpartition(".")[2], _figure(parameter["gradient"])) for parameter in each["parameters"]]
+        own = [
+            (parameter["name"].rpartition(".")[2], _figure(parameter["gradient"])) for parameter in each["parameters"]
+        ]
         rows.append((*first, *(own[0] if own else ("", ""))))
         rows += [("", "", "", *more) for more in own[1:]]
     head = ("module", "", "|dL/dy| at its output", "parameter", "|dL/dW|")
@@ -84,15 +103,23 @@ def _verdict(found: Document) -> str:
     compared = found["compared"]
     if compared["same"] is None:
         return "COMPARED\n  Nothing of the step was recorded."
-    of_layers = f" and the gradient norms of all {compared['layers']} layers" if compared["layers"] else "; norms of layers were not recorded of this step"
+    of_layers = (
+        f" and the gradient norms of all {compared['layers']} layers"
+        if compared["layers"]
+        else "; norms of layers were not recorded of this step"
+    )
     if compared["same"]:
         names = ", ".join(name.replace("_", " ") for name in compared["recorded"])
         return f"COMPARED\n  Equal to what was recorded, bit by bit: {names}{of_layers}."
     lines = ["COMPARED", "  Different from what was recorded:"]
     for name in compared["different"]:
-        lines.append(f"    {name.replace('_', ' ')}: {_exact(found[name])} now, {_exact(compared['recorded'][name])} then")
+        lines.append(
+            f"    {name.replace('_', ' ')}: {_exact(found[name])} now, {_exact(compared['recorded'][name])} then"
+        )
     if compared["different_layers"]:
-        lines.append(f"    norms of {len(compared['different_layers'])} of {compared['layers']} layers: {', '.join(compared['different_layers'][:10])}")
+        lines.append(
+            f"    norms of {len(compared['different_layers'])} of {compared['layers']} layers: {', '.join(compared['different_layers'][:10])}"
+        )
     if compared["largest_difference"] is not None:
         lines.append(f"    at most {compared['largest_difference']:.2g} of a value")
     lines.append(f"  {_why(compared)}")
@@ -105,7 +132,11 @@ def _why(compared: Document) -> str:
     other = compared["other_machine"]
     if not other:
         return "The processor and the libraries are those of the training; its code or its data may have changed since."
-    return "Not as in the training: " + "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in other.items()) + "."
+    return (
+        "Not as in the training: "
+        + "; ".join(f"{name} was {then}, is {now}" for name, (then, now) in other.items())
+        + "."
+    )
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ that went on from a checkpoint): the one that counts is the one whose numbers ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +125,28 @@ def samples_of(plan: Plan, step: int, rank: int, world_size: int, accumulate: in
     return RankSamples(rank, np.concatenate([np.zeros(0, np.int64), *counted]), tuple(map(len, counted)))
 
 
+def ranks_of(spec: JobSpec, made: StepMade, most: int) -> list[dict[str, Any]]:
+    """Of each rank which samples, at most ``most`` of them, with their names where the source has any."""
+    from workers.sources.naming import names_of
+
+    name = names_of(spec, made.plan.samples)
+    found = []
+    for rank in range(made.group.world_size):
+        samples = made.of_rank(rank)
+        shown = samples.indices[:most].tolist()
+        found.append(
+            {
+                "rank": rank,
+                "samples": len(samples.indices),
+                "microbatches": list(samples.microbatches),
+                "indices": shown,
+                "names": None if name is None else [name(index) for index in shown],
+                "left_out": len(samples.indices) - len(shown),
+            }
+        )
+    return found
+
+
 class StepLedger:
     """Of one job's folder, as far as it has come."""
 
@@ -162,7 +183,7 @@ class StepLedger:
         return plan_of(self.spec, self._samples)
 
     def lineage(self, number: int) -> list[Stretch]:
-        """How the state after step ``number`` came about, from the start on: stretch by stretch, each made by the group that the next one went on from.
+        """How the state after step ``number`` came about, from the start on: each stretch made by the group that the next one went on from.
 
         Raises NoSuchStepError, UnknownStepError.
         """
@@ -194,8 +215,8 @@ class StepLedger:
         return max((index for index in able if self.groups[index].at <= at), default=able[0])
 
     def _made(self) -> str:
-        steps = self._series[LOSS].steps if LOSS in self._series else ()
-        return f"the job has made steps {steps[0]} to {steps[-1]}" if len(steps) else "the job has made none yet"
+        steps = self._series[LOSS].steps.tolist() if LOSS in self._series else []
+        return f"the job has made steps {steps[0]} to {steps[-1]}" if steps else "the job has made none yet"
 
 
 def _spec_of(folder: JobFolder) -> JobSpec:
@@ -248,9 +269,7 @@ def _groups(folder: JobFolder, spec: JobSpec) -> tuple[list[Group], int | None]:
             samples = data.get("train_samples", samples)
         if type in CHANGES and changes and "repair" in data:
             changes[-1].append(Change(data["step"], type, data["repair"]))
-    whole = [
-        Group(**{**vars(group), "changes": _acts(told)}) for group, told in zip(found, changes, strict=True)
-    ]
+    whole = [Group(**{**vars(group), "changes": _acts(told)}) for group, told in zip(found, changes, strict=True)]
     return whole, samples
 
 
@@ -265,7 +284,3 @@ def _events(folder: JobFolder) -> list[tuple[int, dict[str, Any]]]:
     paths = sorted((folder.path / "events").glob("attempt-*.jsonl"))
     attempts = [int(path.stem.removeprefix("attempt-")) for path in paths]
     return [(attempt, event) for attempt in attempts for event in folder.events(attempt)]
-
-
-def finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
