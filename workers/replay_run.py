@@ -1,4 +1,4 @@
-"""One rank's part of a stretch of steps that is done again, in a process of its own. Nothing is told, and nothing written but into a scratch folder."""
+"""One rank's part of a stretch of steps that is done again, in a process of its own. Nothing is written but into a scratch folder."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.distributed.toys import job as toy_job
 from workers import recording, run_repairs
 from workers.batches import plan_of, seed_everything
 from workers.jobfolder import JobFolder
-from workers.membership import Alone, MeetingPoint
+from workers.membership import Alone, DismissedError, MeetingPoint, Membership, Position
 from workers.repair.requests import ask
 from workers.replay import main, replay
 from workers.replay_run import CannotBeRedoneError
@@ -56,6 +57,7 @@ def trained(
     path: Path,
     stop_after: int | None = None,
     requests: Path | None = None,
+    link: Alone | None = None,
     meeting: MeetingPoint = None,
 ) -> Outcome:
     """As ``python -m workers.train`` does it. ``stop_after``: steps after which it is paused."""
@@ -71,7 +73,7 @@ def trained(
     context = RunContext(
         torch.device("cpu"),
         FolderReporter(folder) if rank == 0 else SilentReporter(),
-        Alone(rank, world_size, stop_requested, meeting),
+        link or Alone(rank, world_size, stop_requested, meeting),
         folder.checkpoints_root,
         folder.model_path,
         requests=requests,
@@ -127,6 +129,42 @@ def test_more_than_two_workers_add_up_in_the_order_of_then(processes: Processes,
     processes.run(3, tmp_path, trained, spec, tmp_path / "job")
     for step in (5, 6):
         same(replay(JobFolder.at(tmp_path / "job"), step), layers=3)
+
+
+class Shrinking(Alone):
+    """Two workers, of which the first goes on alone after some steps, with what it has in memory."""
+
+    def __init__(self, rank: int, store: MeetingPoint, after: int) -> None:
+        super().__init__(rank, 2, store=store)
+        self._rank, self._after, self._asked = rank, after, 0
+
+    def next_group(self, position: Position | None, broken: str | None) -> Membership:
+        if position is None:
+            return super().next_group(position, broken)
+        if self._rank:
+            raise DismissedError
+        return Membership(2, 0, 1, position)
+
+    def regroup_requested(self) -> bool:
+        self._asked += 1
+        return self._asked == self._after
+
+
+def shrinking(rank: int, world_size: int, spec: JobSpec, path: Path, after: int, meeting: MeetingPoint = None) -> None:
+    with contextlib.suppress(DismissedError):
+        trained(rank, world_size, spec, path, link=Shrinking(rank, meeting, after))
+
+
+shrinking.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+
+
+def test_steps_of_groups_that_changed_are_made_by_as_many_workers(processes: Processes, tmp_path: Path) -> None:
+    spec = job(2)
+    processes.run(2, tmp_path, shrinking, spec, tmp_path / "job", 18)
+    found = replay(JobFolder.at(tmp_path / "job"), 20)
+    same(found)
+    assert (found["begins"], found["world_size"]) == (15, 1)
+    same(replay(JobFolder.at(tmp_path / "job"), 18))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
@@ -209,7 +247,8 @@ def test_the_table_is_the_chain_rule(tmp_path: Path) -> None:
     for update in found["updates"]:
         before, change = np.linalg.norm(weights[update["name"]]), 0.1 * np.linalg.norm(gradients[update["name"]])
         assert update["update"] == pytest.approx(change, rel=1e-3), update["name"]
-        assert update["ratio"] == pytest.approx(change / before, rel=1e-3), update["name"]
+        wanted = pytest.approx(change / before, rel=1e-3) if before else None  # biases begin with 0
+        assert update["ratio"] == wanted, update["name"]
     text = shown(found)
     places = [text.index(title) for title in ("SAMPLES", "FORWARD", "LOSS", "BACKWARD", "UPDATE", "COMPARED")]
     assert places == sorted(places)
