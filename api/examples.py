@@ -356,6 +356,9 @@ REPAIRS: dict[str, Any] = {
     ],
     "skipped_updates": 0,
     "not_repaired": [],
+    "lost_steps": 14,
+    "lost_worker_hours": 0.0004,
+    "saved_worker_hours": 0.0052,
 }  # fmt: skip
 
 ASKED: dict[str, Any] = {

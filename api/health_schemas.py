@@ -126,6 +126,11 @@ class JobRepairs(Wire):
     repairs: list[Repair] = Field(description="oldest first")
     skipped_updates: int = Field(description="updates that were left out, because their gradient was no number")
     not_repaired: list[str] = Field(description="what was found and is not repaired, and why; sentences")
+    lost_steps: int = Field(description="made after something had gone wrong, and before it had passed or was mended")
+    lost_worker_hours: float = Field(description="that these took, over all workers")
+    saved_worker_hours: float = Field(
+        description="of the steps since the first repair that was kept, but for those that were lost"
+    )
 
 
 class Asked(Wire):

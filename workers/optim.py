@@ -80,6 +80,12 @@ def learning_rate(step: int, steps: int, spec: Schedule, peak: float) -> float:
     return peak * (spec.final_factor + (1 - spec.final_factor) * left)
 
 
+def scale_weight_decay(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Of what each group was built with."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = group.setdefault("built_with_decay", group["weight_decay"]) * factor
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

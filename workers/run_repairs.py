@@ -23,6 +23,7 @@ from workers.repair.rebuilding import planned, rebuildable
 from workers.repair.repairs import Plan
 from workers.repair.requests import asked
 from workers.repair.snapshots import Snapshot, copied, put_back
+from workers.reports import Outcome, ReasonCode
 from workers.run_duties import RunDuties
 from workers.watch.findings import Judgement
 
@@ -100,14 +101,14 @@ class RunRepairs(RunDuties):
 
     # --- what all do --------------------------------------------------------------------------------------------------
 
-    def repair(self) -> None:
+    def repair(self) -> Outcome | None:
         """Called by all ranks after the same step. Nothing of it is left where it breaks off before the last line: the group that forms next takes
         over from a rank that has done all of it, or it is decided anew."""
         wanted = replace(self.wanted, step=self.step) if self.wanted is not None else None
         sent = self.from_rank_0([wanted.document(), dict(self.found)] if wanted is not None else None)
         self.wanted = None
         if sent is None:
-            return
+            return None
         act, finding = Act.of(sent[0]), sent[1]
         self.link.at(Work.SAVE, self.step)
         self.saver.before_update()
@@ -117,9 +118,9 @@ class RunRepairs(RunDuties):
             said = f"Repair {act.number} cannot be undone: the state before it is not in memory any more."
             self.tell("repair.refused", said, {"step": self.step, "request": act.request}, level="warning")
             self.repairs.taken.append(act.request or "")
-            return
+            return None
         if not self.changed(act):
-            return
+            return None
         entry = self.repairs.done(act, finding, self.values_now())
         if self.repairs.patches != self.built or act.patches is not None:
             self.rebuild()
@@ -127,6 +128,7 @@ class RunRepairs(RunDuties):
             put_back(before, parallel.plain(self.model), self.optimizer)
         if act.code != BY_PEOPLE and act.verdict != "kept":
             back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
+            back = self.best_at if act.ends and act.verdict is None else back
             self.stretch()
             self.recorder.begin_anew(
                 self.step if back is None else back, self.step, self.plan.steps, self.repairs.origin
@@ -136,6 +138,10 @@ class RunRepairs(RunDuties):
             self.snapshots.take(self.step, parallel.plain(self.model), self.optimizer)
         self.tell_repair(act, entry)
         self.stage = Stage.REPAIRED
+        if act.ends and act.verdict is None:
+            said = f"stopped after step {self.step}, with the weights that did best in validation (step {self.best_at})"
+            return Outcome(ReasonCode.EARLY_STOPPED, said)
+        return None
 
     def changed(self, act: Act) -> bool:
         """Does to the weights and the optimizer what a change says. False: a rank cannot, and nothing was done."""
@@ -147,9 +153,20 @@ class RunRepairs(RunDuties):
             del self.before[number]
         if act.rewind is not None and not self.go_back(act.rewind):
             return False
+        if act.ends:
+            if not self.everywhere(self.best is not None):
+                return False
+            put_back(self.best or copied(self.step, model, self.optimizer), model, self.optimizer)
         if act.forgets_moments:
             forget_moments(self.optimizer)
         return True
+
+    def evaluate_when_due(self) -> Outcome | None:
+        outcome = super().evaluate_when_due()
+        if self.repairing and self.score.best_at == self.score.evaluations and self.score.evaluations != self.kept_best:
+            self.best, self.best_at = copied(self.step, parallel.plain(self.model), self.optimizer), self.step
+            self.kept_best = self.score.evaluations
+        return outcome
 
     def state_before(self, act: Act) -> Snapshot | None:
         """Of what is undone, or of a model that did not help; None: it is not to be put back, or not here any more on a rank."""

@@ -96,6 +96,8 @@ class RunState:
         self.sick = False  # something is open that is more than a note
         self.snapshot_at, self.snapshot_seconds = time.monotonic(), 0.0
         self.passed_over = 0  # updates that were left out
+        self.best: Snapshot | None = None  # by the evaluations of this process
+        self.best_at = self.kept_best = 0  # step, and which evaluation it was
         self.before: dict[int, Snapshot] = {}  # by number of the act: as it was before the latest of them
         self.asked_at = 0.0  # when rank 0 looked for what people ask
         self.acting = Acting(spec.health.on_critical, context.accepted)
@@ -138,6 +140,7 @@ class RunState:
             rates=rates_of(task, self.plain_model, spec, context.device),
             spending=self.spending,
         )
+        self.fresh = self.document()
 
     def build(self) -> None:
         """A new model with the weights that every worker begins with, as repairs have changed it."""
@@ -313,6 +316,7 @@ class RunState:
             dist.broadcast_object_list(chosen, src=0, group=self.group.control)
         checkpoint = chosen[0]
         if checkpoint is None:
+            self.take_document(self.fresh)  # who trained before forgets it too
             return
         known = checkpoints.document_of(checkpoint)
         self.repairs.restore(known.get("repairs") or NO_REPAIRS)

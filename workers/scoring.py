@@ -19,17 +19,19 @@ class Score:
         self.metrics: dict[str, float] = {}
         self._best: float | None = None  # smaller is better: negated where a larger metric is
         self._without_gain = 0  # evaluations since then
+        self.evaluations = self.best_at = 0  # how many there were in this process, and which was the best
 
     def take(self, metrics: Mapping[str, float]) -> None:
         """Raises BadDataError when the metric that decides is not among ``metrics``."""
         self.metrics = dict(metrics)
+        self.evaluations += 1
         name, stopping = self._spec.best, self._spec.early_stopping
         if name not in metrics:
             raise BadDataError("evaluation.best", f"there is no metric {name!r}; there are: {', '.join(metrics)}")
         value = metrics[name] * (-1 if self._spec.mode == "max" else 1)
         target = math.inf if self._best is None else self._best - (stopping.min_delta if stopping else 0.0)
         if value < target:  # never true of NaN
-            self._best, self._without_gain = value, 0
+            self._best, self._without_gain, self.best_at = value, 0, self.evaluations
         else:
             self._without_gain += 1
 

@@ -2,6 +2,7 @@
 
     findings.json     all findings, open and past: workers/watch/told.py
     report.html       the same for people
+    repairs.json      what was done about them while it trained, if anything was
     facts.json        what was known before the first step
     job.json          the job specification
     statistics.npz    norms of every layer, probes and what each rank had, thinned: workers/watch/statistics_file.py
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = "health"
 GRADIENTS = "gradients"  # of the run: the norms of every step, when an attempt has ended
-FINDINGS, PAGE, STATISTICS = "findings.json", "report.html", "statistics.npz"
+FINDINGS, REPAIRS, PAGE, STATISTICS = "findings.json", "repairs.json", "report.html", "statistics.npz"
 COPIED = ("job.json", FACTS)  # of the job's folder
 FILES = (
     (f"{FOLDER}/{FINDINGS}", "these findings, as a program reads them"),
@@ -76,6 +77,10 @@ class HealthSender:
         import orjson
 
         document = findings_document(health, self._told.read())
+        if repairs := self._told.repairs:
+            self._send_file(client, run_id, REPAIRS, orjson.dumps(repairs, option=orjson.OPT_INDENT_2))
+            holding = sum(each["state"] in ("trial", "kept") for each in repairs)
+            self._send_tags(client, run_id, {"chainrule.repairs": f"{holding} of {len(repairs)} hold"})
         # Figures that are no numbers become null: JSON has none.
         self._send_file(client, run_id, FINDINGS, orjson.dumps(document, option=orjson.OPT_INDENT_2))
         self._send_file(client, run_id, PAGE, report.page(self._name, document, FILES).encode())

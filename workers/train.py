@@ -124,6 +124,8 @@ class Run(RunRepairs):
         self.in_step = self.in_passes = True
         batches.seed_everything(batches.step_seed(self.spec.training.seed, self.step, self.rank))
         optim.set_learning_rate(self.optimizer, host.learning_rate)
+        if self.repairing:
+            optim.scale_weight_decay(self.optimizer, self.repairs.decay)
         self.prober.begin(self.step + 1)
         self.ranks.begin(self.step + 1)
 
@@ -245,7 +247,8 @@ class Run(RunRepairs):
         if regroup and outcome is None:
             outcome = self.settle()
         if signal is Signal.REPAIR and outcome is None:
-            self.repair()
+            outcome = self.repair()
+            outcome = self.save_when_due(last=True) or outcome if outcome is not None else None
         self.stage = Stage.COMPLETE
         self.look_after()
         if regroup and outcome is None:

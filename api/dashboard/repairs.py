@@ -36,6 +36,10 @@ class Repairs:
         with self._cards:
             for each in found["repairs"]:
                 self._card(each, may_undo=running and each["number"] == newest)
+            if found["lost_steps"]:
+                lost, saved = found["lost_worker_hours"], found["saved_worker_hours"]
+                said = f"{found['lost_steps']:,} steps were lost to it: {lost:.3g} worker-hours."
+                ui.label(said + (f" Since the repair {saved:.3g} were saved." if saved else "")).classes("quiet")
             if found["skipped_updates"]:
                 ui.label(f"{found['skipped_updates']} updates were left out, because their gradient was no number.")
             for sentence in found["not_repaired"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from starlette.responses import Response
@@ -12,7 +13,10 @@ from api.auth import Member, Viewer
 from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.responses import json_response
-from service import jobs, repairs
+from service import findings, jobs, repairs
+from service.values import Job, JobEvent
+from workers.jobfolder import JobFolder
+from workers.repair.cost import Cost, cost
 from workers.repair.told import NONE, SKIPPED
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/repairs", tags=["health"])
@@ -31,6 +35,7 @@ def list_repairs(caller: Viewer, services: Provided, job_id: JobId) -> Response:
     job = jobs.get_job(services.store, caller, job_id)
     told = repairs.history(services.store, caller, job_id)
     health = job.spec.get("health") or {}
+    spent = _cost(job, services.folder(job.id), findings.history(services.store, caller, job_id), repairs.done(told))
     still = {finding["code"] for finding in job.health.get("findings", ())}
     found = health_schemas.JobRepairs(
         job_id=job.id,
@@ -38,9 +43,21 @@ def list_repairs(caller: Viewer, services: Provided, job_id: JobId) -> Response:
         allow=list(health.get("allow") or ()) if health.get("mode") == "repair" else [],
         repairs=[health_schemas.Repair.of(each) for each in repairs.done(told)],
         skipped_updates=max((event.data.get("skipped", 0) for event in told if event.type == SKIPPED), default=0),
+        lost_steps=spent.lost_steps,
+        lost_worker_hours=spent.lost_seconds / 3600,
+        saved_worker_hours=spent.saved_seconds / 3600,
         not_repaired=[event.message for event in told if event.type == NONE and event.data.get("code") in still],
     )
     return json_response(found)
+
+
+def _cost(job: Job, folder: JobFolder, changes: Sequence[JobEvent], done: Sequence[Mapping[str, Any]]) -> Cost:
+    timed = folder.series().get("train/step_seconds")
+    if timed is None:
+        return Cost()
+    spec = job.spec.get("workers") or {}
+    workers = spec.get("count") or spec.get("max") or 1
+    return cost(timed.steps, timed.values, workers, [(event.type, event.data) for event in changes], done)
 
 
 @router.post(

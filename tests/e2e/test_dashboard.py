@@ -255,6 +255,32 @@ def test_a_sick_job_is_told_in_words_marks_and_colours(browser: Any, product: Pr
     assert watched.complaints == []
 
 
+def test_a_job_that_is_mended_says_so_and_is_undone_by_a_click(browser: Any, product: Product) -> None:
+    """Would catch a card that does not live, and a click that the job never hears of."""
+    job = {
+        "name": "mended",
+        "task": {"kind": "image_classification", "data": {"source": "digits"}},
+        "training": {"steps": 6000, "batch_size": 64},
+        "optimizer": {"name": "adamw", "learning_rate": 3.0},
+        "health": {"mode": "repair"},
+    }
+    job_id = product.http.post("/v1/jobs", json=job).json()["id"]
+    watched = Watched(browser.new_page(viewport={"width": 1400, "height": 900}))
+    page = watched.page
+    sign_in(page, product)
+    page.goto(f"{product.url}/dashboard/jobs/{job_id}")
+    page.get_by_role("tab", name="Health").click()
+    expect(page.get_by_text("What was done about it")).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("multiplies the learning rate by").first).to_be_visible()
+    expect(page.get_by_text("kept", exact=True).first).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("undone", exact=True).first).to_be_visible(timeout=30_000)
+    found = product.http.get(f"/v1/jobs/{job_id}/repairs").json()["repairs"]
+    assert found[-1]["state"] == "undone"
+    product.http.post(f"/v1/jobs/{job_id}/kill")
+    assert watched.complaints == []
+
+
 def test_a_zoom_stays_at_its_steps_while_the_run_goes_on(browser: Any, product: Product) -> None:
     """Would catch one that every new point undoes, one that drifts with the length of the run, and one that another look takes over."""
     job_id = product.http.post("/v1/jobs", json={**LONG_JOB, "name": "zoomed"}).json()["id"]

@@ -9,6 +9,7 @@ import pytest
 
 from service.values import Role
 from tests.integration.api_service import Service, error_of, running_service
+from workers.jobfolder import append_lines
 from workers.repair.acts import Act, Entry
 from workers.repair.requests import asked
 
@@ -52,7 +53,7 @@ def told(service: Service, job: str, type: str, repair: dict[str, Any]) -> None:
 def test_a_job_to_which_nothing_was_done(service: Service, job: str) -> None:
     assert service.get(f"/v1/jobs/{job}/repairs").json() == {
         "object": "job.repairs", "job_id": job, "mode": "repair", "allow": ["live", "architecture"], "repairs": [],
-        "skipped_updates": 0, "not_repaired": [],
+        "skipped_updates": 0, "not_repaired": [], "lost_steps": 0, "lost_worker_hours": 0.0, "saved_worker_hours": 0.0,
     }  # fmt: skip
     other = service.submit()
     assert service.get(f"/v1/jobs/{other}/repairs").json()["allow"] == []
@@ -124,3 +125,20 @@ def test_nothing_is_asked_of_a_job_that_has_ended(service: Service) -> None:
     assert (refused.status_code, error_of(refused)["param"]) == (409, "job_id")
     assert service.patch(f"/v1/jobs/{job}", json={"optimizer": {"learning_rate": 0.1}}).status_code == 409
     assert not service.folder(job).requests_path.exists()
+
+
+def test_what_a_sickness_has_cost_and_a_repair_saved(service: Service, job: str) -> None:
+    """One worker, steps of 3.6 s: lost from the first bad step to the repair, saved from there."""
+    rows = [
+        {"step": step, "timestamp": 0.0, "values": {"train/loss": 1.0, "train/step_seconds": 3.6}}
+        for step in range(1, 101)
+    ]
+    append_lines(service.folder(job).metrics_path(1), rows)
+    service.tell(job, "finding.raised", {"step": 50, "finding": {**FINDING, "first_bad_step": 41}})
+    service.tell(job, "finding.cleared", {"step": 60, "finding": FINDING}, "info")
+    told(service, job, "done", entry(1, step=60))
+    found = service.get(f"/v1/jobs/{job}/repairs").json()
+    assert (found["lost_steps"], found["saved_worker_hours"]) == (20, 0.0)
+    assert found["lost_worker_hours"] == pytest.approx(0.02)
+    told(service, job, "kept", entry(1, "kept", step=60))
+    assert service.get(f"/v1/jobs/{job}/repairs").json()["saved_worker_hours"] == pytest.approx(0.04)

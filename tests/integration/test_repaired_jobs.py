@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.artifacts import download_artifacts
 
+from tests.conftest import MlflowServer
 from tests.integration.groups import DIGITS, at_work
 from tests.integration.test_changing_groups import losses
 from workers.repair.requests import ask
@@ -34,8 +38,8 @@ def sick(strategy: str = "ddp", **changes: Any) -> dict[str, Any]:
     return spec | changes
 
 
-def test_a_sick_job_ends_well_and_says_what_happened(groups: Any) -> None:
-    group = groups(sick())
+def test_a_sick_job_ends_well_and_says_what_happened(groups: Any, mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    group = groups(sick(), mlflow_url=mlflow_server.url)
     end = group.finished()
     assert end.outcome.code is ReasonCode.COMPLETED
     assert end.outcome.detail["metrics"]["eval/accuracy"] > 0.9
@@ -46,6 +50,14 @@ def test_a_sick_job_ends_well_and_says_what_happened(groups: Any) -> None:
     assert "multiplies the learning rate by" in done[0].message
     assert end.outcome.detail["steps"] > 300
     losses(group)
+    run = end.links["mlflow"].rpartition("/")[2]
+    found = download_artifacts(
+        run_id=run, artifact_path="health/repairs.json", tracking_uri=mlflow_server.url, dst_path=str(tmp_path)
+    )
+    repairs = json.loads(Path(found).read_text())
+    assert [each["act"]["number"] for each in repairs] == list(range(1, len(repairs) + 1))
+    assert repairs[-1]["state"] == "kept"
+    assert repairs[-1]["after"]["train/loss"] < 1, "before, it may have been no number, which is left out"
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))

@@ -15,7 +15,7 @@ from api.dashboard.job_page import JobPage
 
 pytestmark = pytest.mark.unit
 
-JOB = {"health": {"verdict": "healthy"}, "finished_at": None, "progress": {"step": 1}}
+JOB = {"status": "running", "health": {"verdict": "healthy"}, "finished_at": None, "progress": {"step": 1}}
 HEALTH = {"verdict": "healthy", "sentence": "", "findings": [], "history": [], "watching": {}}
 
 
@@ -44,8 +44,8 @@ class Page(JobPage):
     def __init__(self, api: Api, tab: str) -> None:
         super().__init__(cast(Gateway, api), cast(Frame, Asking()), "job-1")
         self.tabs = cast(Any, SimpleNamespace(value=tab))
-        self.findings = cast(Any, SimpleNamespace(build=None, show=lambda _: None))
-        self.curves = cast(Any, SimpleNamespace(build=None, fill=self._curves, mark=lambda _: None))
+        self.findings = cast(Any, SimpleNamespace(build=None, show=lambda *_, running: None))
+        self.curves = cast(Any, SimpleNamespace(build=None, fill=self._curves, mark=lambda *_: None))
 
     async def _curves(self, job: dict[str, Any]) -> None:
         await self.api.get(f"{self.path}/metrics")
@@ -62,8 +62,8 @@ def asked(api: Api, page: Page) -> list[str]:
 @pytest.mark.parametrize(
     ("tab", "first", "then"),
     [
-        ("Health", ["", "/health facts=false"], ["", "/health facts=false"]),
-        ("Curves", ["", "/health facts=false", "/metrics"], ["", "/metrics"]),
+        ("Health", ["", "/health facts=false", "/repairs"], ["", "/health facts=false", "/repairs"]),
+        ("Curves", ["", "/health facts=false", "/repairs", "/metrics"], ["", "/metrics"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -79,4 +79,4 @@ def test_a_verdict_is_asked_for_once_when_it_is_new(tab: str, first: list[str], 
     assert asked(api, page) == then
     assert asked(api, page) == [""]  # nothing changes any more
     api.job = {**api.job, "health": {"verdict": "healthy"}}
-    assert asked(api, page) == ["", "/health facts=false"]
+    assert asked(api, page) == ["", "/health facts=false", "/repairs"]

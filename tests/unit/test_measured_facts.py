@@ -10,6 +10,7 @@ import pytest
 from tests.written_records import LN_10, PROBED, STEPS, alarms, evaluated, learning, noise, record, table
 from workers.watch.diagnosis import diagnose
 from workers.watch.record import Record
+from workers.watch.stored import living
 
 pytestmark = pytest.mark.unit
 
@@ -119,3 +120,38 @@ def test_a_run_that_ends_while_it_learns_faster_than_ever_had_too_few_steps() ->
     assert alarms(short(24, False)) == [], "its curve has bent"
     assert alarms(short(24, True, batches=40)) == [], "not for the size of its batches"
     assert alarms(short(24, True).until(22)) == [], "it is not over yet"
+
+
+# --- what a run has left behind ---------------------------------------------------------------------------------------
+
+
+def repaired(state: str = "kept", **act: object) -> dict[str, object]:
+    return {"act": {"step": 200, "rewind": None, "patches": None, **act}, "state": state, "ended": 250}
+
+
+def test_steps_that_a_repair_left_behind_are_not_judged() -> None:
+    """Would catch a verdict on a finished run that accuses what was mended."""
+    losses = learning()
+    losses[100:200] = 40.0
+    known = record(losses, {"learning_rate": 0.1})
+    assert alarms(known, 200), "it ran away"
+    assert alarms(living(known, [repaired(rewind=100)])) == []
+    assert len(living(known, [repaired(rewind=100)]).series.steps) == STEPS - 100
+    assert living(known, []) is known
+
+
+def test_a_run_that_began_anew_is_judged_from_there_and_told_in_steps_of_the_job() -> None:
+    losses = np.concatenate([np.full(200, LN_10), learning(100)])
+    losses[260:] = 50.0
+    anew = living(record(losses), [repaired(patches=[])])
+    assert anew.series.steps[0] == 1
+    assert anew.total_steps == 100
+    assert anew.probes.steps[0] >= 1
+    found = [each for each in diagnose(anew).findings if each.severity != "note"]
+    assert found
+    assert 255 <= found[0].first_bad_step <= 270
+
+
+def test_what_came_of_a_repair_that_was_undone_is_left_behind_too() -> None:
+    undone = living(record(learning()), [repaired("undone", rewind=100)])
+    assert set(range(1, STEPS + 1)) - set(undone.series.steps.tolist()) == set(range(201, 251))

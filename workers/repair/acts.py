@@ -29,7 +29,9 @@ class Act:
     learning_rate: float | None = None  # at the top of the job's schedule, from now on, whatever was done to it before
     rewarm: int = 0  # steps in which the rate climbs to that
     clip: float | None = None  # largest global norm of the gradient, where the job's own is not smaller
+    decay: float = 1.0  # times what the weight decay would be
     forgets_moments: bool = False
+    ends: bool = False  # the run, with the weights that did best in validation
     patches: list[dict[str, Any]] | None = (
         None  # the run begins anew, with a model that is changed so; None: it does not
     )

@@ -6,6 +6,7 @@ else the act is kept. What decides is a judgement of the run as it is now: steps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -87,6 +88,11 @@ class Repairs:
         if newest is None or step >= newest.step + newest.rewarm:
             return found
         return found * (step - newest.step + 1) / newest.rewarm
+
+    @property
+    def decay(self) -> float:
+        """What the job's weight decay is multiplied with."""
+        return math.prod(act.decay for act in self._holding())
 
     def clip(self, limit: float | None) -> float | None:
         """What becomes of the job's own."""

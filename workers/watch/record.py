@@ -135,9 +135,15 @@ class Rows:
 
     def since(self, step: int) -> Self:
         """Those after it, with steps that count from there."""
-        kept = self.steps > step  # type: ignore[attr-defined]
-        cut = replace(self, **{name: _cut(value, kept) for name, value in vars(self).items()})
+        cut = self._only(self.steps > step)  # type: ignore[attr-defined]
         return replace(cut, steps=cut.steps - step)  # type: ignore[attr-defined, call-arg]
+
+    def without(self, after: int, through: int) -> Self:
+        """But for those in between."""
+        return self._only((self.steps <= after) | (self.steps > through))  # type: ignore[attr-defined]
+
+    def _only(self, kept: NDArray[np.bool_]) -> Self:
+        return replace(self, **{name: _cut(value, kept) for name, value in vars(self).items()})
 
 
 def _cut(value: Any, kept: NDArray[np.bool_]) -> Any:
@@ -240,16 +246,15 @@ class Record:
     def since(self, origin: int) -> Record:
         """Of the run that began anew after that step, with steps that count from there."""
         total = self.facts.total_steps
-        return replace(
-            self,
-            facts=replace(self.facts, total_steps=total - origin if total is not None else None),
-            series=self.series.since(origin),
-            probes=self.probes.since(origin),
-            evaluations=self.evaluations.since(origin),
-            ranks=self.ranks.since(origin),
-            checksums=self.checksums.since(origin),
-            origin=origin,
-        )
+        facts = replace(self.facts, total_steps=total - origin if total is not None else None)
+        return replace(self, facts=facts, origin=origin, **{name: rows.since(origin) for name, rows in self._rows()})
+
+    def without(self, after: int, through: int) -> Record:
+        """Without steps that the run has left behind."""
+        return replace(self, **{name: rows.without(after, through) for name, rows in self._rows()})
+
+    def _rows(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Rows)]
 
     @property
     def total_steps(self) -> int:

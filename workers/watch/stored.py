@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from workers.watch.memory import EVALUATED
 from workers.watch.probe_files import read_probes
 from workers.watch.rank_files import read_ranks
 from workers.watch.record import Checksums, Evaluations, Facts, Floats, Probes, Ranks, Record, Series, Steps, none
+from workers.watch.told import Told
 
 NAMES = (
     "train/loss",
@@ -46,7 +47,9 @@ def from_folder(folder: JobFolder) -> Record:
     record = _record(series, matrix.layers, matrix.steps, matrix.norms, folder.read_document("job.json"))
     facts = folder.read_document(FACTS)
     ranks, checksums = read_ranks(folder.ranks_path) or (Ranks(), Checksums())
-    return replace(
+    told = Told(folder.path / "events")
+    told.read()
+    whole = replace(
         record,
         facts=record.facts if facts is None else _seen(facts, record.facts),
         probes=read_probes(folder.probes_path) or Probes(),
@@ -54,6 +57,26 @@ def from_folder(folder: JobFolder) -> Record:
         checksums=checksums,
         uncleared=None if facts is None else uncleared_in(facts),
     )
+    return living(whole, told.repairs)
+
+
+def living(record: Record, repairs: Sequence[Mapping[str, Any]]) -> Record:
+    """Without what ``repairs``, as they were told, have left behind: of a run that is judged while it trains neither is part of it."""
+    origin = 0
+    for repair in repairs:
+        act = repair["act"]
+        if repair["state"] == "undone":
+            record = record.without(act["step"], repair["ended"])
+        elif act["patches"] is not None:
+            origin = act["step"]
+        elif act["rewind"] is not None:
+            record = record.without(act["rewind"], act["step"])
+    if not repairs:
+        return record
+    last = int(record.series.steps[-1]) if len(record.series.steps) else 0
+    longer = max(record.facts.total_steps or 0, last)  # it made up for what was lost
+    record = replace(record, facts=replace(record.facts, total_steps=longer))
+    return record.since(origin) if origin else record
 
 
 def _seen(document: Mapping[str, Any], said: Facts) -> Facts:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workers.repair import told as repair_told
 from workers.watch.findings import Key, key_of
 
 RAISED, CLEARED = "finding.raised", "finding.cleared"
@@ -34,6 +35,12 @@ class Told:
         self._offsets: dict[str, int] = {}
         self._entries: list[dict[str, Any]] = []  # in the order in which they were raised
         self._latest: dict[Key, dict[str, Any]] = {}
+        self._repairs: list[tuple[str, Mapping[str, Any]]] = []  # (type, data), oldest first
+
+    @property
+    def repairs(self) -> list[dict[str, Any]]:
+        """What was done about them, up to the last ``read``, as ``repair.told.entries`` gives it."""
+        return repair_told.entries(self._repairs)
 
     def read(self) -> list[dict[str, Any]]:
         """Every raising, oldest first, as documents without ``state``."""
@@ -51,6 +58,8 @@ class Told:
                 event = json.loads(line)
             except ValueError:
                 continue  # torn by a kill
+            if event["type"] in repair_told.CHANGES:
+                self._repairs.append((event["type"], event["data"]))
             if event["type"] not in CHANGES:
                 continue
             data = event["data"]
