@@ -38,6 +38,7 @@ from api.routes import (
     logs,
     repairs,
     schema,
+    steps,
     telemetry,
     watching,
 )
@@ -58,6 +59,7 @@ ROUTERS = tuple(
         events,
         logs,
         telemetry,
+        steps,
         watching,
         checkpoints,
         artifacts,

@@ -167,6 +167,10 @@ class Client:
     def gradients(self, job_id: str, *, max_points: int | None = None) -> Document:
         return self._request("GET", f"{_job(job_id)}/gradients", params={"max_points": max_points})
 
+    def step(self, job_id: str, step: int, *, max_samples: int | None = None) -> Document:
+        """What came of a step (from 1), and which samples formed it on which worker."""
+        return self._request("GET", f"{_job(job_id)}/steps/{step}", params={"max_samples": max_samples})
+
     def health(self, job_id: str, *, facts: bool = True) -> Document:
         """The verdict, open findings, what was raised and cleared before, facts, and what the watching costs."""
         return self._request("GET", f"{_job(job_id)}/health", params={} if facts else {"facts": "false"})

@@ -297,6 +297,26 @@ GRADIENTS: dict[str, Any] = {
     "norms": [[0.71, 0.52, 0.9], [0.66, 0.5, 0.84]],
 }
 
+STEP: dict[str, Any] = {
+    "object": "job.step",
+    "job_id": JOB_ID,
+    "step": 41,
+    "epoch": 3,
+    "attempt": 1,
+    "recorded_at": "2026-11-23T19:00:05.000Z",
+    "loss": 0.4617,
+    "gradient_norm": 1.284,
+    "learning_rate": 0.002,
+    "samples": 5,
+    "workers": 2,
+    "accumulate": 1,
+    "ranks": [
+        {"rank": 0, "samples": 3, "microbatches": [3], "indices": [153, 466, 321], "left_out": 0,
+         "names": ["/data/cells/benign/0153.png", "/data/cells/benign/0466.png", "/data/cells/malignant/0041.png"]},
+        {"rank": 1, "samples": 2, "microbatches": [2], "indices": [129], "left_out": 1, "names": ["/data/cells/benign/0129.png"]},
+    ],
+}  # fmt: skip
+
 _FINDING: dict[str, Any] = {
     "code": "lr_too_high",
     "severity": "critical",

@@ -296,6 +296,37 @@ class GradientMatrix(Wire):
     )
 
 
+class RankSamples(Wire):
+    """What one worker took of a step."""
+
+    rank: int
+    samples: int = Field(description="how many")
+    microbatches: list[int] = Field(
+        description="samples of each; where one is empty a stand-in ran that counts nothing"
+    )
+    indices: list[int] = Field(description="in the training set, in the order in which they were taken")
+    names: list[str] | None = Field(description="of the same: files or rows; null: the source has none, or is not here")
+    left_out: int = Field(description="samples that are not shown")
+
+
+class JobStep(Wire):
+    """A step that was made."""
+
+    object: Literal["job.step"] = "job.step"
+    job_id: str
+    step: int
+    epoch: int = Field(description="from 0")
+    attempt: int
+    recorded_at: datetime
+    loss: Number = Field(description="mean over the step's samples of all workers")
+    gradient_norm: Number | None = Field(description="over all layers, before clipping")
+    learning_rate: Number | None
+    samples: int = Field(description="over all workers")
+    workers: int = Field(description="that made it together")
+    accumulate: int = Field(description="microbatches of each")
+    ranks: list[RankSamples]
+
+
 class StoredFile(Wire):
     path: str = Field(examples=["model.safetensors"])
     bytes: int

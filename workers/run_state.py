@@ -23,6 +23,7 @@ from workers.flops import rates_of
 from workers.gradients import GradientDigest, GradientMonitor
 from workers.handover import BufferKeeper, hand_over
 from workers.illustration import Illustrator
+from workers.machine import machine
 from workers.membership import Link, Membership, MisplacedError, Position, Stage, Work
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
@@ -178,6 +179,8 @@ class RunState:
         self.wanted = None  # it was decided of what the run was before
         self.recorder.tell(self.rank == 0)
         self.take_state(membership)
+        if membership.position is not None:
+            self.announce_group()
         self.share_facts()
         if membership.position is not None and self.recorder.facts is not None:
             self.announce_facts(
@@ -423,7 +426,9 @@ class RunState:
                 "device": name,
                 "threads": torch.get_num_threads(),
                 "world_size": self.world_size,
+                "accumulate": self.accumulate,
                 "resumed_from": self.step or None,
+                "machine": machine(),
                 "activations": list(self.prober.names.activations),
             },
         )
@@ -434,6 +439,15 @@ class RunState:
                 "Zero rows of gradients still show dead units.",
                 {},
             )
+
+    def announce_group(self) -> None:
+        """By this, and by what is told at a start, anybody knows later which workers made which step of which samples."""
+        self.tell(
+            "training.continued",
+            f"Going on after step {self.step} with {self.world_size} worker{'s' if self.world_size > 1 else ''}, "
+            f"{self.accumulate} microbatch{'es' if self.accumulate > 1 else ''} each.",
+            {"step": self.step, "world_size": self.world_size, "accumulate": self.accumulate},
+        )
 
     def announce_facts(self, facts: Facts) -> None:
         if facts.layers:

@@ -112,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     rank, world_size, local_rank = process_group.environment_rank()
     folder = JobFolder.at(given.output or Path("outputs") / _folder_name(spec))
+    if rank == 0:
+        folder.create(spec.model_dump_json())
     context = RunContext(
         device=process_group.choose_device(local_rank, spec.workers.gpus),
         reporter=FolderReporter(folder) if rank == 0 else SilentReporter(),

@@ -88,6 +88,7 @@ class Run(RunRepairs):
                     raise
                 traceback.clear_frames(error.__traceback__)  # they hold the activations
             self.break_off()
+            self.announce_group()
 
     def loop(self) -> Outcome:
         """Batch, forward, backward with all-reduce, measure, clip, step; when due evaluate and checkpoint."""

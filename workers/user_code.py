@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from workers import requirements
 from workers.bundles import BundleError, unpack
 from workers.kinds.code import Code
 from workers.sources.problems import BadCodeError, BadDataError
+
+UNPACKED = re.compile(r"[0-9a-f]{64}")  # the bundle's digest
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,18 @@ class UserCode:
 def provide(code: Code, bundle: str | Path | None, place: Path) -> UserCode:
     """The code on this machine. ``bundle``: the file that ``code.file`` names; ``place``: a folder for what is made of it, which workers of the
     job may share. Raises BadCodeError."""
-    folder = _folder(code, Path(bundle) if bundle is not None else None, place)
+    return _made_of(_folder(code, Path(bundle) if bundle is not None else None, place), code, place)
+
+
+def provided(code: Code, place: Path) -> UserCode:
+    """What ``provide`` has made in ``place`` of a bundle that is not at hand any more. Raises BadCodeError."""
+    found = [folder for folder in sorted(place.glob("*")) if folder.is_dir() and UNPACKED.fullmatch(folder.name)]
+    if len(found) != 1:
+        raise BadCodeError("task.code", f"the code is not unpacked in {place}; give its bundle")
+    return _made_of(found[0].resolve(), code, place)
+
+
+def _made_of(folder: Path, code: Code, place: Path) -> UserCode:
     inner = [folder / name for name in code.python_path]
     if missing := [str(path.relative_to(folder)) for path in inner if not path.is_dir()]:
         raise BadCodeError("task.code.python_path", f"the code has no folder {missing[0]}")

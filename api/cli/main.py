@@ -18,6 +18,7 @@ from api.cli import (
     local,
     plan,
     repairs,
+    steps,
 )
 
 app = typer.Typer(
@@ -44,6 +45,8 @@ for command in (
     repairs.undo,
     checkpoints.checkpoints,
     diagnose.diagnose,
+    steps.step,
+    steps.replay,
     attempts.attempts,
     attempts.workers,
     changes.pause,

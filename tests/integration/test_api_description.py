@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from api import examples
 from tests.integration.api_service import DIGITS, Service, running_service
 from workers import artifacts
+from workers.jobfolder import JobFolder, append_lines
 
 pytestmark = pytest.mark.integration
 
@@ -86,12 +88,22 @@ def test_bounds_of_parameters_are_described(document: dict[str, Any]) -> None:
     assert (limit["type"], limit["minimum"], limit["maximum"], limit["default"]) == ("integer", 1, 100, 20)
 
 
+def a_step_in(folder: JobFolder, spec: dict[str, Any]) -> None:
+    """What a training leaves of its first one."""
+    folder.create(json.dumps(spec))
+    told = {"world_size": 2, "train_samples": 1437, "resumed_from": None}
+    started = {"timestamp": 1.0, "level": "info", "type": "training.started", "message": "", "data": told}
+    append_lines(folder.events_path(1), [{**started, "sequence": 1, "source": None}])
+    append_lines(folder.metrics_path(1), [{"step": 1, "timestamp": 2.0, "values": {"train/loss": 0.5}}])
+
+
 def test_what_is_answered_has_the_shape_that_is_promised(service: Service, document: dict[str, Any]) -> None:
     job = service.submit()
     service.run_until(job, "succeeded")
     folder = service.folder(job)
     folder.model_path.mkdir(parents=True)
     (folder.model_path / "MLmodel").write_text("x")
+    a_step_in(folder, service.get(f"/v1/jobs/{job}").json()["spec"])
     form: dict[str, Any] = {"files": {"file": ("code.tar", tar_of_one_file())}, "data": {"purpose": "bundle"}}
     file = service.post("/v1/files", **form).json()["id"]
     artifacts.write(folder.artifacts_path, 3, {"samples.txt": b"x"})
@@ -102,7 +114,8 @@ def test_what_is_answered_has_the_shape_that_is_promised(service: Service, docum
                 for parameter in operation.get("parameters", [])
                 if parameter["in"] == "query" and parameter["required"]
             }
-            answer = service.get(path.replace("{job_id}", job).replace("{file_id}", file), params=needed)
+            place = path.replace("{job_id}", job).replace("{file_id}", file).replace("{step}", "1")
+            answer = service.get(place, params=needed)
             assert answer.status_code == 200, path
             check(document, operation["responses"]["200"]["content"]["application/json"]["schema"], answer.json())
             shape = operation["responses"]["200"]["content"]["application/json"]["example"]
