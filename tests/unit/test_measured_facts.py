@@ -9,7 +9,7 @@ import pytest
 
 from tests.written_records import LN_10, PROBED, STEPS, alarms, evaluated, learning, noise, record, table
 from workers.watch.diagnosis import diagnose
-from workers.watch.record import Record
+from workers.watch.record import Evaluations, LossFacts, Record, TensorFacts
 from workers.watch.stored import living
 
 pytestmark = pytest.mark.unit
@@ -120,6 +120,28 @@ def test_a_run_that_ends_while_it_learns_faster_than_ever_had_too_few_steps() ->
     assert alarms(short(24, False)) == [], "its curve has bent"
     assert alarms(short(24, True, batches=40)) == [], "not for the size of its batches"
     assert alarms(short(24, True).until(22)) == [], "it is not over yet"
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+def with_parts(silent: float, explained: float, last: float = 98.0) -> Record:
+    """A loss of which only a part is known by name: it falls at once, and stays."""
+    losses = (last + (128 - last) * np.exp(-np.arange(STEPS) / 15)) * noise(STEPS, 0.005)
+    part = LossFacts("binary_cross_entropy_with_logits", output=TensorFacts("float32", (64, 64)))
+    known = record(losses, {"loss": part}, silent=table(np.where(PROBED > 20, silent, 0.02), 0.1, 0.1))
+    steps = np.arange(30, STEPS + 1, 30)
+    metrics = {"loss": np.full(len(steps), last), "r2": np.linspace(0.1, explained, len(steps))}
+    return replace(known, evaluations=Evaluations(steps, metrics))
+
+
+def test_units_that_another_part_of_the_loss_takes() -> None:
+    found = [each for each in diagnose(with_parts(0.75, 0.28)).findings if each.severity != "note"]
+    assert [(each.code, each.layer) for each in found] == [("over_regularised", "1")]
+    assert "75 % of the units in layer 1 give 0" in found[0].explanation
+    assert alarms(with_parts(0.4, 0.28)) == [], "most units are there"
+    assert alarms(with_parts(0.75, 0.6)) == [], "the answers are good all the same"
+    assert alarms(with_parts(0.75, 0.28, last=20.0)) == [], "little of the loss is left"
 
 
 # --- what a run has left behind ---------------------------------------------------------------------------------------

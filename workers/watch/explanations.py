@@ -17,7 +17,7 @@ OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 UNKNOWN = "unknown"
 # Evidence that is a part of a whole.
 SHARES = frozenset({
-    "accuracy", "best_accuracy", "dead_share", "dropout", "first_accuracy", "left_over", "norm_left",
+    "accuracy", "best_accuracy", "dead_share", "dropout", "taken_share", "r2", "first_accuracy", "left_over", "norm_left",
     "saturated_share", "share", "twin_rows", "undone",
     "weights_gone", "weights_left", "zero_share",
 })  # fmt: skip

@@ -23,6 +23,9 @@ FEWEST = 10  # steps that show a bend
 HARDLY_BEGUN = 0.55  # of what there is to learn is left
 SHRUNK = 0.3  # of the weights' first norm
 LEFT, MOST_LEFT = 0.4, 0.7  # of H
+SPARSE, TAKEN = 0.1, 0.6  # of a layer's units, at first and now
+FLAT = 0.02  # of what there is to learn
+EXPLAINED = 0.4  # of the targets' variance
 RAW = 30.0  # a feature's mean or deviation
 LEAPING = 0.05  # noise of a step's loss, over the loss
 LEAPS = 0.2  # of H, from check to check
@@ -148,6 +151,32 @@ def shrunk_and_stuck(course: Course) -> Found | None:
     return Found("over_regularised", "warning", int(course.steps[0]), {**evidence, **_course_of(course)})
 
 
+def silenced_by_a_term(course: Course) -> Found | None:
+    """The loss has parts besides the one that is known by name; most units of a layer have fallen silent since the start, and little of the targets
+    is explained: another part takes them. Right: layers that are sparse from the start, answers that are good all the same."""
+    loss, silent, explained = course.record.facts.loss, course.record.probes.silent, course.checks("r2")
+    if loss.output is None or course.constant is not None or explained is None or not silent.size:
+        return None
+    if not course.past(0.45, 3 * MIN_STEPS) or len(silent) < 2 * layers.RECENT or course.measures_nothing:
+        return None
+    floor = course.bound if course.bound is not None else min(0.0, course.start)
+    flat = abs(_late_change(course)) < FLAT * course.scale and course.recent - floor > LEFT * course.scale
+    with np.errstate(invalid="ignore"):
+        taken = np.flatnonzero((silent[0] < SPARSE) & (np.median(silent[-5:], axis=0) > TAKEN))
+    if not flat or not len(taken) or not float(explained[-3:].max()) < EXPLAINED:
+        return None
+    where = course.record.probes.activations[int(taken[0])]
+    share = float(np.median(silent[-5:, taken[0]]))
+    evidence = {"taken_share": share, "r2": float(explained[-1]), **_course_of(course)}
+    return Found("over_regularised", "warning", int(course.steps[0]), evidence, where)
+
+
+def _late_change(course: Course) -> float:
+    """Of the loss, from the middle of what was recorded to now."""
+    half, window = len(course.losses) // 2, max(MIN_STEPS, len(course.losses) // 8)
+    return float(np.median(course.losses[half : half + window]) - np.median(course.losses[-window:]))
+
+
 def starved(course: Course) -> Found | None:
     """The last layers have learnt what they can by themselves, and next to nothing reaches the first ones. Right: what has converged, layers that are
     frozen or hardly asked (their norms are 0 or nobody's measure)."""
@@ -192,5 +221,6 @@ def _course_of(course: Course) -> dict[str, float]:
 
 
 RULES: tuple[Callable[[Course], Found | None], ...] = (
-    gone_silent, killed_at_first, worse_as_the_rate_climbs, alone, too_few_updates, shrunk_and_stuck, starved, raw_inputs,
+    gone_silent, killed_at_first, worse_as_the_rate_climbs, alone, too_few_updates, shrunk_and_stuck, silenced_by_a_term, starved,
+    raw_inputs,
 )  # fmt: skip

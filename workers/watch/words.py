@@ -170,6 +170,14 @@ SPECIAL: Mapping[tuple[str, str], Words] = {
         "live",
         "It worked when the weights' norms stay and the loss falls.",
     ),
+    ("over_regularised", "taken_share"): Words(
+        "The loss stays at {loss} ({first_loss} at the start), {r2} of the targets' variance is explained, and {taken_share} of the units in {where} "
+        "give 0 for every sample, where hardly one did at first.",
+        "The loss has parts besides the one known by name, and their gradient is the larger one: it pays to say nothing of the sample at all.",
+        "Lower the weight of the other term (a divergence, a price on codes) tenfold, or raise it step by step from 0",
+        "live",
+        "It worked when the explained variance rises and the units come back.",
+    ),
     ("unnormalised_input", "slows"): Words(
         "The loss is {loss} ({first_loss} at the start) and leaps, and a feature of the inputs has a mean or deviation of {slows}, where about 1 is "
         "healthy.",
