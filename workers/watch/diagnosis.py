@@ -59,7 +59,8 @@ def _of_the_job(found: Found, origin: int) -> Found:
 
 
 def _found(course: Course) -> list[tuple[Found, list[str]]]:
-    known = [*rank_rules.findings(course), *fact_rules.findings(course), *measured_facts.findings(course)]
+    known = [*rank_rules.findings(course), *fact_rules.findings(course)]
+    measured = sorted(measured_facts.findings(course), key=lambda each: each.step)
     chains = [(symptom, causes.causes(course, symptom)) for symptom in symptoms(course)]
     early = _early(course)
     if early:
@@ -68,9 +69,10 @@ def _found(course: Course) -> list[tuple[Found, list[str]]]:
     roots = sorted((each for each in known if _root(each)), key=lambda each: (each.step, ROOTS.index(each.code)))
     others = [each for each in known if not _root(each)]
     if not roots and not failing:
-        return [(each, []) for each in others]
+        first_measured = [(measured[0], _told(measured[1:], measured[0]))] if measured else []
+        return [*first_measured, *((each, []) for each in others)]
     result: list[tuple[Found, list[str]]] = []
-    consequences = [each for _, matched in failing for each in matched]
+    consequences = [*(each for _, matched in failing for each in matched), *measured]
     if roots and _explains(roots[0], failing, course):
         first = replace(roots[0], severity="critical") if failing else roots[0]
         rest = [*roots[1:], *consequences]
