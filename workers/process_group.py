@@ -178,7 +178,15 @@ def broken_by_peer(error: BaseException) -> bool:
     """Whether an exception tells of a peer that is gone, not of its own cause."""
     if isinstance(error, GroupCutError | dist.DistError):
         return True
-    marks = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "NCCL")
+    marks = (
+        "gloo",
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Application timeout caused pair closure",  # gloo's, without its name where a communication hook passes it on
+        "Broken pipe",
+        "failed to recv",
+        "NCCL",
+    )
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
 
 

@@ -100,6 +100,7 @@ def test_a_worker_that_comes_later_has_the_changed_model(groups: Any) -> None:
     }
     spec = sick(
         task=task,
+        training={"steps": 1500, "batch_size": 128},  # long enough for several looks
         optimizer={"learning_rate": 3e-3},
         health={"mode": "repair", "allow": ["architecture"]},
     )
