@@ -205,10 +205,14 @@ class RunState:
     def rebuild(self) -> None:
         """The model as repairs have it now, from its start. Collective."""
         parallel.dissolve(self.model)
+        self.build_other()
+        self.wrap()
+
+    def build_other(self) -> None:
+        """Nothing that is known of the model before holds for this one."""
         self.build()
         self.snapshots.forget()
         self.recorder.layers_are(GradientMonitor(self.plain_model, self.context.device).layers.names)
-        self.wrap()
 
     def agree_on_model(self, membership: Membership) -> None:
         """Before it is wrapped: a worker that takes over another's state has that one's model."""
@@ -220,9 +224,7 @@ class RunState:
         if self.rank != membership.source and membership.source is not None:
             self.repairs.restore(found[0])
         if self.built != self.repairs.patches:
-            self.build()
-            self.snapshots.forget()
-            self.recorder.layers_are(GradientMonitor(self.plain_model, self.context.device).layers.names)
+            self.build_other()
 
     def share_facts(self) -> None:
         """Any rank may be the one that tells, later: all know what one of them knows. Called by all ranks at once."""

@@ -33,10 +33,6 @@ def normal(shape: torch.Size | tuple[int, ...], std: float, seed: int, name: str
     return torch.randn(shape, generator=generator(seed, name)) * std
 
 
-def he_std(fan_in: int) -> float:
-    return math.sqrt(2 / max(1, fan_in))
-
-
 def reinitialise(edits: Edits, module: nn.Module, where: str, method: str, gain: float, seed: int) -> None:
     """Raises Unfit where ``method`` is none for ``module``. ``gain`` multiplies what is drawn; of "normal" it is the standard deviation."""
     if method in PLAIN_METHODS and is_plain(module):
