@@ -306,9 +306,14 @@ class Recorder:
             log.forget(after, through)
         for finding in self._watch.forget():
             self._tell_finding(CLEARED, finding, through)
-        self._steps, self._origin, self.bad_steps, self._looked_step = steps, origin, 0, through
+        self.runs(steps, origin)
+        self.bad_steps, self._looked_step = 0, through
         if self.facts is not None and self.facts.total_steps is not None:
             self.facts = replace(self.facts, total_steps=steps)
+
+    def runs(self, steps: int, origin: int) -> None:
+        """How long the run is, and after which step what trains now began, as repairs have it."""
+        self._steps, self._origin = steps, origin
 
     def layers_are(self, layers: tuple[str, ...]) -> None:
         """Of another model, of which nothing is known yet."""

@@ -371,6 +371,7 @@ class RunState:
         if "repairs" in document:  # not in those of earlier versions
             self.repairs.restore(document["repairs"])
             self.plan = replace(self.plan, steps=self.job_steps + self.repairs.extra)
+            self.recorder.runs(self.plan.steps, self.repairs.origin)
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""

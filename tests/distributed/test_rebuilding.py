@@ -67,6 +67,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_the_changed_model(tmp_path: Path, mo
     assert first.outcome.code is ReasonCode.CANCELLED
     second = looking(0, 1, DEEP, spec(["architecture"], **parts), tmp_path / "two")
     assert second.outcome.detail["steps"] == whole.outcome.detail["steps"]
+    assert {each.steps for each in second.memory.progressed} == {whole.outcome.detail["steps"]}, "its length is known"
     assert second.outcome.detail["parameters_sha256"] == whole.outcome.detail["parameters_sha256"]
 
 
