@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray._private.state import state
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RaySystemError
 from ray.util.placement_group import placement_group_table
 
 from workers import standby
@@ -23,6 +24,8 @@ from workers.ray_names import (
     kill_actor,
 )
 from workers.reports import GroupShape, Observation, StopMode
+
+logger = logging.getLogger(__name__)
 
 
 def start(
@@ -89,6 +92,8 @@ def observe(seen: Mapping[str, int], timeout_seconds: float = 2.0) -> dict[str, 
             found[name] = None
         except (RayActorError, GetTimeoutError):
             continue  # unavailable just now
+        except RaySystemError:  # cannot be read here; the other attempts' answers can
+            logger.exception("the answer of attempt %s cannot be read", name)
     return found
 
 

@@ -14,7 +14,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # those that torch's own kernels use
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # by itself of a class of torch, which the control plane has not
         "numpy": np.__version__,
         "python": platform.python_version(),
     }

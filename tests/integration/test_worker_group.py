@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import signal
+import sys
 import time
+import types
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import ray
+import torch
 
 from tests.helpers import wait_for
 from tests.integration.groups import DIGITS, long
 from workers import launcher
+from workers.ray_names import NAMESPACE, controller_name
 from workers.reports import Observation, Outcome, ReasonCode, StopMode
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_driver")]
@@ -62,6 +70,50 @@ def test_everything_is_in_the_job_folder(groups: Any) -> None:
     assert [event.sequence for event in seen.events] == list(range(1, len(seen.events) + 1))
     assert [row["sequence"] for row in group.folder.events(1)] == [event.sequence for event in seen.events]
     assert {log.rank for log in group.folder.log_files()} == {0, 1}
+
+
+def test_an_answer_is_read_where_nothing_of_training_is_installed(groups: Any) -> None:
+    """The control plane has no torch: one value of a class of torch, and no answer of any job would arrive."""
+    answer = pickle.dumps(groups(DIGITS).finished())
+    assert modules_in(answer) <= {"builtins", "workers.reports"}
+    assert "torch.torch_version" in modules_in(pickle.dumps(torch.__version__)), "guards the guard"
+
+
+@ray.remote
+class Unreadable:
+    """In a controller's place; answers with what only its own process can read."""
+
+    def observe(self, _after: int) -> Any:
+        module = types.ModuleType("only_here")
+        exec("class Value: pass", module.__dict__)
+        sys.modules["only_here"] = module
+        return module.Value()
+
+
+def test_an_answer_that_cannot_be_read_leaves_the_others(groups: Any) -> None:
+    group = groups(DIGITS)
+    group.finished()
+    name = f"job-{uuid.uuid4().hex[:12]}.1"
+    actor = Unreadable.options(name=controller_name(name), namespace=NAMESPACE, num_cpus=0).remote()
+    try:
+        found = launcher.observe({name: 0, group.name: 0}, timeout_seconds=60.0)
+    finally:
+        ray.kill(actor)
+    assert set(found) == {group.name}
+    assert found[group.name].phase == "finished"
+
+
+def modules_in(pickled: bytes) -> set[str]:
+    """Those that are imported when it is read."""
+    found = set()
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            found.add(module)
+            return super().find_class(module, name)
+
+    Reader(io.BytesIO(pickled)).load()
+    return found
 
 
 def test_a_killed_worker_is_noticed_and_replaced(groups: Any) -> None:
