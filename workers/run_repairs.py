@@ -150,7 +150,7 @@ class RunRepairs(RunDuties):
         model = parallel.plain(self.model)
         if act.verdict is not None:
             return True
-        self.before[act.number] = copied(self.step, model, self.optimizer)
+        self.keep_before(act)
         for number in sorted(self.before)[:-UNDOABLE]:
             del self.before[number]
         if act.rewind is not None and not self.go_back(act.rewind):
@@ -162,6 +162,14 @@ class RunRepairs(RunDuties):
         if act.forgets_moments:
             forget_moments(self.optimizer)
         return True
+
+    def keep_before(self, act: Act) -> None:
+        """What begins anew in place of what began anew before it is taken back to the model before both, not to one that did not help."""
+        replaced = self.repairs.entries[act.instead_of - 1].act if act.instead_of is not None else None
+        if replaced is None or replaced.patches is None:
+            self.before[act.number] = copied(self.step, parallel.plain(self.model), self.optimizer)
+        elif replaced.number in self.before:
+            self.before[act.number] = self.before.pop(replaced.number)
 
     def evaluate_when_due(self) -> Outcome | None:
         outcome = super().evaluate_when_due()

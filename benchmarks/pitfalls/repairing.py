@@ -1,4 +1,4 @@
-"""Runs of the suite with live repairs: what the product does to a job that fails, with the product's own parts that decide and do it.
+"""Runs of the suite with repairs: what the product does to a job that fails, with the product's own parts that decide and do it.
 
 Looks at the record, snapshots and acts come after the same steps as in a job; what is left out is that a job has several processes.
 """
@@ -6,28 +6,36 @@ Looks at the record, snapshots and acts come after the same steps as in a job; w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
-from benchmarks.pitfalls.case import Job
+import torch
+from torch import Tensor, nn
+
+from benchmarks.pitfalls.case import Case, Job
 from benchmarks.pitfalls.judging import LOOKS
-from benchmarks.pitfalls.loop import Steering, Training
+from benchmarks.pitfalls.loop import Steering, Training, objective
+from benchmarks.pitfalls.recording import Recorder
 from workers.handover import BufferKeeper
 from workers.optim import scale_weight_decay
 from workers.repair.acts import Act, Entry
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
+from workers.repair.rebuilding import patched, planned
 from workers.repair.repairs import Repairs
 from workers.repair.snapshots import Snapshot, Snapshots, copied, put_back
 from workers.repair.usual import usual_norm
-from workers.run_repairs import SNAPSHOT_STEPS, SNAPSHOTS
-from workers.spec import Health
+from workers.run_repairs import EXAMPLE_ROWS, SNAPSHOT_STEPS, SNAPSHOTS
+from workers.spec import Consent, Health
 from workers.watch.findings import Finding
 from workers.watch.record import Record
 from workers.watch.watching import Watch
 
-HEALTH = Health(mode="repair", allow=["live"])
+LIVE: list[Consent] = ["live"]
+PARTS = ("job", "replicas", "optimizers", "rates", "scaler", "recorder")  # of a training, that are its model's
+EVERYTHING: list[Consent] = ["live", "weights", "architecture"]
 
 
 @dataclass(frozen=True)
@@ -47,19 +55,28 @@ class Mended:
 class Mending(Steering):
     """Of one run: decides and does what rank 0 decides and all do. Each replica has its own snapshots, as each rank has."""
 
-    def __init__(self, training: Training, health: Health = HEALTH) -> None:
+    def __init__(self, training: Training, build: Callable[[], Job], allow: Sequence[Consent], seed: int) -> None:
+        """``build``: the job anew, with the model that it begins with."""
         super().__init__(training.job)
-        recorder = training.recorder
-        assert recorder is not None
-        self.training, self.recorder = training, recorder
-        self.facts = recorder.planned()
+        self.training, self.build, self.seed = training, build, seed
+        self.facts = self.recorder.planned()
+        health = Health(mode="repair", allow=list(allow))
         self.repairs = Repairs(health, self.job.steps, self.facts.learning_rate or 0.0)
-        self.snapshots = [Snapshots() for _ in training.replicas]
-        self.buffers = [BufferKeeper(model) for model in training.replicas]
+        self._begins_with_model()
         self.watch = Watch()
         self.sick, self.left_out, self.ended_at = False, 0, 0
         self.best: tuple[float, list[Snapshot]] = (math.inf, [])  # validation loss
         self.codes: list[str] = []
+        self.replaced: dict[int, Trained] = {}  # by number of the act, what trained before it
+
+    def _begins_with_model(self) -> None:
+        self.snapshots = [Snapshots() for _ in self.training.replicas]
+        self.buffers = [BufferKeeper(model) for model in self.training.replicas]
+
+    @property
+    def recorder(self) -> Recorder:
+        assert self.training.recorder is not None
+        return self.training.recorder
 
     @property
     def steps(self) -> int:
@@ -122,6 +139,7 @@ class Mending(Steering):
         self.keep_best(step)
         record = self.recorder.record()
         final = step == self.steps
+        record = record.since(self.repairs.origin) if self.repairs.origin else record
         judgement = self.watch.look(record, final=final).judgement
         alarms = [finding for finding in judgement.findings if finding.severity != "note"]
         self.sick = bool(alarms)
@@ -132,7 +150,7 @@ class Mending(Steering):
         situation = self._situation(alarms[0], step, record) if alarms else None
         findings = [asdict(finding) for finding in alarms]
         kept = self.snapshots[0].steps if self._whole() else ()
-        act = self.repairs.next_act(findings, situation, kept, step)
+        act = self.repairs.next_act(findings, situation, kept, step, self._plan)
         if act is not None:
             self._do(act, findings[0] if findings else {}, step)
 
@@ -146,6 +164,15 @@ class Mending(Steering):
             learning_rate=self.facts.learning_rate,
         )
 
+    def _plan(self, name: str) -> list[dict[str, Any]]:
+        """What a plan would change of the model, beside what is changed already."""
+        known, job = self.repairs.patches_before_trial, self.build()
+        rows = min(EXAMPLE_ROWS, len(job.train))
+        batch = {"inputs": job.train.inputs[:rows], "targets": job.train.targets[:rows]}
+        task = cast(Any, SimpleNamespace(loss=lambda model, batch: _loss(job, model, batch)))
+        found = planned(name, lambda: self.build().model, task, batch, known, self.seed)
+        return [*known, *found] if found else []
+
     def _do(self, act: Act, finding: Mapping[str, Any], step: int) -> None:
         if act.verdict is None:
             for snapshots, model, optimizer in self._ranks():
@@ -157,16 +184,64 @@ class Mending(Steering):
                 self.ended_at = step
                 for best, (_, model, optimizer) in zip(self.best[1], self._ranks(), strict=True):
                     put_back(best, model, optimizer)
-        self.repairs.done(act, finding, {})
-        if act.verdict is None:
-            self.recorder.begin_anew(step if act.rewind is None else act.rewind, step, self.steps)
+        patches = self.repairs.patches
+        entry = self.repairs.done(act, finding, {})
+        if act.verdict == "taken_back" and entry.act.patches is not None:
+            self._put_back(self.replaced[entry.act.number], step)
+        elif act.patches is not None or self.repairs.patches != patches:
+            self._rebuild(act)
+        if act.verdict is None or (act.verdict == "taken_back" and act.patches is not None):
+            back = 0 if act.patches is not None else step if act.rewind is None else act.rewind
+            self.recorder.begin_anew(back, step, self.steps)
             self.watch.forget()
 
+    def _rebuild(self, act: Act) -> None:
+        """The run begins anew with a changed model, or with the job's own where an act takes the place of one that had changed it."""
+        training = self.training
+        before = self.replaced.get(act.instead_of or 0)  # what did not help either is not gone back to
+        self.replaced[act.number] = before or Trained(training, self.snapshots, self.buffers)
+        job = self.build()
+        self.best = (math.inf, [])
+        training.begins_with(replace(job, model=patched(job.model, self.repairs.patches, self.seed)))
+        self._begins_with_model()
+        self.keep_when_due(0)
 
-def run(job: Job, seed: int, health: Health = HEALTH) -> Mended:
+    def _put_back(self, before: Trained, step: int) -> None:
+        before.into(self.training)
+        self.snapshots, self.buffers = before.snapshots, before.buffers
+        self.recorder.begin_anew(before.step, step, self.steps)
+        self.watch.forget()
+
+
+class Trained:
+    """What was trained before a run began anew: it is not touched meanwhile."""
+
+    def __init__(self, training: Training, snapshots: list[Snapshots], buffers: list[BufferKeeper]) -> None:
+        assert training.recorder is not None
+        self.snapshots, self.buffers, self.step = snapshots, buffers, training.recorder.step
+        self._parts = {name: getattr(training, name) for name in PARTS}
+
+    def into(self, training: Training) -> None:
+        for name, part in self._parts.items():
+            setattr(training, name, part)
+
+
+def _loss(job: Job, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
+    """Sum and count, as a task has it."""
+    rows = len(batch["inputs"])
+    return objective(job, model, batch["inputs"], batch["targets"]) * rows, rows
+
+
+def run(case: Case, seed: int, allow: Sequence[Consent] = LIVE) -> Mended:
     """As ``loop.run``, with repairs."""
+
+    def build() -> Job:
+        with torch.random.fork_rng(devices=[]):
+            return case.build(seed)
+
+    job = case.build(seed)
     training = Training(job, seed, watch=True)
-    mending = Mending(training, health)
+    mending = Mending(training, build, allow, seed)
     mending.keep_when_due(0)
     every, step = max(1, job.steps // LOOKS), 0
     while step < mending.steps:
