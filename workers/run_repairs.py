@@ -16,12 +16,14 @@ from workers import parallel
 from workers.agreement import Agreed
 from workers.handover import hand_over
 from workers.membership import Stage, Work
-from workers.repair.acts import BY_PEOPLE, Act, Entry
+from workers.repair.acts import BY_PEOPLE, Act, State
+from workers.repair.contest import gives_way
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
 from workers.repair.rebuilding import planned, rebuildable
 from workers.repair.repairs import Plan
 from workers.repair.requests import asked
+from workers.repair.sentences import changed
 from workers.repair.snapshots import Snapshot, copied, put_back
 from workers.reports import Outcome, ReasonCode
 from workers.run_duties import RunDuties
@@ -59,7 +61,9 @@ class RunRepairs(RunDuties):
         alarms = [finding for finding in findings if finding["severity"] != "note"]
         self.sick = bool(alarms)
         situation = self.situation(alarms[0]) if alarms else None
-        self.wanted = self.repairs.next_act(alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches())
+        self.wanted = self.repairs.next_act(
+            alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches(), self.recorder.loss_after
+        )
         self.found = alarms[0] if alarms else {}
         if (
             self.wanted is None
@@ -123,13 +127,16 @@ class RunRepairs(RunDuties):
         if not self.changed(act):
             self.repairs.cannot(act)
             return None
-        entry = self.repairs.done(act, finding, self.values_now())
+        if before is None and act.verdict is not None:
+            act = replace(act, rewind=None)  # the state before is not in memory any more
+        states = [each.state for each in self.repairs.entries]
+        self.repairs.done(act, finding, self.values_now())
         if self.repairs.patches != self.built or act.patches is not None:
             self.rebuild()
         if before is not None:
             put_back(before, parallel.plain(self.model), self.optimizer)
         if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept"):
-            back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
+            back = 0 if act.patches is not None and act.verdict is None else act.rewind
             back = self.best_at if act.ends and act.verdict is None else back
             self.stretch()
             self.recorder.begin_anew(
@@ -138,7 +145,7 @@ class RunRepairs(RunDuties):
             self.facts_due = self.recorder.facts is None
         if not self.snapshots.steps:
             self.snapshots.take(self.step, parallel.plain(self.model), self.optimizer)
-        self.tell_repair(act, entry)
+        self.tell_repairs(act, states)
         self.stage = Stage.REPAIRED
         if act.ends and act.verdict is None:
             said = f"stopped after step {self.step}, with the weights that did best in validation (step {self.best_at})"
@@ -164,9 +171,9 @@ class RunRepairs(RunDuties):
         return True
 
     def keep_before(self, act: Act) -> None:
-        """What begins anew in place of what began anew before it is taken back to the model before both, not to one that did not help."""
+        """What takes the place of something that leaves nothing behind is taken back to what was before both."""
         replaced = self.repairs.entries[act.instead_of - 1].act if act.instead_of is not None else None
-        if replaced is None or replaced.patches is None:
+        if replaced is None or not gives_way(act, replaced):
             self.before[act.number] = copied(self.step, parallel.plain(self.model), self.optimizer)
         elif replaced.number in self.before:
             self.before[act.number] = self.before.pop(replaced.number)
@@ -179,13 +186,10 @@ class RunRepairs(RunDuties):
         return outcome
 
     def state_before(self, act: Act) -> Snapshot | None:
-        """Of what is undone, or of a model that did not help; None: it is not to be put back, or not here any more on a rank."""
-        entry = self.repairs.entries[act.number - 1] if act.verdict is not None else None
-        if entry is None or not (act.verdict == "undone" or (act.verdict == "taken_back" and entry.act.patches)):
+        """What a verdict puts back; None: nothing, or it is not here any more on a rank."""
+        if act.verdict is None or act.rewind is None or not self.everywhere(act.number in self.before):
             return None
-        if not self.everywhere(act.number in self.before):
-            return None
-        self.snapshots.drop_after(entry.act.step)
+        self.snapshots.drop_after(act.rewind)
         return self.before.pop(act.number)
 
     def everywhere(self, here: bool) -> bool:
@@ -230,30 +234,13 @@ class RunRepairs(RunDuties):
         found = {name: self.recorder.latest[name] for name in names if name in self.recorder.latest}
         return {name: value for name, value in {**found, **self.score.metrics}.items() if math.isfinite(value)}
 
-    def tell_repair(self, act: Act, entry: Entry) -> None:
-        data = {"step": self.step, "repair": entry.document()}
-        if act.verdict == "kept":
-            steps = self.step - entry.act.step
-            said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {steps} steps."
-            self.tell("repair.kept", said, data)
-            return
-        if act.verdict == "undone":
-            said = f"Repair {act.number} is undone, as asked: weights and optimizer are as they were after step {entry.act.step}."
-            self.tell("repair.undone", said, data, level="warning")
-            return
-        if act.instead_of is not None:
-            before = self.repairs.entries[act.instead_of - 1]
-            steps = self.step - before.act.step
-            said = f"Repair {before.act.number} did not help and is taken back after {steps} steps."
-            self.tell("repair.taken_back", said, {"step": self.step, "repair": before.document()}, level="warning")
-        if act.verdict is not None:
-            return
-        if act.code == BY_PEOPLE:
-            self.tell("repair.done", f"After step {self.step} {act.words}.", data)
-            return
-        back = f" (step {act.rewind})" if act.rewind is not None else ""
-        said = f"Repair {act.number}, for {act.code}, after step {self.step}: {act.words}{back}. It is on trial for {act.probation} steps."
-        self.tell("repair.done", said, data, level="warning")
+    def tell_repairs(self, act: Act, states: Sequence[State]) -> None:
+        """What has changed, the newest last. ``states``: of all, before."""
+        entries = self.repairs.entries
+        for entry, before in zip(entries, [*states, None], strict=False):
+            if entry.state != before:
+                told = changed(entry, entries, self.step)
+                self.tell(told.type, told.message, {"step": self.step, "repair": entry.document()}, level=told.level)
 
     # --- what people ask for ------------------------------------------------------------------------------------------
 

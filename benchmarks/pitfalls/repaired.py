@@ -105,11 +105,22 @@ def _number(value: float | None) -> float | None:
 
 
 def _told(entry: Entry) -> dict[str, Any]:
-    names = ("number", "step", "code", "rewind", "rate", "rate_at_least", "clip", "forgets_moments", "instead_of")
+    names = (
+        "number",
+        "step",
+        "code",
+        "rewind",
+        "rate",
+        "rate_at_least",
+        "clip",
+        "forgets_moments",
+        "instead_of",
+        "against",
+    )
     told = {name: getattr(entry.act, name) for name in names}
     if entry.act.patches is not None:
         told["plan"] = entry.act.words
-    usual = {"rewind": None, "rate": 1.0, "rate_at_least": 0.0, "clip": None, "forgets_moments": False}
+    usual = {"rewind": None, "rate": 1.0, "rate_at_least": 0.0, "clip": None, "forgets_moments": False, "against": None}
     return {"state": entry.state, **{name: value for name, value in told.items() if usual.get(name, ...) != value}}
 
 
@@ -185,5 +196,6 @@ def _short(act: dict[str, Any]) -> str:
     said += [f">={act['rate_at_least']:.3g}"] if "rate_at_least" in act else []
     said += [f"clip {act['clip']:.3g}"] if "clip" in act else []
     said += [act["plan"]] if "plan" in act else []
+    said += [f"against {act['against']}"] if "against" in act else []
     said += ["moments"] if "forgets_moments" in act else []
     return f"<{' '.join(said)} {act['state']}>"

@@ -21,6 +21,7 @@ from benchmarks.pitfalls.recording import Recorder
 from workers.handover import BufferKeeper
 from workers.optim import scale_weight_decay
 from workers.repair.acts import Act, Entry
+from workers.repair.contest import gives_way
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
 from workers.repair.rebuilding import patched, planned
@@ -46,6 +47,7 @@ class Mended:
     steps: int  # that the run had in the end
     left_out: int  # updates that were no number
     record: Record = field(repr=False)
+    model: nn.Module = field(repr=False)
 
     @property
     def touched(self) -> bool:
@@ -67,7 +69,7 @@ class Mending(Steering):
         self.sick, self.left_out, self.ended_at = False, 0, 0
         self.best: tuple[float, list[Snapshot]] = (math.inf, [])  # validation loss
         self.codes: list[str] = []
-        self.replaced: dict[int, Trained] = {}  # by number of the act, what trained before it
+        self.before: dict[int, Before] = {}  # by number of the act
 
     def _begins_with_model(self) -> None:
         self.snapshots = [Snapshots() for _ in self.training.replicas]
@@ -150,7 +152,7 @@ class Mending(Steering):
         situation = self._situation(alarms[0], step, record) if alarms else None
         findings = [asdict(finding) for finding in alarms]
         kept = self.snapshots[0].steps if self._whole() else ()
-        act = self.repairs.next_act(findings, situation, kept, step, self._plan)
+        act = self.repairs.next_act(findings, situation, kept, step, self._plan, self.recorder.loss_after)
         if act is not None:
             self._do(act, findings[0] if findings else {}, step)
 
@@ -175,6 +177,7 @@ class Mending(Steering):
 
     def _do(self, act: Act, finding: Mapping[str, Any], step: int) -> None:
         if act.verdict is None:
+            self._keep_before(act, step)
             for snapshots, model, optimizer in self._ranks():
                 if act.rewind is not None:
                     snapshots.restore(act.rewind, model, optimizer)
@@ -185,45 +188,53 @@ class Mending(Steering):
                 for best, (_, model, optimizer) in zip(self.best[1], self._ranks(), strict=True):
                     put_back(best, model, optimizer)
         patches = self.repairs.patches
-        entry = self.repairs.done(act, finding, {})
-        if act.verdict == "taken_back" and entry.act.patches is not None:
-            self._put_back(self.replaced[entry.act.number], step)
+        self.repairs.done(act, finding, {})
+        if act.verdict is not None and act.rewind is not None:
+            self._put_back(self.before[act.number])
         elif act.patches is not None or self.repairs.patches != patches:
-            self._rebuild(act)
-        if act.verdict is None or (act.verdict == "taken_back" and act.patches is not None):
+            self._rebuild()
+        if act.verdict != "kept":
             back = 0 if act.patches is not None else step if act.rewind is None else act.rewind
             self.recorder.begin_anew(back, step, self.steps)
             self.watch.forget()
 
-    def _rebuild(self, act: Act) -> None:
+    def _keep_before(self, act: Act, step: int) -> None:
+        """As ``RunRepairs.keep_before``."""
+        replaced = self.repairs.entries[act.instead_of - 1].act if act.instead_of is not None else None
+        if replaced is not None and gives_way(act, replaced):
+            self.before[act.number] = self.before.pop(replaced.number)
+        else:
+            self.before[act.number] = Before(step, self.training, self.snapshots, self.buffers)
+
+    def _rebuild(self) -> None:
         """The run begins anew with a changed model, or with the job's own where an act takes the place of one that had changed it."""
-        training = self.training
-        before = self.replaced.get(act.instead_of or 0)  # what did not help either is not gone back to
-        self.replaced[act.number] = before or Trained(training, self.snapshots, self.buffers)
         job = self.build()
         self.best = (math.inf, [])
-        training.begins_with(replace(job, model=patched(job.model, self.repairs.patches, self.seed)))
+        self.training.begins_with(replace(job, model=patched(job.model, self.repairs.patches, self.seed)))
         self._begins_with_model()
         self.keep_when_due(0)
 
-    def _put_back(self, before: Trained, step: int) -> None:
+    def _put_back(self, before: Before) -> None:
         before.into(self.training)
         self.snapshots, self.buffers = before.snapshots, before.buffers
-        self.recorder.begin_anew(before.step, step, self.steps)
-        self.watch.forget()
+        for snapshots in self.snapshots:
+            snapshots.drop_after(before.step)
 
 
-class Trained:
-    """What was trained before a run began anew: it is not touched meanwhile."""
+class Before:
+    """What was trained before an act: the model itself, which is not trained further where the run begins anew, and its values."""
 
-    def __init__(self, training: Training, snapshots: list[Snapshots], buffers: list[BufferKeeper]) -> None:
-        assert training.recorder is not None
-        self.snapshots, self.buffers, self.step = snapshots, buffers, training.recorder.step
+    def __init__(self, step: int, training: Training, snapshots: list[Snapshots], buffers: list[BufferKeeper]) -> None:
+        self.step, self.snapshots, self.buffers = step, snapshots, buffers
         self._parts = {name: getattr(training, name) for name in PARTS}
+        pairs = zip(training.replicas, training.optimizers, strict=True)
+        self._values = [copied(step, model, optimizer) for model, optimizer in pairs]
 
     def into(self, training: Training) -> None:
         for name, part in self._parts.items():
             setattr(training, name, part)
+        for values, model, optimizer in zip(self._values, training.replicas, training.optimizers, strict=True):
+            put_back(values, model, optimizer)
 
 
 def _loss(job: Job, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
@@ -252,4 +263,7 @@ def run(case: Case, seed: int, allow: Sequence[Consent] = LIVE) -> Mended:
         mending.keep_when_due(step)
     outcome = training.outcome()
     assert outcome.record is not None
-    return Mended(outcome.metrics, mending.repairs.entries, mending.codes, step, mending.left_out, outcome.record)
+    model = training.replicas[0]
+    return Mended(
+        outcome.metrics, mending.repairs.entries, mending.codes, step, mending.left_out, outcome.record, model
+    )

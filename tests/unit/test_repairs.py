@@ -219,7 +219,7 @@ def test_what_was_lost_is_made_up_for_within_the_budget_and_the_schedule_goes_ba
     run.entries = [Entry(Act(1, 60, "lr_too_high", "live", "", rewind=40), "taken_back", {})]
     assert (run.lost, run.extra, run.schedule_step(60)) == (20, 20, 40)
     run.entries.append(Entry(Act(2, 110, "lr_too_high", "live", "", rewind=40), "kept", {}))
-    assert (run.lost, run.extra, run.schedule_step(110)) == (90, 50, 60)
+    assert (run.lost, run.extra, run.schedule_step(110)) == (70, 50, 60)
 
 
 def test_its_budget_of_repairs_includes_those_taken_back() -> None:

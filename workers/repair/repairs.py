@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from workers.repair import timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
+from workers.repair.contest import about_rate, better, came_from, episode, next_rate
 from workers.repair.ladder import (
     TOO_SHORT,
     Rung,
@@ -44,6 +46,7 @@ class Repairs:
         self.entries: list[Entry] = []
         self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
         self._plan: Plan | None = None
+        self._loss_after: Callable[[int], float | None] = lambda step: None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
         self.left_to_people: str | None = None  # the first cause that only they can answer
 
@@ -52,15 +55,7 @@ class Repairs:
     @property
     def lost(self) -> int:
         """Steps that rewinds have left behind, which the run makes up for at its end as far as it may."""
-        found = 0
-        for entry in self.entries:
-            if entry.state == "undone" and entry.ended is not None:
-                found += entry.ended - entry.act.step  # what came of it is gone
-            elif entry.act.patches is not None:
-                found = entry.act.step
-            elif entry.act.rewind is not None:
-                found += max(0, entry.act.step - entry.act.rewind)
-        return found
+        return timeline.lost(self.entries)
 
     @property
     def origin(self) -> int:
@@ -135,11 +130,13 @@ class Repairs:
         snapshots: Sequence[int],
         step: int,
         plan: Plan | None = None,
+        loss_after: Callable[[int], float | None] = lambda step: None,
     ) -> Act | None:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
         that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending. ``plan``: name of a plan -> its patches,
-        those of the model as it is included, or none; None: this model is not rebuilt."""
-        self._plan = plan
+        those of the model as it is included, or none; None: this model is not rebuilt. ``loss_after``: the training loss since a step, its median;
+        None: it is not finite."""
+        self._plan, self._loss_after = plan, loss_after
         trial = self.trial
         situation = None if situation is not None and self._known_fact(situation.finding) else situation
         if situation is not None and only_people(situation, self._health.allow):
@@ -158,8 +155,10 @@ class Repairs:
         code = situation.finding["code"]
         while True:
             rung = answer(situation, self._health.allow, self._before(code) + self._unfit.get(code, 0))
+            if rung is None or (rung.plan is not None and not self._fails(situation)):
+                return None
             act = self._act(situation, rung, snapshots, step, instead_of)
-            if rung is None or act is not None:
+            if act is not None:
                 return act
             self._unfit[code] = self._unfit.get(code, 0) + 1
 
@@ -176,9 +175,44 @@ class Repairs:
         critical = any(each["severity"] == "critical" and each["code"] not in TOO_SHORT for each in findings)
         if step < trial.act.step + SETTLES or not (due or critical):
             return None
-        if situation is None:
-            return self._ends(trial, "kept", step) if due else None
+        if situation is None and not due:
+            return None
+        if situation is None or trial.act.against is not None:
+            return self._compared(trial, situation is None, snapshots, step)
         return self._instead(trial, situation, snapshots, step)
+
+    def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
+        """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
+        act = trial.act
+        score = self._loss_after(step - (step - act.step) // 2) if helped else None
+        before = self.entries[act.against - 1] if act.against is not None else None
+        wins = helped and (before is None or better(score, before.score))
+        champion = act if wins or before is None else before.act
+        found = None
+        if (about_rate(champion) and score is not None) or not wins:
+            found = self._neighbour(champion, trial, snapshots, step)
+        if found is not None:
+            return replace(found, score=score)
+        if wins:
+            return replace(self._ends(trial, "kept", step), score=score, against=act.against)
+        back = came_from(act.number, self.entries)
+        return replace(self._ends(trial, "taken_back", step), score=score, against=champion.number, rewind=back)
+
+    def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int) -> Act | None:
+        """None: there is none that was not tried, or no room for its trial."""
+        tried = [each.act for each in episode(trial.act.number, self.entries)]
+        rate = next_rate(champion, tried, self._health.budget.lr_floor)
+        if rate is None or self._spent or self.left_to_people is not None or champion.rewind not in snapshots:
+            return None
+        probation = champion.probation if champion.against is not None else step - champion.step
+        number = len(self.entries) + 1
+        found = replace(
+            champion, number=number, step=step, rate=rate, instead_of=trial.act.number, against=champion.number,
+            words=f"tries {rate / champion.rate:.2g} times the learning rate of repair {champion.number}, from the same weights",
+            probation=probation,
+        )  # fmt: skip
+        lost = timeline.lost([*self.entries, Entry(found, "trial", {})])
+        return found if lost + probation <= self.most_extra else None
 
     def _known_fact(self, finding: Mapping[str, Any]) -> bool:
         """What the job asks for stays as true as it was after it was answered; it says nothing of what became of it unless the job fails."""
@@ -232,12 +266,15 @@ class Repairs:
         )
 
     def _patches(self, rung: Rung, situation: Situation, step: int) -> list[dict[str, Any]] | None:
-        """None: it needs none, or none fit, or no time would be left for a run from its start, or the job does not fail for what is known of it."""
+        """None: it needs none, or none fit, or no time would be left for a run from its start."""
         if rung.plan is None or self._plan is None or step > self.most_extra:
             return None
-        if situation.finding["first_bad_step"] == 0 and situation.finding["severity"] != "critical":
-            return None
         return self._plan(rung.plan) or None
+
+    @staticmethod
+    def _fails(situation: Situation) -> bool:
+        """What is known of a job from its start need not make it fail; once it does, it is critical."""
+        return bool(situation.finding["first_bad_step"] > 0 or situation.finding["severity"] == "critical")
 
     def _further(self, snapshots: Sequence[int], instead_of: int | None) -> Sequence[int]:
         """Where the one before it went back and that did not help, its weights were not from before it began: only earlier ones, or the first."""
@@ -264,13 +301,15 @@ class Repairs:
 
     def _ends(self, trial: Entry, verdict: Verdict, step: int) -> Act:
         act, number = trial.act, trial.act.number
-        return Act(number, step, act.code, act.consent, act.words, verdict, instead_of=number)
+        rebuilt = verdict == "taken_back" and act.patches is not None
+        back = came_from(number, self.entries) if rebuilt else None
+        return Act(number, step, act.code, act.consent, act.words, verdict, rewind=back, instead_of=number)
 
     def _before(self, code: str) -> int:
         """Rungs of this ladder that have been tried since one of them was kept last; a least rate that is kept is not set again."""
         count = 0
         for each in self.entries:
-            if each.act.code == code:
+            if each.act.code == code and (each.act.against is None or each.state == "kept"):
                 count = 0 if each.state == "kept" and not each.act.rate_at_least else count + 1
         return count
 
@@ -315,7 +354,8 @@ class Repairs:
             if any(each.state in ("trial", "kept") and each.act.number > entry.act.number for each in self.entries):
                 return f"a later repair holds; undo that one first, repair {request.number} after it"
             act = entry.act
-            return replace(act, step=step, verdict="undone", instead_of=act.number, request=request.id)
+            back = came_from(act.number, self.entries)
+            return replace(act, step=step, verdict="undone", rewind=back, instead_of=act.number, request=request.id)
         said = []
         if request.learning_rate is not None:
             said.append(f"the learning rate is {request.learning_rate:.3g} at the top of its schedule")
@@ -334,13 +374,26 @@ class Repairs:
             self.taken.append(act.request)
         before = next((each for each in self.entries if each.act.number == act.instead_of), None)
         if before is not None:
-            before.state = act.verdict or "taken_back"
-            before.after, before.ended = dict(values), act.step
+            before.state = act.verdict or ("set_aside" if act.against == act.instead_of else "taken_back")
+            before.after, before.ended, before.score = dict(values), act.step, act.score
+            self._settles(before, act)
             if act.verdict is not None:
                 return before
         entry = Entry(act, "trial" if act.probation else "kept", dict(finding), dict(values))
         self.entries.append(entry)
         return entry
+
+    def _settles(self, ended: Entry, act: Act) -> None:
+        """What it means for the one that the ended trial was compared with."""
+        if act.verdict in ("taken_back", "undone"):
+            ended.returned = act.rewind
+        if ended.act.against is None:
+            return
+        champion = self.entries[ended.act.against - 1]
+        if act.verdict == "undone" or (act.verdict == "taken_back" and champion.state == "set_aside"):
+            champion.state = "kept"
+        elif champion.state == "set_aside" and ended.state in ("kept", "set_aside"):
+            champion.state = "taken_back"
 
     def document(self) -> dict[str, Any]:
         return {
