@@ -330,9 +330,9 @@ class Recorder:
         """As ``workers.repair.usual`` has it, of the run so far."""
         return usual_norm(self._memory.series(), before)
 
-    def loss_after(self, step: int) -> float | None:
-        """The training loss of the steps since, its median; None: it is not finite."""
-        return self._memory.loss_after(step)
+    def loss_of(self, steps: range) -> float | None:
+        """Median of the training loss of these; None: there are none, or it is not finite."""
+        return self._memory.loss_of(steps)
 
     def tell_verdict_anew(self) -> None:
         """With the next look, also if it is the same: to somebody who does not know it yet."""

@@ -62,7 +62,7 @@ class RunRepairs(RunDuties):
         self.sick = bool(alarms)
         situation = self.situation(alarms[0]) if alarms else None
         self.wanted = self.repairs.next_act(
-            alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches(), self.recorder.loss_after
+            alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches(), self.recorder.loss_of
         )
         self.found = alarms[0] if alarms else {}
         if (

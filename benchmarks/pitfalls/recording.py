@@ -136,9 +136,9 @@ class Recorder:
         self.probes.forget(after, through)
         self.total = steps
 
-    def loss_after(self, step: int) -> float | None:
-        """The training loss of the steps since, its median; None: it is not finite."""
-        return median_loss([row[0] for row, number in zip(self.rows, self.steps, strict=True) if number > step])
+    def loss_of(self, steps: range) -> float | None:
+        """Median of the training loss of these; None: there are none, or it is not finite."""
+        return median_loss([row[0] for row, number in zip(self.rows, self.steps, strict=True) if number in steps])
 
     def record(self) -> Record:
         names = sorted({name for _, metrics in self.evaluations for name in metrics})

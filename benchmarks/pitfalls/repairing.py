@@ -152,7 +152,7 @@ class Mending(Steering):
         situation = self._situation(alarms[0], step, record) if alarms else None
         findings = [asdict(finding) for finding in alarms]
         kept = self.snapshots[0].steps if self._whole() else ()
-        act = self.repairs.next_act(findings, situation, kept, step, self._plan, self.recorder.loss_after)
+        act = self.repairs.next_act(findings, situation, kept, step, self._plan, self.recorder.loss_of)
         if act is not None:
             self._do(act, findings[0] if findings else {}, step)
 
@@ -188,7 +188,7 @@ class Mending(Steering):
                 for best, (_, model, optimizer) in zip(self.best[1], self._ranks(), strict=True):
                     put_back(best, model, optimizer)
         patches = self.repairs.patches
-        self.repairs.done(act, finding, {})
+        self.repairs.done(act, finding, {"train/loss": self.recorder.rows[-1][0]})
         if act.verdict is not None and act.rewind is not None:
             self._put_back(self.before[act.number])
         elif act.patches is not None or self.repairs.patches != patches:

@@ -44,6 +44,10 @@ class Act:
     )
     against: int | None = None  # the act that it is compared with, which helped
     score: float | None = None  # training loss at the end of the trial that is over with this
+    plan: str | None = None  # by which the patches were made
+    rival: float | None = (
+        None  # training loss of the run as it was, as old as this one will be at the end of its trial: it has to be beaten
+    )
     probation: int = 0  # steps after which it is seen whether it helped; 0: nobody asks
     request: str | None = None  # what people asked for
 

@@ -13,6 +13,7 @@ from workers.repair.acts import Act, Entry
 
 FACTOR = 3.0
 BETTER = 0.02  # by that share of the loss, at least: less is noise
+HALVED = 0.5  # of its first loss: a model that learns so well need not be compared with another one
 MOST = 5  # rates of a contest, the first with them
 NEAR = 1.2  # two that differ by less are one
 
@@ -41,6 +42,11 @@ def next_rate(champion: Act, tried: Sequence[Act], lowest: float) -> float | Non
     return None
 
 
+def is_doubtful(champion: Act, first: float | None, score: float) -> bool:
+    """Whether other models are compared with it: nothing is wrong with it, but it has not learnt much either. ``first``: its loss when it began."""
+    return champion.plan is not None and first is not None and score > HALVED * first
+
+
 def episode(number: int, entries: Sequence[Entry]) -> list[Entry]:
     """That one and those that it took the place of, one after another, the newest first."""
     found: list[Entry] = []
@@ -53,7 +59,9 @@ def episode(number: int, entries: Sequence[Entry]) -> list[Entry]:
 
 def gives_way(act: Act, replaced: Act) -> bool:
     """Whether what was before ``replaced`` is what one goes back to from ``act`` too: nothing of ``replaced`` is in it."""
-    return replaced.patches is not None or (replaced.against is not None and act.against != replaced.number)
+    if act.against is not None:
+        return act.against != replaced.number
+    return replaced.patches is not None
 
 
 def came_from(number: int, entries: Sequence[Entry]) -> int:

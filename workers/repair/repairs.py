@@ -13,8 +13,9 @@ from typing import Any
 
 from workers.repair import timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
-from workers.repair.contest import about_rate, better, came_from, episode, next_rate
+from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, next_rate
 from workers.repair.ladder import (
+    REBUILDS,
     TOO_SHORT,
     Rung,
     Situation,
@@ -32,8 +33,10 @@ from workers.spec import Health
 PROBATION = 0.06  # of the run, at least, and
 LONGEST_PROBATION = 0.3  # at most: as long as it took to see what was wrong; where it began anew, always
 PROBATION_STEPS = 30  # at least
+EARLY = 0.1  # of the run: as old it is when it is compared with a changed model
 SETTLES = 5  # steps after an act that say nothing yet
 Plan = Callable[[str], list[dict[str, Any]]]
+LossOf = Callable[[range], float | None]
 
 
 class Repairs:
@@ -46,7 +49,7 @@ class Repairs:
         self.entries: list[Entry] = []
         self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
         self._plan: Plan | None = None
-        self._loss_after: Callable[[int], float | None] = lambda step: None
+        self._loss_of: LossOf = lambda steps: None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
         self.left_to_people: str | None = None  # the first cause that only they can answer
 
@@ -130,13 +133,13 @@ class Repairs:
         snapshots: Sequence[int],
         step: int,
         plan: Plan | None = None,
-        loss_after: Callable[[int], float | None] = lambda step: None,
+        loss_of: LossOf = lambda steps: None,
     ) -> Act | None:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
         that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending. ``plan``: name of a plan -> its patches,
-        those of the model as it is included, or none; None: this model is not rebuilt. ``loss_after``: the training loss since a step, its median;
-        None: it is not finite."""
-        self._plan, self._loss_after = plan, loss_after
+        those of the model as it is included, or none; None: this model is not rebuilt. ``loss_of``: the training loss of some steps, its
+        median; None: it is not finite."""
+        self._plan, self._loss_of = plan, loss_of
         trial = self.trial
         situation = None if situation is not None and self._known_fact(situation.finding) else situation
         if situation is not None and only_people(situation, self._health.allow):
@@ -155,12 +158,25 @@ class Repairs:
         code = situation.finding["code"]
         while True:
             rung = answer(situation, self._health.allow, self._before(code) + self._unfit.get(code, 0))
-            if rung is None or (rung.plan is not None and not self._fails(situation)):
+            if rung is None:
                 return None
+            if rung.plan is not None and not self._fails(situation):
+                return self._beside(situation, rung, step)
             act = self._act(situation, rung, snapshots, step, instead_of)
             if act is not None:
                 return act
             self._unfit[code] = self._unfit.get(code, 0) + 1
+
+    def _beside(self, situation: Situation, rung: Rung, step: int) -> Act | None:
+        """What is known from the start need not make a job fail: a changed model is tried beside the run as it is, and has to do better at the same
+        age. None: it is too early, or was done, or the run is not as it was."""
+        if step < self._share(EARLY) or 2 * step > self.most_extra or self._holding():
+            return None
+        if any(each.act.code == situation.finding["code"] for each in self.entries):
+            return None
+        act = self._act(situation, rung, (), step, None)
+        rival = self._loss_of(_newer_half(0, step))
+        return replace(act, rival=rival, probation=step) if act is not None and rival is not None else None
 
     def _judged(
         self,
@@ -175,16 +191,23 @@ class Repairs:
         critical = any(each["severity"] == "critical" and each["code"] not in TOO_SHORT for each in findings)
         if step < trial.act.step + SETTLES or not (due or critical):
             return None
+        if trial.act.rival is not None and not critical:
+            return self._beaten(trial, trial.act.rival, step) if due else None
         if situation is None and not due:
             return None
         if situation is None or trial.act.against is not None:
             return self._compared(trial, situation is None, snapshots, step)
         return self._instead(trial, situation, snapshots, step)
 
+    def _beaten(self, trial: Entry, rival: float, step: int) -> Act:
+        """What becomes of a model that was tried beside the run as it was."""
+        score = self._loss_of(_newer_half(trial.act.step, step))
+        return replace(self._ends(trial, "kept" if better(score, rival) else "taken_back", step), score=score)
+
     def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
         """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
         act = trial.act
-        score = self._loss_after(step - (step - act.step) // 2) if helped else None
+        score = self._loss_of(_newer_half(act.step, step)) if helped else None
         before = self.entries[act.against - 1] if act.against is not None else None
         wins = helped and (before is None or better(score, before.score))
         champion = act if wins or before is None else before.act
@@ -198,21 +221,42 @@ class Repairs:
         back = came_from(act.number, self.entries)
         return replace(self._ends(trial, "taken_back", step), score=score, against=champion.number, rewind=back)
 
+    def _open_to_rivals(self, act: Act, score: float | None) -> bool:
+        """Whether something else may do better than what has just helped."""
+        first = self._loss_of(range(act.step + 1, act.step + 1 + SETTLES))
+        return score is not None and (about_rate(act) or is_doubtful(act, first, score))
+
     def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int) -> Act | None:
         """None: there is none that was not tried, or no room for its trial."""
         tried = [each.act for each in episode(trial.act.number, self.entries)]
-        rate = next_rate(champion, tried, self._health.budget.lr_floor)
-        if rate is None or self._spent or self.left_to_people is not None or champion.rewind not in snapshots:
+        if self._spent or self.left_to_people is not None:
+            return None
+        found = self._other_model(champion, tried) if champion.plan else self._other_rate(champion, tried, snapshots)
+        if found is None:
             return None
         probation = champion.probation if champion.against is not None else step - champion.step
-        number = len(self.entries) + 1
         found = replace(
-            champion, number=number, step=step, rate=rate, instead_of=trial.act.number, against=champion.number,
-            words=f"tries {rate / champion.rate:.2g} times the learning rate of repair {champion.number}, from the same weights",
+            found, number=len(self.entries) + 1, step=step, instead_of=trial.act.number, against=champion.number,
             probation=probation,
         )  # fmt: skip
         lost = timeline.lost([*self.entries, Entry(found, "trial", {})])
         return found if lost + probation <= self.most_extra else None
+
+    def _other_rate(self, champion: Act, tried: Sequence[Act], snapshots: Sequence[int]) -> Act | None:
+        rate = next_rate(champion, tried, self._health.budget.lr_floor)
+        if rate is None or champion.rewind not in snapshots:
+            return None
+        said = f"tries {rate / champion.rate:.2g} times the learning rate of repair {champion.number}, from the same weights"
+        return replace(champion, rate=rate, words=said)
+
+    def _other_model(self, champion: Act, tried: Sequence[Act]) -> Act | None:
+        known = {act.plan for act in tried}
+        for rung in REBUILDS[champion.code]:
+            if rung.consent in self._health.allow and rung.plan not in known and self._plan is not None:
+                patches = self._plan(str(rung.plan))
+                if patches:
+                    return replace(champion, plan=rung.plan, patches=patches, rate=rung.rate, words=said_of(rung))
+        return None
 
     def _known_fact(self, finding: Mapping[str, Any]) -> bool:
         """What the job asks for stays as true as it was after it was answered; it says nothing of what became of it unless the job fails."""
@@ -261,6 +305,7 @@ class Repairs:
             forgets_moments=rung.forgets_moments,
             ends=rung.ends,
             patches=patches,
+            plan=rung.plan,
             instead_of=instead_of,
             probation=probation,
         )
@@ -405,3 +450,8 @@ class Repairs:
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
         self.left_to_people = document.get("left_to_people")
+
+
+def _newer_half(after: int, through: int) -> range:
+    """Of the steps since."""
+    return range(through - (through - after) // 2 + 1, through + 1)

@@ -34,7 +34,7 @@ def _begun(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
 
 
 def _set_aside(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
-    said = f"Repair {entry.act.number} helped: {entry.act.code} was not seen again in {_lasted(entry, step)} steps. Another rate is compared with it."
+    said = f"Repair {entry.act.number} helped: {entry.act.code} was not seen again in {_lasted(entry, step)} steps. Another is compared with it."
     return Sentence(SET_ASIDE, said, "info")
 
 
@@ -43,7 +43,9 @@ def _kept(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
     if act.probation == 0:
         return _begun(entry, entries, step)
     rivals = _rivals(entry, entries)
-    if not rivals:
+    if act.rival is not None:
+        said = f"Repair {act.number} did better than the run as it was, as old as it (loss {entry.score:.3g} beside {act.rival:.3g}), and is kept."
+    elif not rivals:
         said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {_lasted(entry, step)} steps."
     else:
         names = ", ".join(str(each.act.number) for each in rivals)
@@ -54,6 +56,9 @@ def _kept(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
 
 def _taken_back(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
     act, lasted = entry.act, _lasted(entry, step)
+    if act.rival is not None:
+        said = f"Repair {act.number} did no better than the run as it was, as old as it, and is taken back after {lasted} steps."
+        return Sentence(TAKEN_BACK, said, "info")
     if act.against is not None:
         said = (
             f"Repair {act.number} did no better than what it was compared with, and is taken back after {lasted} steps."

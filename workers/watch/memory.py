@@ -74,10 +74,11 @@ class RunMemory:
         self._norms = [self._norms[row] for row in rows]
         self._evaluated = [(step, values) for step, values in self._evaluated if not after < step <= through]
 
-    def loss_after(self, step: int) -> float | None:
-        """Median of the training loss of the steps after that one. None: there are none, or it is not finite."""
-        found = [values.loss for number, values in zip(self._steps, self._values, strict=True) if number > step]
-        return median_loss(found)
+    def loss_of(self, steps: range) -> float | None:
+        """Median of the training loss of these. None: there are none, or it is not finite."""
+        return median_loss(
+            [each.loss for number, each in zip(self._steps, self._values, strict=True) if number in steps]
+        )
 
     def series(self) -> Series:
         measured = np.array(self._values, dtype=np.float64).reshape(-1, len(StepValues._fields))
