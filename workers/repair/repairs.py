@@ -211,9 +211,8 @@ class Repairs:
         before = self.entries[act.against - 1] if act.against is not None else None
         wins = helped and (before is None or better(score, before.score))
         champion = act if wins or before is None else before.act
-        found = None
-        if (about_rate(champion) and score is not None) or not wins:
-            found = self._neighbour(champion, trial, snapshots, step)
+        goes_on = not wins or self._open_to_rivals(act, score)
+        found = self._neighbour(champion, trial, snapshots, step) if goes_on else None
         if found is not None:
             return replace(found, score=score)
         if wins:
