@@ -112,18 +112,10 @@ class Mending(Steering):
     def keep_when_due(self, step: int) -> None:
         kept = self.snapshots[0].steps
         due = step - (kept[-1] if kept else 0) >= max(SNAPSHOT_STEPS, self.job.steps // SNAPSHOTS)
-        if (kept and (self.sick or self.repairs.trial is not None or not due)) or not self._whole():
+        if (kept and (self.sick or self.repairs.trial is not None or not due)) or not whole(self.training):
             return
         for snapshots, model, optimizer in self._ranks():
             snapshots.take(step, model, optimizer)
-
-    def _whole(self) -> bool:
-        """Whether an optimizer holds only what its model has, as those do that the product makes: else nobody can go back."""
-        pairs = zip(self.training.replicas, self.training.optimizers, strict=True)
-        return all(
-            {*map(id, model.parameters())} >= {id(each) for group in optimizer.param_groups for each in group["params"]}
-            for model, optimizer in pairs
-        )
 
     def _ranks(self) -> Any:
         return zip(self.snapshots, self.training.replicas, self.training.optimizers, strict=True)
@@ -133,7 +125,7 @@ class Mending(Steering):
     def keep_best(self, step: int) -> None:
         at, metrics = self.recorder.evaluations[-1] if self.recorder.evaluations else (0, {})
         loss = metrics.get("loss", math.inf)
-        if at == step and loss < self.best[0]:
+        if at == step and loss < self.best[0] and whole(self.training):
             self.best = loss, [copied(step, model, optimizer) for _, model, optimizer in self._ranks()]
 
     def look(self, step: int) -> None:
@@ -151,7 +143,7 @@ class Mending(Steering):
             return
         situation = self._situation(alarms[0], step, record) if alarms else None
         findings = [asdict(finding) for finding in alarms]
-        kept = self.snapshots[0].steps if self._whole() else ()
+        kept = self.snapshots[0].steps if whole(self.training) else ()
         act = self.repairs.next_act(findings, situation, kept, step, self._plan, self.recorder.loss_of)
         if act is not None:
             self._do(act, findings[0] if findings else {}, step)
@@ -185,7 +177,7 @@ class Mending(Steering):
                     forget_moments(optimizer)
             if act.ends:
                 self.ended_at = step
-                for best, (_, model, optimizer) in zip(self.best[1], self._ranks(), strict=True):
+                for best, (_, model, optimizer) in zip(self.best[1], self._ranks(), strict=False):
                     put_back(best, model, optimizer)
         patches = self.repairs.patches
         self.repairs.done(act, finding, {"train/loss": self.recorder.rows[-1][0]})
@@ -221,6 +213,14 @@ class Mending(Steering):
             snapshots.drop_after(before.step)
 
 
+def whole(training: Training) -> bool:
+    """Whether an optimizer holds only what its model has, as those do that the product makes: else nobody can go back."""
+    return all(
+        {*map(id, model.parameters())} >= {id(each) for group in optimizer.param_groups for each in group["params"]}
+        for model, optimizer in zip(training.replicas, training.optimizers, strict=True)
+    )
+
+
 class Before:
     """What was trained before an act: the model itself, which is not trained further where the run begins anew, and its values."""
 
@@ -228,12 +228,12 @@ class Before:
         self.step, self.snapshots, self.buffers = step, snapshots, buffers
         self._parts = {name: getattr(training, name) for name in PARTS}
         pairs = zip(training.replicas, training.optimizers, strict=True)
-        self._values = [copied(step, model, optimizer) for model, optimizer in pairs]
+        self._values = [copied(step, model, optimizer) for model, optimizer in pairs] if whole(training) else []
 
     def into(self, training: Training) -> None:
         for name, part in self._parts.items():
             setattr(training, name, part)
-        for values, model, optimizer in zip(self._values, training.replicas, training.optimizers, strict=True):
+        for values, model, optimizer in zip(self._values, training.replicas, training.optimizers, strict=False):
             put_back(values, model, optimizer)
 
 
