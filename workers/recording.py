@@ -37,7 +37,13 @@ FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
 LOOK_SECONDS = 5.0  # between two looks at the record
 LOOKS = 50  # in a run that is so short that it would be over before
 LOOK_SHARE = 0.01  # of the time, at most, for looking
-MUST_LOOK = (0.05, 0.1, 0.2, 0.3, 0.5)  # of a run that is to be repaired: however short it is, else what is found is found too late
+MUST_LOOK = (
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.5,
+)  # of a run that is to be repaired: however short it is, else what is found is found too late
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")
 

@@ -244,7 +244,9 @@ def test_a_look_is_taken_often_enough_and_never_too_often(monkeypatch: pytest.Mo
     assert not looks(1, repairing=True)
     worker.record(100, 101)
     assert not looks(0.1)
-    assert looks(0.1, repairing=True), "a tenth of the run is over: what is found later is found too late to be repaired"
+    assert looks(0.1, repairing=True), (
+        "a tenth of the run is over: what is found later is found too late to be repaired"
+    )
 
 
 def test_a_rule_that_fails_costs_the_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

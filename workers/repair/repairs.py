@@ -13,7 +13,7 @@ from typing import Any
 
 from workers.repair import timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
-from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, next_rate
+from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, margin, next_rate
 from workers.repair.ladder import (
     REBUILDS,
     TOO_SHORT,
@@ -207,12 +207,13 @@ class Repairs:
     def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
         """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
         act = trial.act
-        score = self._loss_of(_newer_half(act.step, step)) if helped else None
+        window = act.probation if act.against is not None else _window(act, step)
+        score = self._loss_of(_newer_half(act.step, act.step + window)) if helped else None
         before = self.entries[act.against - 1] if act.against is not None else None
-        wins = helped and (before is None or better(score, before.score))
+        wins = helped and (before is None or better(score, before.score, margin(act, before.act)))
         champion = act if wins or before is None else before.act
         goes_on = not wins or self._open_to_rivals(act, score)
-        found = self._neighbour(champion, trial, snapshots, step) if goes_on else None
+        found = self._neighbour(champion, trial, snapshots, step, window) if goes_on else None
         if found is not None:
             return replace(found, score=score)
         if wins:
@@ -222,24 +223,25 @@ class Repairs:
 
     def _open_to_rivals(self, act: Act, score: float | None) -> bool:
         """Whether something else may do better than what has just helped."""
+        if score is None or not (about_rate(act) or act.plan is not None):
+            return False
         first = self._loss_of(range(act.step + 1, act.step + 1 + SETTLES))
-        return score is not None and (about_rate(act) or is_doubtful(act, first, score))
+        return act.code in TOO_SHORT or is_doubtful(first, score)
 
-    def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int) -> Act | None:
-        """None: there is none that was not tried, or no room for its trial."""
+    def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int, window: int) -> Act | None:
+        """None: there is none that was not tried, or no room for its trial of ``window`` steps."""
         tried = [each.act for each in episode(trial.act.number, self.entries)]
         if self._spent or self.left_to_people is not None:
             return None
         found = self._other_model(champion, tried) if champion.plan else self._other_rate(champion, tried, snapshots)
         if found is None:
             return None
-        probation = champion.probation if champion.against is not None else step - champion.step
         found = replace(
             found, number=len(self.entries) + 1, step=step, instead_of=trial.act.number, against=champion.number,
-            probation=probation,
+            probation=window,
         )  # fmt: skip
         lost = timeline.lost([*self.entries, Entry(found, "trial", {})])
-        return found if lost + probation <= self.most_extra else None
+        return found if lost + window <= self.most_extra else None
 
     def _other_rate(self, champion: Act, tried: Sequence[Act], snapshots: Sequence[int]) -> Act | None:
         rate = next_rate(champion, tried, self._health.budget.lr_floor)
@@ -449,6 +451,12 @@ class Repairs:
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
         self.left_to_people = document.get("left_to_people")
+
+
+def _window(act: Act, step: int) -> int:
+    """Steps of the trials of a contest with ``act``, whose own was over after ``step``: shorter than that one, which had to show that nothing is
+    wrong any more."""
+    return max(PROBATION_STEPS, (step - act.step) // 2)
 
 
 def _newer_half(after: int, through: int) -> range:
