@@ -28,7 +28,7 @@ def show_repairs(found: Document) -> None:
         )
         say(f"Nothing was changed (health.mode {found['mode']}{may}).")
     for each in found["repairs"]:
-        say(f"{each['number']}. after step {each['step']}, {state_of(each)}", STYLES[each["state"]])
+        say(f"{each['number']}. after step {each['step']}, {state_of(each, found['repairs'])}", STYLES[each["state"]])
         say(f"   {each['code']}: {each['words']}")
         if each["before"] or each["after"]:
             say(f"   {_shown(each['before'])} before; {_shown(each['after']) or 'not judged yet'} after", "dim")

@@ -35,7 +35,7 @@ class Repairs:
         newest = max((each["number"] for each in found["repairs"] if each["state"] in ("trial", "kept")), default=None)
         with self._cards:
             for each in found["repairs"]:
-                self._card(each, may_undo=running and each["number"] == newest)
+                self._card(each, state_of(each, found["repairs"]), may_undo=running and each["number"] == newest)
             if found["lost_steps"]:
                 lost, saved = found["lost_worker_hours"], found["saved_worker_hours"]
                 said = f"{found['lost_steps']:,} steps were lost to it: {lost:.3g} worker-hours."
@@ -45,10 +45,10 @@ class Repairs:
             for sentence in found["not_repaired"]:
                 ui.label(sentence).classes("quiet")
 
-    def _card(self, repair: dict[str, Any], *, may_undo: bool) -> None:
+    def _card(self, repair: dict[str, Any], state: str, *, may_undo: bool) -> None:
         with ui.card().props("flat bordered").classes("w-full q-pa-md gap-2"):
             with ui.row().classes("w-full items-center gap-2"):
-                ui.badge(state_of(repair), color=COLOURS[repair["state"]])
+                ui.badge(state, color=COLOURS[repair["state"]])
                 why = "As people asked" if repair["code"] == "asked" else f"For: {evidence.title(repair['code'])}"
                 ui.label(why).classes("text-subtitle1 text-weight-medium")
                 ui.label(f"repair {repair['number']}, after step {repair['step']:,}").classes("quiet")

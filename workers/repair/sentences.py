@@ -59,13 +59,13 @@ def _taken_back(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
     if act.rival is not None:
         said = f"Repair {act.number} did no better than the run as it was, as old as it, and is taken back after {lasted} steps."
         return Sentence(TAKEN_BACK, said, "info")
+    if any(each.act.against == act.number for each in entries):
+        return Sentence(TAKEN_BACK, f"Repair {act.number} gives way to one that does better.", "info")
     if act.against is not None:
         said = (
             f"Repair {act.number} did no better than what it was compared with, and is taken back after {lasted} steps."
         )
         return Sentence(TAKEN_BACK, said, "info")
-    if _rivals(entry, entries):
-        return Sentence(TAKEN_BACK, f"Repair {act.number} gives way to one that does better.", "info")
     return Sentence(TAKEN_BACK, f"Repair {act.number} did not help and is taken back after {lasted} steps.", "warning")
 
 
