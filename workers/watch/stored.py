@@ -65,7 +65,9 @@ def living(record: Record, repairs: Sequence[Mapping[str, Any]]) -> Record:
     origin = 0
     for repair in repairs:
         act = repair["act"]
-        if repair["state"] == "undone":
+        if "origin" in repair:  # of a script, which goes on with the weights that it has
+            origin = max(origin, repair["origin"])
+        elif repair["state"] == "undone":
             record = record.without(act["step"], repair["ended"])
         elif act["patches"] is not None:
             origin = act["step"]
