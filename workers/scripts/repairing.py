@@ -112,6 +112,9 @@ class ScriptRepairs(Repairs):
     def why_not(self, situation: Situation | None) -> str:
         if situation is None or self._spent or self._unwanted(situation.finding["code"]):
             return super().why_not(situation)
+        if situation.finding["code"] == "nonfinite_gradient" and not rungs(situation):
+            left_out = "updates that are no number are left out, so the weights stay sound"
+            return self.limits.get("skip", left_out)
         known = rungs(situation)
         if not known or self.left_to_people is not None or any(self.reduced(rung) for rung in known):
             return super().why_not(situation)
@@ -180,7 +183,7 @@ class ScriptRepairing:
         if folder is None or now - self._asked_at < ASK_SECONDS:
             return
         with self._lock:
-            if self._pending is not None:
+            if self._pending is not None or not recorder.steps:  # nothing is known of its rate yet
                 return
             self._asked_at = now
             step = recorder.steps
