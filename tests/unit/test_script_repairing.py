@@ -40,8 +40,11 @@ class Here:
     def __init__(self, folder: Path) -> None:
         self.path, self.told, self.version = folder / "acts", [], 0  # type: Path, list[dict[str, Any]], int
         self.repairing = Repairing(str(self.path), self.told.append)
-        before, mend, after = map(
-            self.repairing.guarded, (self.repairing.before, self.repairing.gradients, self.repairing.after)
+        guarded = self.repairing.guarded
+        before, mend, after = (
+            guarded(self.repairing.before),
+            guarded(self.repairing.gradients),
+            guarded(self.repairing.after),
         )
         optimizers.register_optimizer_step_pre_hook(lambda each, *_: before(each, 0))
         optimizers.register_optimizer_step_pre_hook(lambda *given: mend(*given, lambda _: None))
