@@ -59,8 +59,9 @@ def list_repairs(caller: Viewer, services: Provided, job_id: JobId) -> Response:
 )
 def undo_repair(caller: Member, services: Provided, job_id: JobId, number: Number) -> Response:
     """Brings weights, buffers and moments back to what they were before it, bit by bit, and takes back what it changed of learning rate
-    and clipping. What it answers is not repaired again. The newest repair that holds comes first. Answers at once: all workers do it
-    after the same step, and ``repair.undone`` or, where the state before is not in memory any more, ``repair.refused`` tells it."""
+    and clipping (of a script these alone: its weights stay as they are). What it answers is not repaired again. The newest repair that
+    holds comes first. Answers at once: all workers do it after the same step, and ``repair.undone`` or, where the state before is not in
+    memory any more, ``repair.refused`` tells it."""
     request = repairs.undo(services.store, caller, job_id, number, services.folder(job_id).requests_path)
     asked = health_schemas.Asked(id=request.id, job_id=job_id, kind=request.kind, number=request.number)
     return json_response(asked, 202)

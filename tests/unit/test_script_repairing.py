@@ -9,6 +9,7 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import optimizer as optimizers
 
+from tests.distributed.toys import Memory, context_in
+from workers.acting import Acting
+from workers.membership import Alone
 from workers.repair.acts import Act, Entry
 from workers.repair.repairs import Repairs
-from workers.scripts.repairing import ScriptRepairs, Steering
+from workers.repair.requests import ask
+from workers.scripts.control import ScriptControl
+from workers.scripts.repairing import ScriptRepairing, ScriptRepairs, Steering
 from workers.scripts.site.chainrule_repairing import Ranks, Repairing
-from workers.spec import Health
+from workers.spec import Health, parse_spec
 
 pytestmark = pytest.mark.unit
 
@@ -356,3 +362,60 @@ def test_what_cannot_be_done_is_said_to_whoever_asks() -> None:
     assert isinstance(act, Act)
     repairs.done(act, {}, {})
     assert repairs.steering(7).times == pytest.approx(0.1)
+
+
+def running(folder: Path, acts: Path, **of_task: Any) -> tuple[ScriptRepairing, Memory]:
+    task = {"kind": "script", "code": {"path": "/code"}, "entry": "train.py", **of_task}
+    spec = parse_spec({"name": "mine", "task": task, "workers": {"count": 1}, "health": {"mode": "repair"}})
+    memory = Memory()
+    return ScriptRepairing(spec, context_in(folder, memory, Alone(0, 1)), acts), memory
+
+
+def test_one_that_goes_on_by_itself_keeps_what_it_was_given(tmp_path: Path) -> None:
+    """One that begins anew begins without."""
+    repairs = ScriptRepairs(Health(mode="repair"))
+    repairs.done(Act(1, 40, "lr_too_high", "live", "", rate=0.25, clip=2.0, rewarm=5), {}, {})
+    kept = repairs.document() | {"step": 90, "learning_rate": 0.1}
+    (tmp_path / "script_repairs.json").write_text(json.dumps(kept))
+    running(tmp_path, tmp_path / "resumed", resumable=True)
+    found = json.loads((tmp_path / "resumed").read_text())
+    assert (found["version"], found["times"], found["clip"], found["rewarm"]) == (1, 0.25, 2.0, 0)
+    running(tmp_path, tmp_path / "anew")
+    assert not (tmp_path / "anew").exists()
+
+
+def requests_waiting(repairing: ScriptRepairing) -> bool:
+    return repairing._pending is not None
+
+
+def test_nothing_waits_for_ranks_that_cannot_take_it_up(tmp_path: Path) -> None:
+    repairing, memory = running(tmp_path, tmp_path / "acts")
+    recorder: Any = SimpleNamespace(steps=9, largest_rate=0.1, latest={}, facts=None)
+    requests = tmp_path / "requests"
+    repairing._context = replace(repairing._context, requests=requests)
+    ask(requests, "steer", "key", learning_rate=0.01)
+    repairing.hear_people(recorder, 100)
+    assert requests_waiting(repairing)
+    repairing.take_limits(dict.fromkeys(("rate", "clip", "skip"), "its ranks have not met"))
+    assert not requests_waiting(repairing)
+    repairing._asked_at = 0.0
+    repairing.hear_people(recorder, 100)
+    assert [type for _, type, _ in memory.events] == ["repair.limited", "repair.refused"]
+    assert "its ranks have not met" in memory.messages[-1]
+
+
+def test_nobody_stops_for_what_can_still_be_repaired() -> None:
+    finding = {"code": "lr_too_high", "severity": "critical", "layer": None, "rank": None, "explanation": "It leaps."}
+    spec = parse_spec(
+        {"name": "mine", "task": {"kind": "script", "code": {"path": "/code"}, "entry": "train.py"}}
+        | {"health": {"mode": "repair", "on_critical": "stop"}}
+    )
+    ledger = SimpleNamespace(
+        progress=None, health={"findings": [finding]}, events=[], data_findings=(), preflight_findings=()
+    )
+    control = ScriptControl(None, spec, None, ledger, None, Acting("stop"))  # type: ignore[arg-type]
+    assert control.critical() is None
+    ledger.events.append(SimpleNamespace(type="repair.none", data={"code": "lr_too_high"}))
+    outcome = control.critical()
+    assert outcome is not None
+    assert "lr_too_high" in outcome.message

@@ -7,6 +7,7 @@ touched. So a run is judged from its newest act on, as one that begins there.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -220,7 +221,7 @@ class ScriptRepairing:
     def _ask_of_the_script(self, act: Act, finding: Mapping[str, Any]) -> None:
         """As it would hold if it were done now; it is done when the script has taken it up."""
         self._pending = (act, finding)
-        document = self._repairs.document()
+        document = copy.deepcopy(self._repairs.document())
         self._repairs.done(act, finding, {})
         self._write(act.step)
         self._repairs.restore(document)
@@ -262,6 +263,8 @@ class ScriptRepairing:
         with self._lock:
             fresh = {what: why for what, why in limits.items() if what not in self._repairs.limits}
             self._repairs.limits = dict(limits)
+            if {"rate", "clip"} <= limits.keys():  # what was asked for would wait for ever
+                self._pending = None
         said = "; ".join(f"{words[what]}, because {why}" for what, why in fresh.items() if what in words)
         if said:
             self._tell(

@@ -19,6 +19,7 @@ from typing import Any
 
 EVERY, EARLY = 8, (1, 2, 4)  # steps at which ranks hear of each other
 WAIT_SECONDS = 30.0  # for rank 0's word
+APART_STEPS = 2 * EVERY + 1  # after which ranks that have not met by then are thought not to train together
 MISSED = 3  # times that another rank's word was missing, after which nothing is changed any more
 NOTHING = {"version": 0, "times": 1.0, "at_least": 0.0, "clip": None, "rewarm": 0, "rewarmed": 0}
 TOLD_SKIPS = (1, 10, 100)
@@ -131,6 +132,8 @@ class Repairing:
             return
         self._ranks.at(self._steps)
         if not self._ranks.due:
+            if self._steps == APART_STEPS and not self._ranks.met:
+                self._limit(dict.fromkeys(("rate", "clip", "skip"), "its ranks have not met in a process group"))
             return
         if self._ranks.first:
             may = self._ranks.heard_all()
@@ -274,6 +277,10 @@ class Ranks:
         self._now = self._before = self._oldest = 0  # steps at which they hear of each other
         self._norms: dict[int, str] = {}  # what this rank had to say
         self._missed = 0
+
+    @property
+    def met(self) -> bool:
+        return self._store is not None
 
     def at(self, step: int) -> None:
         """Before a step of that number. Ranks that have not met do not wait for each other."""
