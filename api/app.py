@@ -40,6 +40,7 @@ from api.routes import (
     schema,
     steps,
     telemetry,
+    usage,
     watching,
 )
 from api.streams import StreamLimits, Streams
@@ -65,6 +66,7 @@ ROUTERS = tuple(
         artifacts,
         files,
         cluster,
+        usage,
         schema,
         health,
         repairs,

@@ -249,6 +249,10 @@ class Client:
 
     # --- the service --------------------------------------------------------------------------------------------------
 
+    def usage(self) -> Document:
+        """What the jobs of the key's project have cost, in hours of workers."""
+        return self._request("GET", "/v1/usage")
+
     def cluster(self) -> Document:
         return self._request("GET", "/v1/cluster")
 

@@ -361,6 +361,11 @@ REPAIRS: dict[str, Any] = {
     "saved_worker_hours": 0.0052,
 }  # fmt: skip
 
+USAGE: dict[str, Any] = {
+    "object": "usage", "project": "default", "jobs": 41, "repaired_jobs": 3, "trained_worker_hours": 212.5,
+    "lost_worker_hours": 9.2, "saved_worker_hours": 31.7, "lost_steps": 18230,
+}  # fmt: skip
+
 ASKED: dict[str, Any] = {
     "object": "job.request",
     "id": "01795766462000000000-5f0c2a9e",

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from api.schemas import Number, Wire
+from service import values
 from service.values import JobEvent
 from workers.watch.findings import Severity, Verdict
 from workers.watch.told import BEFOREHAND, CLEARED
@@ -137,6 +138,33 @@ class JobRepairs(Wire):
     saved_worker_hours: float = Field(
         description="of the steps since the first repair that was kept, but for those that were lost"
     )
+
+
+class Usage(Wire):
+    """What the jobs of a project have cost, in hours of workers."""
+
+    object: Literal["usage"] = "usage"
+    project: str
+    jobs: int = Field(description="that have trained")
+    repaired_jobs: int = Field(description="of these, in which a repair that was kept has saved time")
+    trained_worker_hours: float = Field(description="of all steps")
+    lost_worker_hours: float = Field(
+        description="of steps after something had gone wrong, until it passed or was mended"
+    )
+    saved_worker_hours: float = Field(description="of steps since the first repair that was kept, but for lost ones")
+    lost_steps: int
+
+    @classmethod
+    def of(cls, found: values.Usage) -> Self:
+        return cls(
+            project=found.project,
+            jobs=found.jobs,
+            repaired_jobs=found.repaired_jobs,
+            trained_worker_hours=found.trained_seconds / 3600,
+            lost_worker_hours=found.lost_seconds / 3600,
+            saved_worker_hours=found.saved_seconds / 3600,
+            lost_steps=found.lost_steps,
+        )
 
 
 class Asked(Wire):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from service import usage
 from service.cluster import Capacity, Cluster, ClusterUnavailableError, Launch
 from service.decisions import (
     AttemptState,
@@ -208,6 +209,7 @@ class Reconciler:
             return False
         self._cluster.remove(job.name(attempt))
         self._records.removed(job, attempt, now)
+        usage.keep(self._records.store, job.id, self._folder(job))  # its folder may be gone when somebody asks
         return True
 
     def _act(self, job: JobState, attempt: AttemptState, decision: Decision, watch: Watch, tick: float) -> None:
@@ -233,7 +235,7 @@ class Reconciler:
             watch.shape = shape
 
     def _launch(self, job: JobState, attempt: AttemptState) -> Launch:
-        folder = JobFolder(Path(self._settings.storage), job.id, self._settings.checkpoints)
+        folder = self._folder(job)
         spec, healthy_from = self._records.asked(job.id)
         code = code_of(spec)
         return Launch(
@@ -249,6 +251,9 @@ class Reconciler:
             bundle=str(StoredFiles(self._settings.storage).path(code.file)) if code and code.file else None,
             healthy_from=healthy_from,
         )
+
+    def _folder(self, job: JobState) -> JobFolder:
+        return JobFolder(Path(self._settings.storage), job.id, self._settings.checkpoints)
 
     def _record(
         self,

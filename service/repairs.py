@@ -64,7 +64,7 @@ def steer(
     learning_rate: float | None = None,
     clip_norm: float | None = None,
 ) -> Request:
-    """Asks the job to go on with these. Raises Conflict unless it runs, and for a script, whose own loop decides."""
+    """Asks the job to go on with these. Raises Conflict unless it runs, and for a script whose steps nobody may change."""
     require(caller, Role.MEMBER)
     return _asked(store, caller, job_id, requests, "steer", learning_rate=learning_rate, clip_norm=clip_norm)
 
@@ -76,8 +76,10 @@ def _asked(
         row = own_job(session, caller, job_id)
         if Status(row.status) not in (Status.RUNNING, Status.RECOVERING):
             raise Conflict(f"{job_id} does not run ({row.status}): there is nothing to change it in", param="job_id")
-        if row.spec["task"]["kind"] == "script":
-            raise Conflict(f"{job_id} is a script, whose own loop decides how it trains", param="job_id")
+        health = row.spec.get("health") or {}
+        if row.spec["task"]["kind"] == "script" and health.get("mode") != "repair":
+            said = "is a script, whose steps are changed with health.mode repair only"
+            raise Conflict(f"{job_id} {said}, not with {health.get('mode', 'advise')}", param="job_id")
         by = f"key {caller.key_id}"
         request = ask(requests, kind, by, **wanted)
         what = f"undo repair {wanted['number']}" if kind == "undo" else _said(wanted)

@@ -177,6 +177,22 @@ class EventRow(Base):
     data: Mapped[Any] = mapped_column(CleanJson)
 
 
+class UsageRow(Base):
+    """What a job has cost, in seconds of workers. It stays when the job's folder, or the job itself, is gone."""
+
+    __tablename__ = "usage"
+    __table_args__ = (Index("usage_by_project", "project"),)
+
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project: Mapped[str] = mapped_column(String(100))
+    trained_seconds: Mapped[float] = mapped_column(Float)
+    lost_seconds: Mapped[float] = mapped_column(Float)
+    saved_seconds: Mapped[float] = mapped_column(Float)
+    lost_steps: Mapped[int] = mapped_column(BigInteger)
+    sequence: Mapped[int] = mapped_column(BigInteger)  # of the job's newest event when it was measured
+    measured_at: Mapped[datetime]
+
+
 class ApiKeyRow(Base):
     __tablename__ = "api_keys"
 

@@ -56,6 +56,19 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Of all jobs of a project. Seconds are those of workers."""
+
+    project: str
+    jobs: int  # that have trained
+    repaired_jobs: int  # in which a repair that was kept has saved time
+    trained_seconds: float
+    lost_seconds: float  # of steps after something had gone wrong, until it had passed or was mended
+    saved_seconds: float  # of steps since the first repair that was kept, but for those that were lost
+    lost_steps: int
+
+
+@dataclass(frozen=True)
 class ApiKey:
     id: str
     name: str

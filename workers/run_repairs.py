@@ -25,11 +25,11 @@ from workers.repair.repairs import Plan
 from workers.repair.requests import asked
 from workers.repair.sentences import changed
 from workers.repair.snapshots import Snapshot, copied, put_back
+from workers.repair.told import ADVICE
 from workers.reports import Outcome, ReasonCode
 from workers.run_duties import RunDuties
 from workers.watch.findings import Judgement
 
-ADVICE = frozenset({"data_starvation", "batch_size", "class_imbalance"})  # findings of jobs that need not fail
 ASK_SECONDS = 1.0  # between two looks at what people ask
 EXAMPLE_ROWS = 64  # samples by which a changed model is judged before it is trained
 UNDOABLE = 2  # acts whose state before is kept

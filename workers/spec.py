@@ -344,10 +344,19 @@ class JobSpec(Model):
 
     @model_validator(mode="after")
     def _can_be_repaired(self) -> Self:
-        if self.health.mode == "repair" and self.task.kind == "script":
+        if self.health.mode != "repair" or self.task.kind != "script":
+            return self
+        further = [consent for consent in self.health.allow if consent != "live"]
+        if further:
             raise PydanticCustomError(
                 "script_repair",
-                "health.mode repair is not possible for a script, whose own loop decides what a step is; take advise or observe",
+                "health.allow {given} is not possible for a script, whose own code makes its model and reads its data; allowed is live",
+                {"given": " and ".join(further)},
+            )
+        if not self.task.observe:
+            raise PydanticCustomError(
+                "script_repair",
+                "health.mode repair needs task.observe: true, not false: what is not watched cannot be repaired",
             )
         return self
 

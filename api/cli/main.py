@@ -19,6 +19,7 @@ from api.cli import (
     plan,
     repairs,
     steps,
+    usage,
 )
 
 app = typer.Typer(
@@ -54,6 +55,7 @@ for command in (
     changes.update,
     changes.cancel,
     changes.kill,
+    usage.usage,
     cluster.cluster,
     cluster.cordon,
     cluster.uncordon,

@@ -33,9 +33,9 @@ def show_repairs(found: Document) -> None:
         if each["before"] or each["after"]:
             say(f"   {_shown(each['before'])} before; {_shown(each['after']) or 'not judged yet'} after", "dim")
     if found["lost_steps"]:
-        saved = f"; {_hours(found['saved_worker_hours'])} were saved" if found["saved_worker_hours"] else ""
+        saved = f"; {hours(found['saved_worker_hours'])} were saved" if found["saved_worker_hours"] else ""
         say(
-            f"{found['lost_steps']} steps were lost to it, {_hours(found['lost_worker_hours'])} of workers' time{saved}.",
+            f"{found['lost_steps']} steps were lost to it, {hours(found['lost_worker_hours'])} of workers' time{saved}.",
             "dim",
         )
     if found["skipped_updates"]:
@@ -60,14 +60,11 @@ def _shown(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
 
 
-def _hours(hours: float) -> str:
-    return (
-        f"{hours:.1f} hours"
-        if hours >= 1
-        else f"{hours * 60:.1f} minutes"
-        if hours * 60 >= 1
-        else f"{hours * 3600:.0f} seconds"
-    )
+def hours(found: float) -> str:
+    """For people."""
+    if found >= 1:
+        return f"{found:.1f} hours"
+    return f"{found * 60:.1f} minutes" if found * 60 >= 1 else f"{found * 3600:.0f} seconds"
 
 
 def _number(value: Any) -> str:

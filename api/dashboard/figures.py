@@ -294,3 +294,15 @@ def markers(health: Mapping[str, Any], repairs: Sequence[Mapping[str, Any]] = ()
 def flow_points(layers: int) -> int:
     """Steps of the heat map, so that it has no more than ``FLOW_CELLS`` cells."""
     return max(20, min(400, FLOW_CELLS // max(1, layers)))
+
+
+def usage_line(found: dict[str, Any]) -> str:
+    """Of ``GET /v1/usage``; empty before anything has trained."""
+    if not found["trained_worker_hours"]:
+        return ""
+    said = [f"{found['trained_worker_hours']:,.3g} worker-hours trained in {found['jobs']:,} jobs"]
+    if found["lost_worker_hours"]:
+        said.append(f"{found['lost_worker_hours']:,.3g} after something had gone wrong")
+    if found["saved_worker_hours"]:
+        said.append(f"{found['saved_worker_hours']:,.3g} saved by repairs")
+    return " · ".join(said)

@@ -12,6 +12,7 @@ from api.dashboard.frame import HEALTH_COLOURS, STATUS_COLOURS, Frame, confirmed
 from api.dashboard.gateway import Gateway
 
 EVERY_SECONDS = 1.5
+USAGE_SECONDS = 30.0
 PAGE = 100  # jobs of one question, newest first
 COLUMNS = (
     ("name", "Job"),
@@ -43,6 +44,7 @@ def show(api: Gateway) -> None:
         table.add_slot("body-cell-health", _badge("health", HEALTH_COLOURS))
         table.add_slot("body-cell-actions", CANCEL_CELL)
         table.add_slot("no-data", "<div class='q-pa-md quiet'>There are no such jobs.</div>")
+        spent = ui.label().classes("quiet")
 
     async def refresh() -> None:
         found = await frame.ask(lambda: api.get("/v1/jobs", limit=PAGE, status=status.value or None))
@@ -53,6 +55,11 @@ def show(api: Gateway) -> None:
         table.rows = [row for row in rows if figures.matches(row, text.value or "", status.value)]
         table.update()
         cluster.text = cluster_line(seen)
+
+    async def count() -> None:
+        found = await frame.ask(lambda: api.get("/v1/usage"))
+        if found is not None:
+            spent.text = figures.usage_line(found)
 
     async def cancel(event: Any) -> None:
         row = event.args
@@ -66,6 +73,7 @@ def show(api: Gateway) -> None:
     text.on_value_change(refresh)
     status.on_value_change(refresh)
     keep_fresh(refresh, EVERY_SECONDS)
+    keep_fresh(count, USAGE_SECONDS)
 
 
 def cluster_line(cluster: dict[str, Any]) -> str:

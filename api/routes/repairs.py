@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path
 from starlette.responses import Response
@@ -13,10 +12,7 @@ from api.auth import Member, Viewer
 from api.dependencies import JobId, Provided
 from api.documented import of_job, success
 from api.responses import json_response
-from service import findings, jobs, repairs
-from service.values import Job, JobEvent
-from workers.jobfolder import JobFolder
-from workers.repair.cost import Cost, cost
+from service import findings, jobs, repairs, usage
 from workers.repair.told import NONE, SKIPPED
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/repairs", tags=["health"])
@@ -35,7 +31,8 @@ def list_repairs(caller: Viewer, services: Provided, job_id: JobId) -> Response:
     job = jobs.get_job(services.store, caller, job_id)
     told = repairs.history(services.store, caller, job_id)
     health = job.spec.get("health") or {}
-    spent = _cost(job, services.folder(job.id), findings.history(services.store, caller, job_id), repairs.done(told))
+    changes = findings.history(services.store, caller, job_id)
+    spent = usage.of_job(job.spec, services.folder(job.id), [*changes, *told])
     still = {finding["code"] for finding in job.health.get("findings", ())}
     found = health_schemas.JobRepairs(
         job_id=job.id,
@@ -51,15 +48,6 @@ def list_repairs(caller: Viewer, services: Provided, job_id: JobId) -> Response:
     return json_response(found)
 
 
-def _cost(job: Job, folder: JobFolder, changes: Sequence[JobEvent], done: Sequence[Mapping[str, Any]]) -> Cost:
-    timed = folder.series().get("train/step_seconds")
-    if timed is None:
-        return Cost()
-    spec = job.spec.get("workers") or {}
-    workers = spec.get("count") or spec.get("max") or 1
-    return cost(timed.steps, timed.values, workers, [(event.type, event.data) for event in changes], done)
-
-
 @router.post(
     "/{number}/undo",
     status_code=202,
@@ -71,8 +59,9 @@ def _cost(job: Job, folder: JobFolder, changes: Sequence[JobEvent], done: Sequen
 )
 def undo_repair(caller: Member, services: Provided, job_id: JobId, number: Number) -> Response:
     """Brings weights, buffers and moments back to what they were before it, bit by bit, and takes back what it changed of learning rate
-    and clipping. What it answers is not repaired again. The newest repair that holds comes first. Answers at once: all workers do it
-    after the same step, and ``repair.undone`` or, where the state before is not in memory any more, ``repair.refused`` tells it."""
+    and clipping (of a script these alone: its weights stay as they are). What it answers is not repaired again. The newest repair that
+    holds comes first. Answers at once: all workers do it after the same step, and ``repair.undone`` or, where the state before is not in
+    memory any more, ``repair.refused`` tells it."""
     request = repairs.undo(services.store, caller, job_id, number, services.folder(job_id).requests_path)
     asked = health_schemas.Asked(id=request.id, job_id=job_id, kind=request.kind, number=request.number)
     return json_response(asked, 202)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.values import Role
+from service import usage
+from service.values import Caller, Role
 from tests.integration.api_service import Service, error_of, running_service
-from workers.jobfolder import append_lines
+from workers.jobfolder import JobFolder, append_lines
 from workers.repair.acts import Act, Entry
 from workers.repair.requests import asked
 
@@ -142,3 +145,51 @@ def test_what_a_sickness_has_cost_and_a_repair_saved(service: Service, job: str)
     assert found["lost_worker_hours"] == pytest.approx(0.02)
     told(service, job, "kept", entry(1, "kept", step=60))
     assert service.get(f"/v1/jobs/{job}/repairs").json()["saved_worker_hours"] == pytest.approx(0.04)
+
+
+def test_what_all_jobs_of_a_project_have_cost(service: Service, tmp_path: Path) -> None:
+    """Kept in the database: it is still known when a job has ended and its folder is gone. Another project has its own."""
+    before = service.get("/v1/usage").json()
+    job = service.submit(workers={"count": 2})
+    service.run_until(job, "running")
+    rows = [
+        {"step": step, "timestamp": 0.0, "values": {"train/loss": 1.0, "train/step_seconds": 36.0}}
+        for step in range(1, 101)
+    ]
+    append_lines(service.folder(job).metrics_path(1), rows)
+
+    def added() -> list[Any]:
+        now = service.get("/v1/usage").json()
+        names = ("trained_worker_hours", "lost_worker_hours", "saved_worker_hours", "lost_steps", "repaired_jobs")
+        return [pytest.approx(now[name] - before[name]) for name in names]
+
+    assert added() == [2.0, 0.0, 0.0, 0, 0]
+    service.tell(job, "finding.raised", {"step": 50, "finding": {**FINDING, "first_bad_step": 41}})
+    service.tell(job, "finding.cleared", {"step": 60, "finding": FINDING}, "info")
+    told(service, job, "done", entry(1, step=60))
+    assert added() == [2.0, 0.4, 0.0, 20, 0]
+    told(service, job, "kept", entry(1, "kept", step=60))
+    assert added() == [2.0, 0.4, 0.8, 20, 1]
+    service.post(f"/v1/jobs/{job}/kill")
+    service.run_until(job, "cancelled")
+    shutil.move(service.folder(job).path, tmp_path)
+    assert added() == [2.0, 0.4, 0.8, 20, 1]
+    other = service.get("/v1/usage", headers=service.key_of(Role.VIEWER, "another")).json()
+    assert (other["project"], other["jobs"], other["trained_worker_hours"]) == ("another", 0, 0.0)
+
+
+def test_what_a_job_has_cost_is_kept_when_its_attempt_is_over(service: Service) -> None:
+    """Nobody asked before its folder was gone."""
+    job = service.submit()
+    service.run_until(job, "running")
+    row = {"step": 1, "timestamp": 0.0, "values": {"train/loss": 1.0, "train/step_seconds": 7200.0}}
+    append_lines(service.folder(job).metrics_path(1), [row])
+    before = usage.of_project(
+        service.store, Caller("key", "default", Role.VIEWER), lambda _: JobFolder(Path("/nowhere"), job)
+    )
+    service.post(f"/v1/jobs/{job}/kill")
+    service.run_until(job, "cancelled")
+    for _ in range(5):
+        service.run_pass()
+    shutil.rmtree(service.folder(job).path)
+    assert service.get("/v1/usage").json()["trained_worker_hours"] >= before.trained_seconds / 3600 + 2.0

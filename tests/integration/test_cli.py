@@ -48,6 +48,7 @@ def test_asking_the_service_loads_no_library_of_arrays(service: Service) -> None
         ["artifacts", "JOB"],
         ["health", "JOB"],
         ["diagnose", "JOB"],
+        ["usage"],
         ["cluster"],
         ["cancel", "JOB"],
         ["kill", "JOB"],

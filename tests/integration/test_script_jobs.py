@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from service import jobs
+from service import jobs, repairs
 from service.database import Store
 from service.errors import Conflict
 from service.fake_cluster import FakeCluster
 from service.values import Status, WorkerRange
 from tests.integration.databases import database_url, postgres, sqlite_url, store  # noqa: F401 (fixtures)
 from tests.integration.worlds import CALLER, World
+from workers.repair import requests
 
 # ruff: noqa: F811 (fixtures are imported and then named as parameters)
 
@@ -61,6 +62,19 @@ def test_the_number_of_its_workers_is_fixed_while_it_runs(store: Store, tmp_path
     here.run_until(job, Status.RUNNING)
     with pytest.raises(Conflict, match="fixed while it runs"):
         jobs.update_job(store, CALLER, job, workers=WorkerRange(2, 2))
+
+
+def test_its_rate_can_be_changed_where_it_may_be_repaired(store: Store, tmp_path: Path) -> None:
+    here = world(store, tmp_path)
+    for health in ({}, {"mode": "repair"}):
+        job = here.create(task=task(), health=health)
+        here.run_until(job, Status.RUNNING)
+        if health:
+            asked = repairs.steer(store, CALLER, job, tmp_path / "requests", learning_rate=1e-4)
+            assert [each.id for each in requests.asked(tmp_path / "requests", ())] == [asked.id]
+        else:
+            with pytest.raises(Conflict, match=r"with health\.mode repair only, not with advise"):
+                repairs.steer(store, CALLER, job, tmp_path / "requests", learning_rate=1e-4)
 
 
 @pytest.mark.parametrize("resumable", [False, True])

@@ -14,6 +14,7 @@ import pytest
 
 from tests.helpers import wait_for
 from workers import artifacts, launcher
+from workers.repair.requests import ask
 from workers.reports import ReasonCode, StopMode
 from workers.watch.diagnosis import diagnose
 from workers.watch.stored import from_folder
@@ -120,6 +121,26 @@ def test_an_exploding_one_is_found_out(groups: Any) -> None:
     assert seen.health["verdict"] == "critical", seen.health
     (finding,) = seen.health["findings"]
     assert finding["code"] in ("lr_too_high", "exploding_gradient")
+
+
+def test_all_ranks_are_repaired_in_the_same_step(groups: Any) -> None:
+    """Would catch a rank that leaves out an update, or changes its rate, by itself: its weights would be others."""
+    repaired = {"health": {"mode": "repair", "on_critical": "continue"}}
+    group = groups(script("not_a_number.py", "plain", "4000", steps=4000) | repaired)
+    group.until("its steps", lambda seen: seen.progress is not None and seen.progress.step > 20)
+    ask(group.folder.requests_path, "steer", "key", learning_rate=1e-3, clip_norm=0.05)
+    seen = group.finished()
+    assert seen.outcome.code is ReasonCode.COMPLETED, seen.outcome
+    (done,) = group.events("repair.done")
+    assert 20 < done.data["step"] < 4000
+    rates = group.folder.series()["train/learning_rate"]
+    assert set(rates.values[rates.steps <= done.data["step"]]) == {0.01}
+    np.testing.assert_allclose(rates.values[rates.steps > done.data["step"]], 1e-3)
+    said = [re.search(r"sound (\S+) left out (\d+) weights (\S+)", log(group, rank)) for rank in (0, 1)]
+    first, second = (found.groups() for found in said if found is not None)
+    assert first == second
+    assert first[:2] == ("True", "400")
+    assert not group.events("repair.limited")
 
 
 def test_an_exit_code_is_a_reason(groups: Any) -> None:

@@ -205,3 +205,10 @@ def test_evidence_has_units_and_what_is_healthy() -> None:
 )  # fmt: skip
 def test_what_watching_costs_in_words(watching: dict[str, Any], said: str) -> None:
     assert said in evidence.cost(watching)
+
+
+def test_usage_is_told_once_there_is_any() -> None:
+    found = {"jobs": 3, "trained_worker_hours": 0.0, "lost_worker_hours": 0.0, "saved_worker_hours": 0.0}
+    assert figures.usage_line(found) == ""
+    found |= {"trained_worker_hours": 212.5, "saved_worker_hours": 31.7}
+    assert figures.usage_line(found) == "212 worker-hours trained in 3 jobs · 31.7 saved by repairs"

@@ -79,7 +79,9 @@ class Seen(Hearer):
         self.troubles.append((of, error))
 
 
-def alone(case: str, *, rank: int = 0, budget: float = 1.0, observed: bool = True, path: str = "") -> Seen:
+def alone(
+    case: str, *, rank: int = 0, budget: float = 1.0, observed: bool = True, repaired: bool = False, path: str = ""
+) -> Seen:
     """In a process of its own, where the observer comes in as it does in a job."""
     seen = Seen()
     observations = seen.listen()
@@ -91,6 +93,8 @@ def alone(case: str, *, rank: int = 0, budget: float = 1.0, observed: bool = Tru
     }
     if observed:
         environment |= {"CHAINRULE_OBSERVER": observations.address, "CHAINRULE_OVERHEAD_BUDGET": str(budget)}
+    if repaired:
+        environment |= {"CHAINRULE_REPAIRS": f"{observations.address}.acts"}
     command = [sys.executable, str(CASES), case]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
     observations.finish()
@@ -175,10 +179,11 @@ def test_what_has_been_done_is_read_once(here: Any, monkeypatch: pytest.MonkeyPa
     assert read.call_count <= 2
 
 
+@pytest.mark.parametrize("repaired", [False, True])
 @pytest.mark.parametrize("case", ["plain", "closure", "busy"])
-def test_a_script_does_not_notice(case: str) -> None:
-    """Bit by bit, random numbers included, with every step probed."""
-    seen, other = alone(case), alone(case, observed=False)
+def test_a_script_does_not_notice(case: str, repaired: bool) -> None:
+    """Bit by bit, random numbers included, with every step probed; also where it would be repaired if it failed."""
+    seen, other = alone(case, repaired=repaired), alone(case, observed=False)
     assert seen.said["weights_sha256"] == other.said["weights_sha256"]
     assert seen.said["next_random"] == other.said["next_random"]
     assert not seen.errors, seen.errors

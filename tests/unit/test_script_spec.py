@@ -60,6 +60,26 @@ def test_how_its_workers_train_a_script_decides(workers: dict[str, Any]) -> None
     assert "fixed count and no strategy" in problems(job() | {"workers": workers})[""]
 
 
+@pytest.mark.parametrize(
+    ("changes", "health", "said"),
+    [
+        ({}, {"allow": ["live", "architecture"]}, "health.allow architecture is not possible for a script, whose own code makes its model"),
+        ({}, {"allow": ["weights"]}, "allowed is live"),
+        ({"observe": False}, {}, "needs task.observe: true, not false"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_repaired_in_a_script_is_refused(
+    changes: dict[str, Any], health: dict[str, Any], said: str
+) -> None:
+    (message,) = problems(job(**changes) | {"health": {"mode": "repair"} | health}).values()
+    assert said in message
+
+
+def test_a_script_may_be_repaired_around_its_steps() -> None:
+    assert parse_spec(job() | {"health": {"mode": "repair", "allow": ["live"]}}).health.mode == "repair"
+
+
 def test_a_job_that_was_written_can_be_read_again() -> None:
     spec = parse_spec(job(arguments=["--lr", 1e-3, 5]))
     document = spec.model_dump(mode="json")

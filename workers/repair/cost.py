@@ -22,6 +22,7 @@ class Cost:
     lost_seconds: float = 0.0
     saved_seconds: float = 0.0
     lost_steps: int = 0
+    trained_seconds: float = 0.0  # of all steps
 
 
 def cost(
@@ -49,4 +50,4 @@ def cost(
     kept = [int(each["act"]["step"]) for each in repairs if each["state"] == "kept" and each["act"]["code"] != "asked"]
     spared = ~sick & (steps > min(kept)) if kept else np.zeros(len(steps), dtype=bool)
     taken = np.nan_to_num(seconds) * workers
-    return Cost(float(taken[sick].sum()), float(taken[spared].sum()), int(sick.sum()))
+    return Cost(float(taken[sick].sum()), float(taken[spared].sum()), int(sick.sum()), float(taken.sum()))

@@ -8,6 +8,7 @@ from typing import Any
 DONE, KEPT, TAKEN_BACK, UNDONE = "repair.done", "repair.kept", "repair.taken_back", "repair.undone"
 SET_ASIDE = "repair.set_aside"
 NONE, SKIPPED, REFUSED = "repair.none", "repair.skipped", "repair.refused"
+ADVICE = frozenset({"data_starvation", "batch_size", "class_imbalance"})  # findings of jobs that need not fail
 CHANGES = (DONE, SET_ASIDE, KEPT, TAKEN_BACK, UNDONE)
 
 

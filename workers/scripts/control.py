@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from workers import group_decisions as decisions
 from workers.acting import Acting
@@ -11,6 +13,7 @@ from workers.group_decisions import View
 from workers.kinds.scripts import ScriptTask
 from workers.ledger import Ledger
 from workers.placing import Attempt
+from workers.repair.told import NONE
 from workers.reports import Outcome, ReasonCode, StopMode
 from workers.spec import JobSpec
 from workers.stacks import place_of, script_stack_of
@@ -29,7 +32,7 @@ class ScriptControl:
         assert isinstance(spec.task, ScriptTask)
         self._attempt, self._task = attempt, spec.task
         self._shipper, self._ledger, self._crew, self._acting = shipper, ledger, crew, acting
-        self._started_at = time.monotonic()
+        self._started_at, self._repairs = time.monotonic(), spec.health.mode == "repair"
 
     def environment(self) -> dict[str, str] | None:
         """What a script is told of its job. None: its run in MLflow is not known yet, and may be soon."""
@@ -47,7 +50,15 @@ class ScriptControl:
     def critical(self) -> Outcome | None:
         """What the job is to end with because of what was found in it; its scripts are to be stopped then, all at once."""
         step = self._ledger.progress.step if self._ledger.progress else 0
-        return self._acting.stops(self._ledger.health["findings"], f"after step {step}")
+        return self._acting.stops(self._final(self._ledger.health["findings"]), f"after step {step}")
+
+    def _final(self, findings: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """What can be repaired is repaired before anybody stops for it: those of which was told that nothing is done, and of the data."""
+        if not self._repairs or not findings:
+            return findings
+        given_up = {event.data["code"] for event in list(self._ledger.events) if event.type == NONE}
+        given_up |= {each["code"] for each in (*self._ledger.data_findings, *self._ledger.preflight_findings)}
+        return [finding for finding in findings if finding["code"] in given_up]
 
     def silent(self, view: View, stop: StopMode | None) -> Outcome | None:
         """Scripts hang, or so it looks: the job ends, because what would be started again would hang again."""

@@ -59,7 +59,19 @@ class Hearer(Protocol):
         """Before the rows of the same steps."""
 
     def take_trouble(self, of: str, error: str) -> None:
-        """``of``: facts, probes or the whole observer, which has given up."""
+        """``of``: facts, probes, repairs or the whole observer, which has given up."""
+
+    def take_held(self, version: int, step: int) -> None:
+        """What was asked of the script's steps under that number holds after that step."""
+        return  # nothing to whoever only watches
+
+    def take_skipped(self, count: int, step: int) -> None:
+        """``count``: updates that were left out so far, the one of ``step`` included."""
+        return  # nothing to whoever only watches
+
+    def take_limits(self, limits: Mapping[str, str]) -> None:
+        """What of ``rate``, ``clip`` and ``skip`` cannot be done to this script, and why."""
+        return  # nothing to whoever only watches
 
 
 class Observations:
@@ -118,6 +130,12 @@ class Observations:
                 rows = np.frombuffer(payload, dtype=np.float64).reshape(len(header["probes"]), -1)
                 told = zip(header["probes"], rows, strict=True)
                 hearer.take_probes([Probed(int(step), share, row) for (step, share), row in told])
+            case "held":
+                hearer.take_held(int(header["version"]), int(header["step"]))
+            case "skipped":
+                hearer.take_skipped(int(header["count"]), int(header["step"]))
+            case "limits":
+                hearer.take_limits({str(what): str(why) for what, why in header["limits"].items()})
             case "trouble":
                 hearer.take_trouble(str(header["of"]), str(header["error"]))
             case kind:

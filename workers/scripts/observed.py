@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from workers.kinds.scripts import ScriptTask
@@ -13,6 +14,7 @@ from workers.run_state import RunContext
 from workers.scripts.observations import Hearer, Measured, Observations, Probed
 from workers.scripts.progress_server import ProgressServer, Status
 from workers.scripts.recorder import ScriptRecorder
+from workers.scripts.repairing import ScriptRepairing
 from workers.spec import JobSpec
 from workers.watch.facts_json import from_json, to_json
 from workers.watch.probe_rows import Names
@@ -23,6 +25,7 @@ UNKNOWN: Mapping[str, Any] = {"verdict": "unknown", "sentence": "No step has bee
 TROUBLES = {
     "facts": ("facts.unknown", "What is to be known of the script before its first step could not be found out."),
     "probes": ("probes.stopped", "The script's steps are not looked at closely any more; losses and norms are still measured."),
+    "repairs": ("script.unrepaired", "The script's steps cannot be changed any more; what was changed of them is taken back."),
     "observer": ("script.unobserved", "The script is not observed any more."),
 }  # fmt: skip
 
@@ -41,6 +44,10 @@ class Observed(Hearer):
         self.overhead: float | None = None
         self._observations = Observations(self) if spec.task.observe else None
         self._server = ProgressServer(self._take_status) if tells else None
+        self._repairs = spec.health.mode == "repair" and self._observations is not None
+        self._repairing: ScriptRepairing | None = None
+        if self._repairs and tells:
+            self._repairing = ScriptRepairing(spec, context, Path(self._acts))
 
     @property
     def variables(self) -> dict[str, str]:
@@ -48,7 +55,15 @@ class Observed(Hearer):
         if self._observations is not None:
             found["CHAINRULE_OBSERVER"] = self._observations.address
             found["CHAINRULE_OVERHEAD_BUDGET"] = str(self._task.overhead_budget)
+        if self._repairs:
+            found["CHAINRULE_REPAIRS"] = self._acts
         return found
+
+    @property
+    def _acts(self) -> str:
+        """The file in which the script finds what is asked of its steps."""
+        assert self._observations is not None
+        return f"{self._observations.address}.acts"
 
     @property
     def step(self) -> int:
@@ -63,11 +78,27 @@ class Observed(Hearer):
         return dict(self._recorder.latest) if self._recorder else {}
 
     def judge(self, *, final: bool = False) -> Mapping[str, Any]:
-        return self._recorder.judge(final=final).as_dict() if self._recorder else UNKNOWN
+        if self._recorder is None:
+            return UNKNOWN
+        judgement = self._recorder.judge(final=final)
+        if self._repairing is not None and final:
+            self._repairing.consider(judgement, self._recorder, self._steps, final=True)
+        return judgement.as_dict()
 
     def judge_when_due(self) -> None:
-        if self._recorder is not None:
-            self._recorder.judge_when_due()
+        if self._recorder is None:
+            return
+        judgement = self._recorder.judge_when_due()
+        if self._repairing is None:
+            return
+        if judgement is not None:
+            self._repairing.consider(judgement, self._recorder, self._steps)
+        self._repairing.hear_people(self._recorder, self._steps)
+
+    @property
+    def _steps(self) -> int | None:
+        """Of the whole run, as far as anybody said."""
+        return self._task.steps or self._posted_steps or None
 
     def finish(self) -> None:
         """Takes what the script has sent until its end. May be called again."""
@@ -127,7 +158,21 @@ class Observed(Hearer):
             said = f"Before the first step: {len(found.layers)} layers; {loss}."
             self._context.reporter.event("info", "facts", said, to_json(found) | {"uncleared": uncleared})
 
+    def take_held(self, version: int, step: int) -> None:
+        if self._repairing is not None:
+            self._repairing.held(version, step, self._recorder)
+
+    def take_skipped(self, count: int, step: int) -> None:
+        if self._repairing is not None:
+            self._repairing.skipped(count, step)
+
+    def take_limits(self, limits: Mapping[str, str]) -> None:
+        if self._repairing is not None:
+            self._repairing.take_limits(limits)
+
     def take_trouble(self, of: str, error: str) -> None:
+        if self._repairing is not None and of in ("repairs", "observer"):
+            self._repairing.stop(error)
         if self._tells:
             type, said = TROUBLES.get(of, TROUBLES["observer"])
             self._context.reporter.event("warning", type, f"{said} {error}", {"error": error})

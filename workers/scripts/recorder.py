@@ -47,6 +47,22 @@ class ScriptRecorder(Recorder):
         self._loss = 0.0  # the newest that is known
         self._cost_share: float | None = None  # of probes, as the script's observer says
         self._uncleared: float | None = None
+        self.steered = False  # its rate may be another one than it asks for
+        self.largest_rate: float | None = None  # before that
+
+    @property
+    def steps(self) -> int:
+        """The newest that was measured."""
+        return self._memory.steps
+
+    def judged_from(self, step: int) -> None:
+        """The run was changed after that step, with the weights that it had: how it goes on is judged as that of a run which begins there."""
+        with self._guard:
+            self.begin_anew(step, step, self._steps, step)
+
+    def usual_norm(self, before: int) -> float | None:
+        with self._guard:
+            return super().usual_norm(before)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -57,6 +73,7 @@ class ScriptRecorder(Recorder):
         with other._guard, self._guard:
             self.facts, self._uncleared, self._cost_share = other.facts, other._uncleared, other._cost_share
             self._probes, self._pending_probes, self._loss = other._probes, other._pending_probes, other._loss
+            self._origin, self.largest_rate, self.steered = other._origin, other.largest_rate, other.steered
 
     def take_facts(self, facts: Facts, uncleared: float | None) -> None:
         with self._guard:
@@ -78,6 +95,8 @@ class ScriptRecorder(Recorder):
         with self._guard:
             for each in measured:
                 rate = math.nan if each.learning_rate is None else each.learning_rate
+                if each.learning_rate is not None and not self.steered:
+                    self.largest_rate = max(self.largest_rate or 0.0, each.learning_rate)
                 host = HostValues(rate, 0, 0.0, 0.0)
                 norm = float(np.sqrt(np.square(each.norms).sum()))
                 self._loss = each.loss if each.loss is not None else self._loss

@@ -65,6 +65,9 @@ def living(record: Record, repairs: Sequence[Mapping[str, Any]]) -> Record:
     origins = [0]
     for repair in repairs:
         act = repair["act"]
+        if "origin" in repair:  # of a script, which goes on with the weights that it has
+            origins.append(max(origins[-1], repair["origin"]))
+            continue
         if act["patches"] is not None:
             origins.append(act["step"])
         elif act["rewind"] is not None:

@@ -38,20 +38,23 @@ SEND_TIMEOUT = 2.0
 
 class Observer:
     @classmethod
-    def from_environment(cls, part: Any, aside: Any) -> Observer:
-        """``part`` and ``aside``: the classes of these names, which were loaded as this one was."""
-        return cls(
+    def from_environment(cls, part: Any, aside: Any, repairing: Any) -> Observer:
+        """``part``, ``aside`` and ``repairing``: the classes of these names, which were loaded as this one was."""
+        found = cls(
             os.environ["CHAINRULE_OBSERVER"],
             part,
             aside,
             measures=os.environ.get("RANK", "0") == "0",
             budget=float(os.environ.get("CHAINRULE_OVERHEAD_BUDGET", "0.02")),
         )
+        found.repairing = repairing.from_environment(found._tell)
+        return found
 
     def __init__(self, address: str, part: Any, aside: Any, *, measures: bool, budget: float) -> None:
         """``measures``: else only steps are counted, as a sign of life; gradients are alike on all ranks."""
         self._address, self._new, self._measures, self._budget = address, part, measures, budget
         self._aside: Any = aside(self._tell, budget) if measures else None
+        self.repairing: Any = None  # what is changed of the script's steps; None: nothing ever is
         self._pid = os.getpid()
         self._socket: socket.socket | None = None
         self.off = False
@@ -67,6 +70,7 @@ class Observer:
         self._pending: list[list[Any]] = []  # [step, time, seconds, learning rate, whether the loss is known]
         self._pace: Any = None  # a weak reference to the optimizer that sets it
         self._stepping: Any = None  # a weak reference to the optimizer whose step is under way; it may step others, on the same parameters
+        self._measured_within = False  # the gradients of the step that is under way
         self._steps_begun = 0
         self._others: dict[int, int] = {}
         self._first_step = 0
@@ -80,7 +84,16 @@ class Observer:
 
     def optimizers(self, module: Any) -> None:
         before, after = self._guarded(self._before), self._guarded(self._after)
+        repairing = self.repairing
+        if repairing is not None:  # its rate is the one that is measured, its gradient is not
+            change = repairing.guarded(lambda optimizer: repairing.before(optimizer, self._first_step + self._rounds))
+            put_back = repairing.guarded(repairing.after)
+            module.register_optimizer_step_pre_hook(lambda optimizer, *_: change(optimizer))
         module.register_optimizer_step_pre_hook(before)
+        if repairing is not None:
+            mend, measure = repairing.guarded(repairing.gradients), self._guarded(self._within)
+            module.register_optimizer_step_pre_hook(lambda *given: mend(*given, measure))
+            module.register_optimizer_step_post_hook(lambda optimizer, *_: put_back(optimizer))
         module.register_optimizer_step_post_hook(after)
         atexit.register(self.end)
         if self._measures:
@@ -206,12 +219,18 @@ class Observer:
         if self._stepping is None or self._stepping() is not optimizer:
             return
         self._stepping = None
-        closure = _closure(arguments, named) is not None
-        if closure:
+        closure, within, self._measured_within = _closure(arguments, named) is not None, self._measured_within, False
+        if closure and not within:
             self._step(optimizer, 1)
         if self._aside is not None:
             step, part = self._first_step + self._rounds, self._known(optimizer)
             self._aside.after(optimizer, part, step, paces=self._pace() is optimizer, with_gradients=closure)
+
+    def _within(self, optimizer: Any) -> None:
+        """In a closure that was called within the step, before its gradients are changed."""
+        if not self._measured_within and self._stepping is not None and self._stepping() is optimizer:
+            self._measured_within = True
+            self._step(optimizer, 0)
 
     def _step(self, optimizer: Any, done: int) -> None:
         entered = time.perf_counter()

@@ -52,7 +52,8 @@ class _After(importlib.abc.MetaPathFinder):
     def _observing(self) -> Any:
         if self._observer is None:
             part, aside = _load("chainrule_layers").Part, _load("chainrule_aside").Aside
-            self._observer = _load("chainrule_observer").Observer.from_environment(part, aside)
+            repairing = _load("chainrule_repairing").Repairing
+            self._observer = _load("chainrule_observer").Observer.from_environment(part, aside, repairing)
         return self._observer
 
 
