@@ -81,8 +81,10 @@ def learning_rate(step: int, steps: int, spec: Schedule, peak: float) -> float:
 
 
 def scale_weight_decay(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Of what each group was built with."""
+    """Of what each group was built with; some optimizers have none."""
     for group in optimizer.param_groups:
+        if "weight_decay" not in group:
+            continue
         group["weight_decay"] = group.setdefault("built_with_decay", group["weight_decay"]) * factor
 
 

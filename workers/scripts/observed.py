@@ -88,7 +88,7 @@ class Observed(Hearer):
     def judge_when_due(self) -> None:
         if self._recorder is None:
             return
-        judgement = self._recorder.judge_when_due()
+        judgement = self._recorder.judge_when_due(repairing=self._repairing is not None)
         if self._repairing is None:
             return
         if judgement is not None:
