@@ -24,7 +24,7 @@ from workers.repair.repairs import Plan
 from workers.repair.requests import asked
 from workers.repair.snapshots import Snapshot, copied, put_back
 from workers.reports import Outcome, ReasonCode
-from workers.run_duties import RunDuties
+from workers.run_quarantine import RunQuarantine
 from workers.watch.findings import Judgement
 
 ADVICE = frozenset({"data_starvation", "batch_size", "class_imbalance"})  # findings of jobs that need not fail
@@ -36,7 +36,7 @@ SNAPSHOTS = 50  # in a run, at most
 SNAPSHOT_STEPS = 5  # at least between two of them
 
 
-class RunRepairs(RunDuties):
+class RunRepairs(RunQuarantine):
     """Does nothing, and costs nothing, in any other mode."""
 
     # --- what rank 0 wants --------------------------------------------------------------------------------------------
@@ -59,8 +59,10 @@ class RunRepairs(RunDuties):
         alarms = [finding for finding in findings if finding["severity"] != "note"]
         self.sick = bool(alarms)
         situation = self.situation(alarms[0]) if alarms else None
-        self.wanted = self.repairs.next_act(alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches())
-        self.found = alarms[0] if alarms else {}
+        kept, patches, data = self.snapshots.steps, self.plan_of_patches(), self.data_answers()
+        self.wanted = self.repairs.next_act(alarms, situation, kept, self.step, patches, data)
+        code = self.wanted.code if self.wanted is not None else None
+        self.found = next((each for each in alarms if each["code"] == code), alarms[0]) if alarms else {}
         if (
             self.wanted is None
             and alarms
@@ -128,10 +130,11 @@ class RunRepairs(RunDuties):
             self.rebuild()
         if before is not None:
             put_back(before, parallel.plain(self.model), self.optimizer)
-        if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept"):
+        self.forget_left_out(act)
+        self.stretch()
+        if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept") or act.changes_data:
             back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
             back = self.best_at if act.ends and act.verdict is None else back
-            self.stretch()
             self.recorder.begin_anew(
                 self.step if back is None else back, self.step, self.plan.steps, self.repairs.origin
             )
@@ -211,10 +214,10 @@ class RunRepairs(RunDuties):
         return True
 
     def stretch(self) -> None:
-        """The run becomes longer by what was lost, within its budget; what is read ahead knows only the old end."""
-        steps = self.job_steps + self.repairs.extra
-        if steps != self.plan.steps:
-            self.plan = replace(self.plan, steps=steps)
+        """The run becomes longer by what was lost, within its budget; what is read ahead knows only the old end, and the old samples."""
+        plan = self.plan_now()
+        if plan != self.plan:
+            self.plan = plan
             self.stop_reading()
 
     def values_now(self) -> dict[str, float]:
@@ -244,7 +247,8 @@ class RunRepairs(RunDuties):
             self.tell("repair.done", f"After step {self.step} {act.words}.", data)
             return
         back = f" (step {act.rewind})" if act.rewind is not None else ""
-        said = f"Repair {act.number}, for {act.code}, after step {self.step}: {act.words}{back}. It is on trial for {act.probation} steps."
+        said = f"Repair {act.number}, for {act.code}, after step {self.step}: {act.words}{back}."
+        said += f" It is on trial for {act.probation} steps." if act.probation else ""
         self.tell("repair.done", said, data, level="warning")
 
     # --- what people ask for ------------------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ class RunRepairs(RunDuties):
             return
         self.asked_at = now
         for request in asked(folder, self.repairs.taken):
-            found = self.repairs.asked(request, self.step)
+            found = self.why_not_asked(request) or self.repairs.asked(request, self.step)
             if isinstance(found, Act):
                 self.wanted, self.found = found, {}
                 return

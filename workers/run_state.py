@@ -370,8 +370,13 @@ class RunState:
         self.accumulate = max(self.accumulate, document.get("accumulate", 1))
         if "repairs" in document:  # not in those of earlier versions
             self.repairs.restore(document["repairs"])
-            self.plan = replace(self.plan, steps=self.job_steps + self.repairs.extra)
+            self.plan = self.plan_now()
             self.recorder.runs(self.plan.steps, self.repairs.origin)
+
+    def plan_now(self) -> batches.Plan:
+        """As repairs have it: the run may be longer, and leave samples out."""
+        steps = self.job_steps + self.repairs.extra
+        return replace(self.plan, steps=steps, left_out=self.repairs.left_out(self.spec.training.leave_out))
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""

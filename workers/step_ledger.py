@@ -8,13 +8,14 @@ that went on from a checkpoint): the one that counts is the one whose numbers ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workers.jobfolder import JobFolder
 from workers.metric_series import Series
 from workers.problems import SpecError
 from workers.repair.acts import Act
+from workers.repair.quarantine import holding, left_out
 from workers.repair.told import CHANGES, DONE
 from workers.sample_order import Indices, Plan, microbatches, plan_of
 from workers.spec import JobSpec, parse_spec
@@ -45,6 +46,11 @@ class Change:
     @property
     def number(self) -> int:
         return int(self.repair["act"]["number"])
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether it says which samples are trained on."""
+        return any(self.repair["act"].get(name) for name in ("leaves_out", "takes_in"))
 
     @property
     def act(self) -> Act:
@@ -162,8 +168,15 @@ class StepLedger:
         """Raises NoSuchStepError, UnknownStepError."""
         recorded = self.recorded(number)
         group = self.groups[self._owner(number, recorded.at)]
-        plan = self.plan()
+        plan = replace(self.plan(), left_out=self.left_out(number))
         return StepMade(number, plan.epoch(number - 1), recorded, group, plan)
+
+    def left_out(self, number: int) -> tuple[int, ...]:
+        """Samples that step ``number`` left out, ascending. Raises NoSuchStepError, UnknownStepError."""
+        first, acts = self.spec.training.leave_out, []
+        if any(change.of_samples for group in self.groups for change in group.changes):
+            acts = [change.act for stretch in self.lineage(number) for change in stretch.changes]
+        return left_out(first, holding(acts))
 
     def recorded(self, number: int) -> Recorded:
         """Raises NoSuchStepError."""

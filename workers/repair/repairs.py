@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from workers.repair import quarantine
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
+from workers.repair.data_answers import DATA_ANSWERS, DataAnswers
 from workers.repair.ladder import (
     TOO_SHORT,
     Rung,
@@ -44,6 +46,7 @@ class Repairs:
         self.entries: list[Entry] = []
         self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
         self._plan: Plan | None = None
+        self._data: DataAnswers | None = None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
         self.left_to_people: str | None = None  # the first cause that only they can answer
 
@@ -116,6 +119,10 @@ class Repairs:
     def _holding(self) -> list[Act]:
         return [each.act for each in self.entries if each.state in ("trial", "kept")]
 
+    def left_out(self, first: Sequence[int]) -> tuple[int, ...]:
+        """Samples that are left out now, ascending. ``first``: of the job itself."""
+        return quarantine.left_out(first, self._holding())
+
     @property
     def patches_before_trial(self) -> list[dict[str, Any]]:
         """What is on trial gives way to what is tried next."""
@@ -135,13 +142,16 @@ class Repairs:
         snapshots: Sequence[int],
         step: int,
         plan: Plan | None = None,
+        data: DataAnswers | None = None,
     ) -> Act | None:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
         that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending. ``plan``: name of a plan -> its patches,
-        those of the model as it is included, or none; None: this model is not rebuilt."""
-        self._plan = plan
+        those of the model as it is included, or none; None: this model is not rebuilt. ``data``: what can be done about the training data."""
+        self._plan, self._data = plan, data
         trial = self.trial
         situation = None if situation is not None and self._known_fact(situation.finding) else situation
+        if trial is None and (found := self._about_data(findings, snapshots, step)) is not None:
+            return found
         if situation is not None and only_people(situation, self._health.allow):
             self.left_to_people = self.left_to_people or situation.finding["code"]
         if trial is not None:
@@ -152,6 +162,30 @@ class Repairs:
         if self._unwanted(code):
             return None
         return self._next(situation, snapshots, step, instead_of=None)
+
+    def _about_data(
+        self, findings: Sequence[Mapping[str, Any]], snapshots: Sequence[int], step: int, instead_of: int | None = None
+    ) -> Act | None:
+        """Before anything is done to the run: what mends the data that it is trained on."""
+        if self._data is None or "data" not in self._health.allow or self._spent:
+            return None
+        out = quarantine.left_out((), self._holding())
+        tried = {sample for each in self.entries for sample in each.act.leaves_out or ()}
+        for finding in findings:
+            found = None if self._unwanted(finding["code"]) else self._data.answer(finding, out, tried)
+            if found is None:
+                continue
+            situation = Situation(finding, step, self._steps, None, None, None)
+            rung = Rung("data", back=found.back)
+            back = self._target(rung, situation, self._further(snapshots, instead_of), step)
+            words = [*([said_of(rung)] if back is not None else []), found.words]
+            probation = self._probation(situation, step) if found.trial else 0
+            seen = step + probation <= self._steps + self.extra
+            return Act(
+                len(self.entries) + 1, step, finding["code"], "data", "; ".join(words), rewind=back, leaves_out=found.leaves_out,
+                class_weights=found.class_weights, instead_of=instead_of, probation=probation if seen else 0,
+            )  # fmt: skip
+        return None
 
     def _next(self, situation: Situation, snapshots: Sequence[int], step: int, instead_of: int | None) -> Act | None:
         """The next rung of its ladder that this run can take."""
@@ -191,8 +225,8 @@ class Repairs:
             return self._ends(trial, "taken_back", step)
         number, code = trial.act.number, situation.finding["code"]
         same = replace(situation, finding=trial.finding, step=trial.act.step)  # as it was found
-        found = None
-        if too_far(trial.act.rate, code):
+        found = self._about_data([situation.finding], snapshots, step, instead_of=number)
+        if found is None and too_far(trial.act.rate, code):
             found = self._act(same, halfway(same, trial.act.rate), snapshots, step, instead_of=number)
         found = found or self._next(same, snapshots, step, instead_of=number)
         if found is None and code != trial.act.code:
@@ -270,7 +304,7 @@ class Repairs:
         """Rungs of this ladder that have been tried since one of them was kept last; a least rate that is kept is not set again."""
         count = 0
         for each in self.entries:
-            if each.act.code == code:
+            if each.act.code == code and not each.act.changes_data:
                 count = 0 if each.state == "kept" and not each.act.rate_at_least else count + 1
         return count
 
@@ -284,7 +318,11 @@ class Repairs:
             return f"it follows from {self.left_to_people}, and only a person can know what was meant"
         if self._spent:
             return f"all {self._health.budget.repairs} repairs of its budget are used up"
-        found = rungs(situation)
+        code, found = situation.finding["code"], rungs(situation)
+        if self._data is not None and (why := self._data.why_not(code)) is not None and not found:
+            return why
+        if not found and code in DATA_ANSWERS and "data" not in self._health.allow:
+            return "health.allow would have to name data"
         if not found:
             return "nothing that may be done to a running job mends it, or only a person can know what was meant"
         if all(rung.consent not in self._health.allow for rung in found):
@@ -321,9 +359,11 @@ class Repairs:
             said.append(f"the learning rate is {request.learning_rate:.3g} at the top of its schedule")
         if request.clip_norm is not None:
             said.append(f"the gradient's norm is clipped at {request.clip_norm:.3g}")
+        of_data = quarantine.said_of_request(request.leave_out, request.take_in)
         return Act(
-            len(self.entries) + 1, step, BY_PEOPLE, "live", f"{' and '.join(said)}, as {request.by} asked",
-            learning_rate=request.learning_rate, clip=request.clip_norm, request=request.id,
+            len(self.entries) + 1, step, BY_PEOPLE, "data" if of_data else "live", f"{' and '.join([*said, *of_data])}, as {request.by} asked",
+            learning_rate=request.learning_rate, clip=request.clip_norm, leaves_out=request.leave_out, takes_in=request.take_in,
+            request=request.id,
         )  # fmt: skip
 
     # --- record -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,62 @@
+"""What answers a finding that the training data is behind (consent ``data``): samples left out, classes weighted. Decided on rank 0.
+
+Goes before the ladder of what may be done to the run: no rate and no clipping mends a sample that is no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workers.repair.quarantine import OF_SAMPLES, Blame, Blamed, said_of, why_too_many
+
+DATA_ANSWERS = frozenset({"nonfinite_data"})  # findings that nothing else answers
+LOOKS = 8  # at samples one by one, in one process
+
+
+@dataclass(frozen=True)
+class Answer:
+    words: str
+    leaves_out: list[int] | None = None
+    class_weights: list[float] | None = None
+    back: bool = False  # to the weights before it began: those since were trained on what is left out now
+    trial: bool = False  # what is no number is wrong by itself; whether something else was at fault has to be seen
+
+
+class DataAnswers:
+    """Remembers what it has found, so that a finding that stays open is looked into once."""
+
+    def __init__(self, samples: int, blame: Blame) -> None:
+        """``samples``: of the training set."""
+        self._samples, self._blame = samples, blame
+        self._known: dict[tuple[str, int], Blamed] = {}
+        self._why: dict[str, str] = {}
+
+    def answer(self, finding: Mapping[str, Any], out: Collection[int], tried: Collection[int]) -> Answer | None:
+        """``out``: samples that are left out now; ``tried``: those that were once, which somebody took in again or which were not at fault."""
+        if finding["code"] not in OF_SAMPLES:
+            return None
+        blamed = self._looked(finding)
+        nonfinite, extreme = (
+            tuple(each for each in found if each not in out and each not in tried)
+            for found in (blamed.nonfinite, blamed.extreme)
+        )
+        found = Blamed(nonfinite, extreme, blamed.looked_at)
+        if not found.samples:
+            return None
+        too_many = why_too_many(len(found.samples), len(out), self._samples)
+        if too_many is not None:
+            self._why[finding["code"]] = too_many
+            return None
+        return Answer(said_of(found), found.samples, back=bool(extreme), trial=bool(extreme) and not nonfinite)
+
+    def _looked(self, finding: Mapping[str, Any]) -> Blamed:
+        key = (finding["code"], int(finding["first_bad_step"]))
+        if key not in self._known:
+            self._known[key] = self._blame(finding) if len(self._known) < LOOKS else Blamed()
+        return self._known[key]
+
+    def why_not(self, code: str) -> str | None:
+        """A part of a sentence: why samples that were found to be at fault are not left out."""
+        return self._why.get(code)
