@@ -36,6 +36,7 @@ from api.routes import (
     health,
     jobs,
     logs,
+    quarantine,
     repairs,
     schema,
     steps,
@@ -68,6 +69,7 @@ ROUTERS = tuple(
         schema,
         health,
         repairs,
+        quarantine,
         docs,
     )
 )

@@ -55,7 +55,8 @@ class Scans:
 
 def write_scans(folder: Path, nan: Sequence[int] = NAN, loud: Sequence[int] = ()) -> Path:
     """The file, with 1,437 training images and 360 others, which are all sound."""
-    images, arrays = read_digits(DigitsData(source="digits")), {}
+    images = read_digits(DigitsData(source="digits"))
+    arrays: dict[str, Any] = {}
     for name, part in (("train", images.train), ("evaluation", images.evaluation)):
         arrays[f"{name}_inputs"] = (part.pixels.reshape(-1, 64) / 16).astype(np.float32)
         arrays[f"{name}_labels"] = part.labels

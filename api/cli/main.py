@@ -17,6 +17,7 @@ from api.cli import (
     jobs,
     local,
     plan,
+    quarantine,
     repairs,
     steps,
 )
@@ -43,6 +44,7 @@ for command in (
     findings.health,
     repairs.repairs,
     repairs.undo,
+    quarantine.quarantine,
     checkpoints.checkpoints,
     diagnose.diagnose,
     steps.step,

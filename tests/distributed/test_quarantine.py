@@ -203,7 +203,7 @@ def test_a_run_goes_on_from_a_checkpoint_without_them(processes: Processes, tmp_
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_people_name_them_and_take_them_in_again(processes: Processes, tmp_path: Path, strategy: str) -> None:
     """In any mode. Nothing of weights and rate is touched."""
-    wishes = [
+    wishes: list[Mapping[str, Any]] = [
         {"kind": "steer", "by": "key test", "leave_out": [5, 6, 1436]},
         {"kind": "steer", "by": "key test", "take_in": [6], "clip_norm": 2.0},
         {"kind": "steer", "by": "key test", "take_in": [7]},
@@ -225,7 +225,7 @@ def test_people_name_them_and_take_them_in_again(processes: Processes, tmp_path:
 
 
 def test_undoing_takes_them_in_again_with_the_weights_from_before(tmp_path: Path) -> None:
-    wishes = [
+    wishes: list[Mapping[str, Any]] = [
         {"kind": "steer", "by": "key test", "leave_out": [5, 6]},
         {"kind": "undo", "by": "key test", "number": 1},
     ]

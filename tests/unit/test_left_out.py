@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.unit.test_step_ledger import event, folder_of, started, steps
-from workers.repair import blame
 from workers.repair.acts import Act, Entry
 from workers.repair.blame import blamed
 from workers.repair.data_answers import LOOKS, DataAnswers
@@ -187,7 +186,7 @@ def test_suspects_come_first_and_the_time_is_bounded(monkeypatch: pytest.MonkeyP
         now += 1
         return now
 
-    monkeypatch.setattr(blame.time, "monotonic", clock)
+    monkeypatch.setattr("workers.repair.blame.time.monotonic", clock)
     rows = drawn()
     rows.inputs[[333, 444]] = float("nan")
     found = look(Regression(), rows, [333], seconds=80)
