@@ -1,8 +1,8 @@
-"""What a run does about its training data: samples that are left out, by itself (consent ``data``) or because people ask."""
+"""What a run does about its training data (consent ``data``, or because people ask): samples that are left out, classes that are weighed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from workers.repair.rebuilding import patched
 from workers.repair.requests import Request
 from workers.run_duties import RunDuties
 from workers.sample_order import why_not_left_out
-from workers.tasks.base import Writing
+from workers.tasks.base import Weighing, Writing
+from workers.watch.loss_call import constant_loss
 from workers.watch.record import Facts, Series
 
 AROUND = 2  # steps before and after the first one that went wrong, where no step is known to be no number
@@ -39,7 +40,8 @@ class RunQuarantine(RunDuties):
         if self.rank > 0 or "data" not in self.spec.health.allow or isinstance(self.task, Writing):
             return None
         if self._answers is None:
-            self._answers = DataAnswers(self.plan.samples, self.look_for_samples)
+            counts = self.task.class_counts() if isinstance(self.task, Weighing) else None
+            self._answers = DataAnswers(self.plan.samples, self.look_for_samples, counts)
         return self._answers
 
     def look_for_samples(self, finding: Mapping[str, Any]) -> Blamed:
@@ -100,6 +102,19 @@ class RunQuarantine(RunDuties):
         self.recorder.forget_steps(theirs)
         if self.recorder.facts is not None:
             self.recorder.facts = _without_bad_rows(self.recorder.facts)
+
+    def facts_of_weights(self, act: Act) -> None:
+        """By which the loss is judged from now on: what the best constant answer gives is another loss with other weights."""
+        if act.class_weights and self.recorder.facts is not None:
+            smoothing = float(getattr(self.spec.task, "label_smoothing", 0.0))
+            self.recorder.facts = _weighed(self.recorder.facts, self.repairs.class_weights, smoothing)
+
+
+def _weighed(facts: Facts, weights: Sequence[float] | None, smoothing: float) -> Facts:
+    loss, given = facts.loss, tuple(weights or ())
+    parts = tuple(count * weight for count, weight in zip(loss.class_counts, given, strict=False)) or loss.class_counts
+    constant = constant_loss(loss, parts, smoothing) if loss.constant is not None else None
+    return replace(facts, loss=replace(loss, weighted=bool(given), class_weights=given, constant=constant))
 
 
 def _bad_steps(series: Series) -> list[int]:

@@ -132,9 +132,12 @@ class RunRepairs(RunQuarantine):
             put_back(before, parallel.plain(self.model), self.optimizer)
         self.forget_left_out(act)
         self.stretch()
+        self.weigh_classes()
+        self.facts_of_weights(act)
         if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept") or act.changes_data:
             back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
             back = self.best_at if act.ends and act.verdict is None else back
+            back = 0 if act.class_weights else back  # losses before and after it are not of one measure
             self.recorder.begin_anew(
                 self.step if back is None else back, self.step, self.plan.steps, self.repairs.origin
             )

@@ -34,7 +34,7 @@ from workers.repair.snapshots import Snapshot, Snapshots
 from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
-from workers.tasks.base import Task
+from workers.tasks.base import Task, Weighing
 from workers.user_code import UserCode
 from workers.watch.facts_json import from_json, to_json
 from workers.watch.findings import Key
@@ -371,12 +371,18 @@ class RunState:
         if "repairs" in document:  # not in those of earlier versions
             self.repairs.restore(document["repairs"])
             self.plan = self.plan_now()
+            self.weigh_classes()
             self.recorder.runs(self.plan.steps, self.repairs.origin)
 
     def plan_now(self) -> batches.Plan:
         """As repairs have it: the run may be longer, and leave samples out."""
         steps = self.job_steps + self.repairs.extra
         return replace(self.plan, steps=steps, left_out=self.repairs.left_out(self.spec.training.leave_out))
+
+    def weigh_classes(self) -> None:
+        """As repairs have it."""
+        if isinstance(self.task, Weighing):
+            self.task.weigh(self.repairs.class_weights)
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""

@@ -22,7 +22,7 @@ from workers.membership import Alone, MeetingPoint
 from workers.repair.requests import ask
 from workers.replay import replay
 from workers.replay_text import shown
-from workers.reports import ReasonCode, StopMode
+from workers.reports import Outcome, ReasonCode, StopMode
 from workers.sources.arrays import read_digits
 from workers.spec import JobSpec, code_of, parse_spec
 from workers.standalone import FolderReporter, SilentReporter
@@ -277,10 +277,17 @@ def from_file(
     job_spec: JobSpec,
     path: Path,
     wishes: Sequence[Mapping[str, Any]] = (),
+    stop_after: int | None = None,
     meeting: MeetingPoint = None,
-) -> None:
-    """As ``python -m workers.train`` does it, judged after each step."""
-    folder = JobFolder.at(path)
+) -> Outcome:
+    """As ``python -m workers.train`` does it, judged after each step. ``stop_after``: steps after which it is paused."""
+    folder, asked = JobFolder.at(path), 0
+
+    def stop_requested() -> StopMode | None:
+        nonlocal asked
+        asked += 1
+        return StopMode.PAUSE if asked == stop_after else None
+
     if rank == 0:
         folder.create(job_spec.model_dump_json())
         for wish in wishes:
@@ -294,13 +301,13 @@ def from_file(
         context = RunContext(
             torch.device("cpu"),
             FolderReporter(folder) if rank == 0 else SilentReporter(),
-            Alone(rank, world_size, store=meeting),
+            Alone(rank, world_size, stop_requested, meeting),
             folder.checkpoints_root,
             folder.model_path,
             code=provide(own, None, path / f"code-{rank}") if own is not None else None,
             requests=folder.requests_path,
         )
-        train(job_spec, context)
+        return train(job_spec, context)
 
 
 from_file.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes

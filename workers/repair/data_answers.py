@@ -5,13 +5,15 @@ Goes before the ladder of what may be done to the run: no rate and no clipping m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workers.repair import class_weights
+from workers.repair.class_weights import inverse_frequency
 from workers.repair.quarantine import OF_SAMPLES, Blame, Blamed, said_of, why_too_many
 
-DATA_ANSWERS = frozenset({"nonfinite_data"})  # findings that nothing else answers
+DATA_ANSWERS = frozenset({"nonfinite_data", "class_imbalance"})  # findings that nothing else answers
 LOOKS = 8  # at samples one by one, in one process
 
 
@@ -27,14 +29,18 @@ class Answer:
 class DataAnswers:
     """Remembers what it has found, so that a finding that stays open is looked into once."""
 
-    def __init__(self, samples: int, blame: Blame) -> None:
-        """``samples``: of the training set."""
-        self._samples, self._blame = samples, blame
+    def __init__(self, samples: int, blame: Blame, class_counts: Sequence[int] | None = None) -> None:
+        """``samples``: of the training set. ``class_counts`` (C,): of them in each class; None: the loss takes no weights of classes, or those that
+        the job has given."""
+        self._samples, self._blame, self._class_counts = samples, blame, class_counts
         self._known: dict[tuple[str, int], Blamed] = {}
         self._why: dict[str, str] = {}
 
     def answer(self, finding: Mapping[str, Any], out: Collection[int], tried: Collection[int]) -> Answer | None:
         """``out``: samples that are left out now; ``tried``: those that were once, which somebody took in again or which were not at fault."""
+        if finding["code"] == "class_imbalance" and self._class_counts is not None:
+            weights = inverse_frequency(self._class_counts)
+            return Answer(class_weights.said_of(weights, self._class_counts), class_weights=weights)
         if finding["code"] not in OF_SAMPLES:
             return None
         blamed = self._looked(finding)

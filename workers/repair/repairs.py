@@ -124,6 +124,11 @@ class Repairs:
         return quarantine.left_out(first, self._holding())
 
     @property
+    def class_weights(self) -> list[float] | None:
+        """Of the loss now; None: those of the job, if it has any."""
+        return next((act.class_weights for act in reversed(self._holding()) if act.class_weights), None)
+
+    @property
     def patches_before_trial(self) -> list[dict[str, Any]]:
         """What is on trial gives way to what is tried next."""
         kept = [each.act.patches for each in self.entries if each.state == "kept" and each.act.patches is not None]

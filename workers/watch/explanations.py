@@ -243,7 +243,7 @@ WORDS: dict[str, Words] = {
     "class_imbalance": Words(
         "The largest class has {ratio} times as many samples as the smallest ({largest} and {smallest}) and no weights (healthy: up to 20 times).",
         "The gradient is a mean over samples, so the rare class hardly counts in it, and a model that never names it has a low loss.",
-        "Weight the loss by class, or draw rare classes more often",
+        "Weight the loss by class, the rarer the more",
         "data",
         "It worked when the recall of the smallest class rises.",
     ),
