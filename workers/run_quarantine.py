@@ -46,7 +46,7 @@ class RunQuarantine(RunDuties):
 
     def look_for_samples(self, finding: Mapping[str, Any]) -> Blamed:
         """Must not cost the run anything but the time: what a task raises of a single sample is told."""
-        self.link.at(Work.EVALUATE, self.step)  # the others have to wait
+        self.link.at(Work.DATA, self.step)  # behind the others, which wait in the next step: it is not they that hang
         try:
             with torch.random.fork_rng(devices=[]):
                 seed, suspects = self.spec.training.seed, self.suspects(finding)
@@ -55,6 +55,7 @@ class RunQuarantine(RunDuties):
             said = f"Samples could not be looked at one by one: {type(error).__name__}: {error}"
             self.tell("repair.not_looked_at", said[:2000], {"step": self.step, "code": finding["code"]}, "warning")
             return Blamed()
+        found = found.without(self.plan.left_out)
         what = f"{len(found.samples)} of them at fault" if found.samples else "none of them at fault"
         said = (
             f"Looked at {found.looked_at:,} of {self.plan.samples:,} samples one by one, for {finding['code']}: {what}."

@@ -93,7 +93,9 @@ class RunRepairs(RunQuarantine):
             return None
 
         def plan(name: str) -> list[dict[str, Any]]:
-            self.link.at(Work.EVALUATE, self.step)  # the others may have to wait
+            self.link.at(
+                Work.DATA, self.step
+            )  # behind the others, which may have to wait in the next step: it is not they that hang
             rows = self.plan.step_indices(self.step)[:EXAMPLE_ROWS].tolist()
             batch = self.datasets.train.batch(rows, seed=self.spec.training.seed)
             known = self.repairs.patches_before_trial

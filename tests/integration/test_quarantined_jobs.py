@@ -45,7 +45,7 @@ def test_a_job_with_broken_samples_ends_well(groups: Any, bundle: Path, tmp_path
     end = group.finished()
     assert end.outcome.code is ReasonCode.COMPLETED, end.outcome
     assert end.outcome.detail["metrics"]["eval/accuracy"] > 0.9
-    assert end.outcome.detail["health"]["verdict"] == "healthy"
+    assert {each["code"] for each in end.outcome.detail["health"]["findings"]} <= {"data_starvation", "batch_size"}
     acts = [event.data["repair"]["act"] for event in group.events("repair.done")]
     assert {sample for act in acts for sample in act["leaves_out"] or ()} == set(nan)
     assert "14 samples whose own loss or gradient is no number (0, 100, 200" in group.events("repair.done")[0].message

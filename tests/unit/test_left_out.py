@@ -18,10 +18,14 @@ from tests.unit.test_step_ledger import event, folder_of, started, steps
 from workers.repair.acts import Act, Entry
 from workers.repair.blame import blamed
 from workers.repair.data_answers import LOOKS, DataAnswers
+from workers.repair.ladder import Situation
 from workers.repair.quarantine import Blamed, bound, left_out
+from workers.repair.repairs import Repairs
+from workers.repair.requests import Request
 from workers.sample_order import Plan, plan_of
+from workers.sources.inspect import inspect_data
 from workers.sources.problems import BadDataError
-from workers.spec import parse_spec
+from workers.spec import Consent, Health, parse_spec
 from workers.step_ledger import StepLedger
 from workers.tasks.base import Batch
 
@@ -254,3 +258,88 @@ def test_the_ledger_knows_what_each_step_left_out(tmp_path: Path) -> None:
     assert [ledger.step(step).plan.left_out for step in (11, 13)] == [(0, 3, 8), (0, 8)]
     whole, indices = Plan(455, 10, 0, 100), ledger.step(13).of_rank(0).indices
     assert np.array_equal(np.isin(whole.step_indices(12), (0, 8)), whole.step_indices(12) != indices)
+
+
+# --- among other repairs ----------------------------------------------------------------------------------------------
+
+STEPS, SNAPSHOTS = 200, [0, 20, 36]
+
+
+def repairing(*allow: Consent) -> Repairs:
+    return Repairs(Health(mode="repair", allow=list(allow)), STEPS, 0.1)
+
+
+def next_act(run: Repairs, data: DataAnswers | None, step: int, *found: dict[str, Any]) -> Act | None:
+    situation = Situation(found[0], step, STEPS, 2.0, "sgd", 0.1) if found else None
+    return run.next_act(found, situation, SNAPSHOTS, step, None, data)
+
+
+def test_the_data_goes_before_rate_and_clipping() -> None:
+    run, answers = repairing("live", "data"), DataAnswers(1000, lambda _: Blamed(extreme=(8,)))
+    act = next_act(run, answers, 42, finding("loss_spike"))
+    assert act is not None
+    assert (act.leaves_out, act.rewind, act.consent, act.rate) == ([8], 36, "data", 1.0)
+    assert "went back to the weights from before it began" in act.words
+    run.done(act, finding("loss_spike"), {})
+    assert run.left_out([1]) == (1, 8)
+    second = next_act(run, answers, 42 + act.probation, finding("loss_spike", 60))
+    assert second is not None
+    assert (second.instead_of, second.leaves_out, second.consent) == (1, None, "live"), "it was not the sample"
+    run.done(second, finding("loss_spike"), {})
+    assert run.left_out([]) == ()
+
+
+def test_what_is_no_number_is_for_good_and_costs_no_steps() -> None:
+    run, answers = repairing("data"), DataAnswers(1000, lambda _: Blamed(nonfinite=(3,)))
+    act = next_act(run, answers, 42, finding("nonfinite_data", 0))
+    assert act is not None
+    assert (act.rewind, act.probation) == (None, 0)
+    assert run.done(act, finding(), {}).state == "kept"
+    assert run.lost == 0
+    assert run.left_to_people is None
+    assert next_act(run, answers, 60, finding("nonfinite_data", 0)) is None
+    assert run.left_to_people == "nonfinite_data", "what is still there nobody can mend"
+
+
+@pytest.mark.parametrize("allow", [("live",), ("live", "weights", "architecture")])
+def test_without_consent_nobody_looks(allow: tuple[Consent, ...]) -> None:
+    run, answers = repairing(*allow), DataAnswers(1000, lambda _: pytest.fail("nobody may look"))
+    act = next_act(run, answers, 42, finding("loss_spike"))
+    assert act is not None
+    assert act.leaves_out is None
+    assert next_act(repairing(*allow), answers, 42, finding("class_imbalance", 0)) is None
+
+
+def test_what_somebody_undid_is_not_done_again() -> None:
+    run, answers = repairing("data"), DataAnswers(1000, lambda _: Blamed(nonfinite=(3,)))
+    act = next_act(run, answers, 42, finding())
+    assert act is not None
+    run.done(act, finding(), {})
+    undo = run.asked(Request("x", "undo", "key test", number=1), 50)
+    assert isinstance(undo, Act)
+    run.done(undo, {}, {})
+    assert run.left_out([]) == ()
+    assert next_act(run, answers, 60, finding(begun=55)) is None
+
+
+def test_classes_are_weighed_once_and_only_where_the_job_has_no_weights() -> None:
+    imbalance = {**finding("class_imbalance", 0), "severity": "warning"}
+    assert next_act(repairing("data"), DataAnswers(500, lambda _: Blamed(), None), 5, imbalance) is None
+    act = next_act(repairing("data"), DataAnswers(500, lambda _: Blamed(), [480, 20]), 5, imbalance)
+    assert act is not None
+    assert act.class_weights == pytest.approx([500 / 960, 12.5])
+    assert (
+        act.words
+        == "weights the loss by class, from 0.521 for the most frequent (480 samples) to 12.5 for the rarest (20)"
+    )
+
+
+def test_a_list_is_looked_at_when_a_job_is_posted() -> None:
+    document = {"name": "d", "task": {"kind": "image_classification", "data": {"source": "digits"}}}
+    good = parse_spec({**document, "training": {"leave_out": [0, 1436]}})
+    assert inspect_data(good) == []
+    (problem,) = inspect_data(parse_spec({**document, "training": {"leave_out": [1437]}}))
+    assert (
+        str(problem)
+        == "training.leave_out: there is no sample 1437; allowed is 0 to 1436, its index in the training set"
+    )

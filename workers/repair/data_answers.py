@@ -43,19 +43,15 @@ class DataAnswers:
             return Answer(class_weights.said_of(weights, self._class_counts), class_weights=weights)
         if finding["code"] not in OF_SAMPLES:
             return None
-        blamed = self._looked(finding)
-        nonfinite, extreme = (
-            tuple(each for each in found if each not in out and each not in tried)
-            for found in (blamed.nonfinite, blamed.extreme)
-        )
-        found = Blamed(nonfinite, extreme, blamed.looked_at)
+        found = self._looked(finding).without({*out, *tried})
         if not found.samples:
             return None
         too_many = why_too_many(len(found.samples), len(out), self._samples)
         if too_many is not None:
             self._why[finding["code"]] = too_many
             return None
-        return Answer(said_of(found), found.samples, back=bool(extreme), trial=bool(extreme) and not nonfinite)
+        extreme = bool(found.extreme)
+        return Answer(said_of(found), found.samples, back=extreme, trial=extreme and not found.nonfinite)
 
     def _looked(self, finding: Mapping[str, Any]) -> Blamed:
         key = (finding["code"], int(finding["first_bad_step"]))

@@ -6,7 +6,7 @@ tell. So whoever knows the acts behind a step knows the samples that formed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from workers.repair.acts import Act
 MOST = 0.01  # of the samples, without anybody being asked; more is a matter of the data set, not of some rows
 NAMED = 10  # samples that a sentence names
 
-# Findings behind which single samples can be. Of the last three only where one stands far out from all others.
+# Findings behind which single samples can be. A rank that has one of them in its part of the batch looks like one whose device computes wrongly.
 OF_SAMPLES = frozenset({
     "nonfinite_data", "nonfinite_gradient", "loss_spike", "exploding_gradient", "lr_too_high", "oscillating_loss",
+    "silent_corruption",
 })  # fmt: skip
 
 
@@ -32,6 +33,12 @@ class Blamed:
     @property
     def samples(self) -> list[int]:
         return sorted({*self.nonfinite, *self.extreme})
+
+    def without(self, samples: Collection[int]) -> Blamed:
+        nonfinite, extreme = (
+            tuple(each for each in found if each not in samples) for found in (self.nonfinite, self.extreme)
+        )
+        return Blamed(nonfinite, extreme, self.looked_at)
 
 
 Blame = Callable[[Mapping[str, Any]], Blamed]  # of a finding, as a document
