@@ -85,8 +85,9 @@ class Repair(Wire):
     """Something that was changed of a job while it ran."""
 
     number: int
-    state: Literal["trial", "kept", "taken_back", "undone"] = Field(
-        description="trial: it is not seen yet whether it helped; taken_back: it did not help, and does not hold any more"
+    state: Literal["trial", "set_aside", "kept", "taken_back", "undone"] = Field(
+        description="trial: it is not seen yet whether it helped; set_aside: it helped, another is compared with it; taken_back: it did not help, "
+        "or another did better, and does not hold any more"
     )
     step: int = Field(description="optimizer steps done when it was done")
     code: str = Field(
@@ -105,6 +106,12 @@ class Repair(Wire):
         description="what is different in the model with which the run began anew; null: it did not"
     )
     instead_of: int | None = Field(description="the repair that it took the place of")
+    against: int | None = Field(None, description="the repair, which helped, with which it is compared")
+    rival: Number | None = Field(
+        None,
+        description="training loss of the run as it was, which has to be beaten; null: it is compared with no such run",
+    )
+    score: Number | None = Field(None, description="training loss in the second half of its trial")
     before: dict[str, Number] = Field(description="what the run showed when it was done")
     after: dict[str, Number] = Field(description="when its trial was over, or it was undone; empty until then")
     ended: int | None = Field(description="the step at which it was")
@@ -113,10 +120,9 @@ class Repair(Wire):
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
         act = document["act"]
-        of_act = {name: act[name] for name in cls.model_fields if name in act}
-        return cls.model_validate(
-            {**of_act, **{name: document[name] for name in ("state", "before", "after", "ended", "finding")}}
-        )
+        known = {name: act[name] for name in cls.model_fields if name in act}
+        known |= {name: document[name] for name in ("state", "before", "after", "ended", "finding")}
+        return cls.model_validate(known | {"score": document.get("score")})
 
 
 class JobRepairs(Wire):

@@ -106,4 +106,8 @@ def _value(value: Any) -> str:
 
 
 def _was(state: str) -> str:
-    return {"taken_back": "taken back, because it did not help", "undone": "undone"}.get(state, state)
+    known = {
+        "taken_back": "taken back, because it did not help, or another did better",
+        "set_aside": "set aside, while another is compared with it",
+    }
+    return known.get(state, state)

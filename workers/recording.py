@@ -37,6 +37,13 @@ FLUSH_SECONDS = 0.5  # so that a person who watches sees steps as they happen
 LOOK_SECONDS = 5.0  # between two looks at the record
 LOOKS = 50  # in a run that is so short that it would be over before
 LOOK_SHARE = 0.01  # of the time, at most, for looking
+MUST_LOOK = (
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.5,
+)  # of a run that is to be repaired: however short it is, else what is found is found too late
 NONFINITE_LIMIT = 25  # steps in a row with a loss that is no number; then the run cannot recover by itself
 SCALARS = ("loss_sum", "count", "norm", "factor")
 
@@ -336,6 +343,10 @@ class Recorder:
         """As ``workers.repair.usual`` has it, of the run so far."""
         return usual_norm(self._memory.series(), before)
 
+    def loss_of(self, steps: range) -> float | None:
+        """Median of the training loss of these; None: there are none, or it is not finite."""
+        return self._memory.loss_of(steps)
+
     def tell_verdict_anew(self) -> None:
         """With the next look, also if it is the same: to somebody who does not know it yet."""
         self._told = None
@@ -373,11 +384,13 @@ class Recorder:
         except Exception as error:
             return self._cannot_judge(error)
 
-    def judge_when_due(self) -> Judgement | None:
-        """Often enough that a short run is seen while it lasts, seldom enough that nobody waits for it."""
+    def judge_when_due(self, *, repairing: bool = False) -> Judgement | None:
+        """Often enough that a short run is seen while it lasts, seldom enough that nobody waits for it. ``repairing``: some looks are taken
+        whatever they cost."""
         since, steps = time.monotonic() - self._looked_at, self._memory.steps - self._looked_step
         due = since > LOOK_SECONDS or (self._steps and steps >= self._steps / LOOKS)
-        if steps and due and since * LOOK_SHARE >= self._look_seconds:
+        must = repairing and any(self._looked_step < part * self._steps <= self._memory.steps for part in MUST_LOOK)
+        if steps and (must or (due and since * LOOK_SHARE >= self._look_seconds)):
             return self.judge()
         return None
 

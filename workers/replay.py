@@ -126,13 +126,12 @@ def _problem(stretch: Stretch) -> str | None:
             act = change.act
         except TypeError as error:
             return f"repair {change.number} after step {change.step} is of another version: {error}"
-        rebuilt = bool(change.repair["act"].get("patches"))
         named = f"repair {act.number} ({act.words}), after step {change.step}"
         if act.verdict is None:
             begun[act.number] = change
             if act.rewind is not None and act.rewind < before:
                 return f"{named}, went back to step {act.rewind}, of which no checkpoint is left to begin with"
-        elif act.number not in begun and (act.verdict == "undone" or (act.verdict == "taken_back" and rebuilt)):
+        elif act.rewind is not None and (act.number not in begun or act.rewind < before):
             return f"{named}, put back what was before it, and no checkpoint from before it is left to begin with"
     return None
 

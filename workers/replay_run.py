@@ -131,7 +131,7 @@ class Replay(Run):
         self._look: Look | None = None
         self._warm = not part.under_way
         self._acts = [Act.of(each) for each in part.acts]
-        self._back_to = {act.rewind for act in self._acts if act.rewind is not None}
+        self._back_to = {act.rewind for act in self._acts if act.rewind is not None and act.verdict is None}
         super().__init__(task, spec, context)
 
     # --- where it begins and ends -------------------------------------------------------------------------------------

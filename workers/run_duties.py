@@ -203,8 +203,9 @@ class RunDuties(RunState):
             gc.collect()
         if self.facts_due:
             self.share_facts()
-        hurry = self.spec.health.mode == "repair" and self.recorder.bad_steps >= NOT_A_NUMBER and self.wanted is None
-        self.hear(self.recorder.judge() if hurry else self.recorder.judge_when_due())
+        repairing = self.spec.health.mode == "repair"
+        hurry = repairing and self.recorder.bad_steps >= NOT_A_NUMBER and self.wanted is None
+        self.hear(self.recorder.judge() if hurry else self.recorder.judge_when_due(repairing=repairing))
         self.recorder.step_begins()
 
     def hear(self, judgement: Judgement | None) -> None:

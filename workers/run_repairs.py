@@ -16,12 +16,14 @@ from workers import parallel
 from workers.agreement import Agreed
 from workers.handover import hand_over
 from workers.membership import Stage, Work
-from workers.repair.acts import BY_PEOPLE, Act, Entry
+from workers.repair.acts import BY_PEOPLE, Act, State
+from workers.repair.contest import gives_way
 from workers.repair.ladder import Situation
 from workers.repair.moments import forget_moments
 from workers.repair.rebuilding import planned, rebuildable
 from workers.repair.repairs import Plan
 from workers.repair.requests import asked
+from workers.repair.sentences import changed
 from workers.repair.snapshots import Snapshot, copied, put_back
 from workers.reports import Outcome, ReasonCode
 from workers.run_quarantine import RunQuarantine
@@ -60,7 +62,7 @@ class RunRepairs(RunQuarantine):
         self.sick = bool(alarms)
         situation = self.situation(alarms[0]) if alarms else None
         kept, patches, data = self.snapshots.steps, self.plan_of_patches(), self.data_answers()
-        self.wanted = self.repairs.next_act(alarms, situation, kept, self.step, patches, data)
+        self.wanted = self.repairs.next_act(alarms, situation, kept, self.step, patches, self.recorder.loss_of, data)
         code = self.wanted.code if self.wanted is not None else None
         self.found = next((each for each in alarms if each["code"] == code), alarms[0]) if alarms else {}
         if (
@@ -127,7 +129,10 @@ class RunRepairs(RunQuarantine):
         if not self.changed(act):
             self.repairs.cannot(act)
             return None
-        entry = self.repairs.done(act, finding, self.values_now())
+        if before is None and act.verdict is not None:
+            act = replace(act, rewind=None)  # the state before is not in memory any more
+        states = [each.state for each in self.repairs.entries]
+        self.repairs.done(act, finding, self.values_now())
         if self.repairs.patches != self.built or act.patches is not None:
             self.rebuild()
         if before is not None:
@@ -137,7 +142,7 @@ class RunRepairs(RunQuarantine):
         self.weigh_classes()
         self.facts_of_weights(act)
         if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept") or act.changes_data:
-            back = entry.act.step if before is not None else 0 if act.patches is not None else act.rewind
+            back = 0 if act.patches is not None and act.verdict is None else act.rewind
             back = self.best_at if act.ends and act.verdict is None else back
             back = 0 if act.class_weights else back  # losses before and after it are not of one measure
             self.recorder.begin_anew(
@@ -146,7 +151,7 @@ class RunRepairs(RunQuarantine):
             self.facts_due = self.recorder.facts is None
         if not self.snapshots.steps:
             self.snapshots.take(self.step, parallel.plain(self.model), self.optimizer)
-        self.tell_repair(act, entry)
+        self.tell_repairs(act, states)
         self.stage = Stage.REPAIRED
         if act.ends and act.verdict is None:
             said = f"stopped after step {self.step}, with the weights that did best in validation (step {self.best_at})"
@@ -158,7 +163,7 @@ class RunRepairs(RunQuarantine):
         model = parallel.plain(self.model)
         if act.verdict is not None:
             return True
-        self.before[act.number] = copied(self.step, model, self.optimizer)
+        self.keep_before(act)
         for number in sorted(self.before)[:-UNDOABLE]:
             del self.before[number]
         if act.rewind is not None and not self.go_back(act.rewind):
@@ -171,6 +176,14 @@ class RunRepairs(RunQuarantine):
             forget_moments(self.optimizer)
         return True
 
+    def keep_before(self, act: Act) -> None:
+        """What takes the place of something that leaves nothing behind is taken back to what was before both."""
+        replaced = self.repairs.entries[act.instead_of - 1].act if act.instead_of is not None else None
+        if replaced is None or not gives_way(act, replaced):
+            self.before[act.number] = copied(self.step, parallel.plain(self.model), self.optimizer)
+        elif replaced.number in self.before:
+            self.before[act.number] = self.before.pop(replaced.number)
+
     def evaluate_when_due(self) -> Outcome | None:
         outcome = super().evaluate_when_due()
         if self.repairing and self.score.best_at == self.score.evaluations and self.score.evaluations != self.kept_best:
@@ -179,13 +192,10 @@ class RunRepairs(RunQuarantine):
         return outcome
 
     def state_before(self, act: Act) -> Snapshot | None:
-        """Of what is undone, or of a model that did not help; None: it is not to be put back, or not here any more on a rank."""
-        entry = self.repairs.entries[act.number - 1] if act.verdict is not None else None
-        if entry is None or not (act.verdict == "undone" or (act.verdict == "taken_back" and entry.act.patches)):
+        """What a verdict puts back; None: nothing, or it is not here any more on a rank."""
+        if act.verdict is None or act.rewind is None or not self.everywhere(act.number in self.before):
             return None
-        if not self.everywhere(act.number in self.before):
-            return None
-        self.snapshots.drop_after(entry.act.step)
+        self.snapshots.drop_after(act.rewind)
         return self.before.pop(act.number)
 
     def everywhere(self, here: bool) -> bool:
@@ -230,31 +240,13 @@ class RunRepairs(RunQuarantine):
         found = {name: self.recorder.latest[name] for name in names if name in self.recorder.latest}
         return {name: value for name, value in {**found, **self.score.metrics}.items() if math.isfinite(value)}
 
-    def tell_repair(self, act: Act, entry: Entry) -> None:
-        data = {"step": self.step, "repair": entry.document()}
-        if act.verdict == "kept":
-            steps = self.step - entry.act.step
-            said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {steps} steps."
-            self.tell("repair.kept", said, data)
-            return
-        if act.verdict == "undone":
-            said = f"Repair {act.number} is undone, as asked: weights and optimizer are as they were after step {entry.act.step}."
-            self.tell("repair.undone", said, data, level="warning")
-            return
-        if act.instead_of is not None:
-            before = self.repairs.entries[act.instead_of - 1]
-            steps = self.step - before.act.step
-            said = f"Repair {before.act.number} did not help and is taken back after {steps} steps."
-            self.tell("repair.taken_back", said, {"step": self.step, "repair": before.document()}, level="warning")
-        if act.verdict is not None:
-            return
-        if act.code == BY_PEOPLE:
-            self.tell("repair.done", f"After step {self.step} {act.words}.", data)
-            return
-        back = f" (step {act.rewind})" if act.rewind is not None else ""
-        said = f"Repair {act.number}, for {act.code}, after step {self.step}: {act.words}{back}."
-        said += f" It is on trial for {act.probation} steps." if act.probation else ""
-        self.tell("repair.done", said, data, level="warning")
+    def tell_repairs(self, act: Act, states: Sequence[State]) -> None:
+        """What has changed, the newest last. ``states``: of all, before."""
+        entries = self.repairs.entries
+        for entry, before in zip(entries, [*states, None], strict=False):
+            if entry.state != before:
+                told = changed(entry, entries, self.step)
+                self.tell(told.type, told.message, {"step": self.step, "repair": entry.document()}, level=told.level)
 
     # --- what people ask for ------------------------------------------------------------------------------------------
 

@@ -212,6 +212,8 @@ class RunState:
         """Nothing that is known of the model before holds for this one."""
         self.build()
         self.snapshots.forget()
+        self.best, self.kept_best = None, self.score.evaluations
+        self.score.begin_anew()
         self.recorder.layers_are(GradientMonitor(self.plain_model, self.context.device).layers.names)
 
     def agree_on_model(self, membership: Membership) -> None:

@@ -35,6 +35,10 @@ class Score:
         else:
             self._without_gain += 1
 
+    def begin_anew(self) -> None:
+        """Of another model: what the one before it reached is no measure of it."""
+        self._best, self._without_gain = None, 0
+
     def without_gain(self, step: int) -> Outcome | None:
         stopping = self._spec.early_stopping
         if stopping is None or self._without_gain < stopping.patience:

@@ -62,7 +62,8 @@ class Change:
         verdict: Any = self.repair["state"]
         return Act(
             act.number, self.step, act.code, act.consent, act.words, verdict, instead_of=act.number,
-            patches=act.patches if verdict == "undone" else None,
+            patches=act.patches if verdict == "undone" else None, rewind=self.repair.get("returned"),
+            score=self.repair.get("score"),
         )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ import typer
 
 from api.cli.console import HomeOption, JobArgument, JsonOption, print_json, say, service
 from api.client import Document
+from api.repair_words import state_of
 
-STYLES = {"kept": "green", "trial": "yellow", "taken_back": "dim", "undone": "dim"}
-STATES = {"kept": "kept", "trial": "on trial", "taken_back": "taken back: it did not help", "undone": "undone"}
+STYLES = {"kept": "green", "trial": "yellow", "set_aside": "yellow", "taken_back": "dim", "undone": "dim"}
 
 
 def repairs(job_id: JobArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
@@ -28,7 +28,7 @@ def show_repairs(found: Document) -> None:
         )
         say(f"Nothing was changed (health.mode {found['mode']}{may}).")
     for each in found["repairs"]:
-        say(f"{each['number']}. after step {each['step']}, {STATES[each['state']]}", STYLES[each["state"]])
+        say(f"{each['number']}. after step {each['step']}, {state_of(each)}", STYLES[each["state"]])
         say(f"   {each['code']}: {each['words']}")
         if each["before"] or each["after"]:
             say(f"   {_shown(each['before'])} before; {_shown(each['after']) or 'not judged yet'} after", "dim")

@@ -9,9 +9,9 @@ from nicegui import ui
 from api import evidence
 from api.dashboard.frame import Frame
 from api.dashboard.gateway import Gateway
+from api.repair_words import state_of
 
-COLOURS = {"trial": "warning", "kept": "positive", "taken_back": "grey", "undone": "grey"}
-STATES = {"trial": "on trial", "kept": "kept", "taken_back": "taken back, it did not help", "undone": "undone"}
+COLOURS = {"trial": "warning", "set_aside": "warning", "kept": "positive", "taken_back": "grey", "undone": "grey"}
 
 
 class Repairs:
@@ -48,7 +48,7 @@ class Repairs:
     def _card(self, repair: dict[str, Any], *, may_undo: bool) -> None:
         with ui.card().props("flat bordered").classes("w-full q-pa-md gap-2"):
             with ui.row().classes("w-full items-center gap-2"):
-                ui.badge(STATES[repair["state"]], color=COLOURS[repair["state"]])
+                ui.badge(state_of(repair), color=COLOURS[repair["state"]])
                 why = "As people asked" if repair["code"] == "asked" else f"For: {evidence.title(repair['code'])}"
                 ui.label(why).classes("text-subtitle1 text-weight-medium")
                 ui.label(f"repair {repair['number']}, after step {repair['step']:,}").classes("quiet")

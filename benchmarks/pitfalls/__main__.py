@@ -27,6 +27,8 @@ def main() -> int:
     judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
     repairing = commands.add_parser("repair", help="what live repairs achieve, and what they harm")
     repairing.add_argument("--seeds", type=int, nargs="+", default=[0])
+    repairing.add_argument("--allow", nargs="+", default=["live"], help="live, weights, architecture")
+    repairing.add_argument("--sick", action="store_true", help="leave out healthy cases")
     repairing.add_argument(
         "--store", action="store_true", help="the figures in benchmarks/results/pitfalls_repairs.json"
     )
@@ -101,8 +103,9 @@ def _repair(cases: list[Case], arguments: argparse.Namespace) -> int:
     runs = []
     for case in cases:
         for seed in arguments.seeds:
-            runs.append(repaired(case, seed))
-            print(line(runs[-1]), flush=True)
+            if case.sick or not arguments.sick:
+                runs.append(repaired(case, seed, arguments.allow))
+                print(line(runs[-1]), flush=True)
     for name, value in figures(runs).items():
         print(f"{name}: {value}")
     if arguments.store:

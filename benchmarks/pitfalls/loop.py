@@ -58,14 +58,19 @@ class Training:
     def __init__(self, job: Job, seed: int, *, watch: bool) -> None:
         torch.manual_seed(seed)
         self.began = time.perf_counter()
+        self.watch = watch
+        self.begins_with(job)
+        self.batches = _batches(job, seed)
+        self.waited = self.worked = 0.0
+
+    def begins_with(self, job: Job) -> None:
+        """Nothing is left of a model that was trained before; the order of samples goes on."""
         self.job = job
         self.replicas = [job.model, *(copy.deepcopy(job.model) for _ in range(job.ranks - 1))]
         self.optimizers = [job.optimizer(model) for model in self.replicas]
         self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.scaler = torch.amp.GradScaler("cpu") if job.scaler else None
-        self.recorder = Recorder(job, self.replicas[0], self.optimizers[0]) if watch else None
-        self.batches = _batches(job, seed)
-        self.waited = self.worked = 0.0
+        self.recorder = Recorder(job, self.replicas[0], self.optimizers[0]) if self.watch else None
 
     def step(self, step: int, steering: Steering) -> None:
         """``step`` counts from 1."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks.pitfalls.case import Job
 from workers.gradients import GradientMonitor
 from workers.watch.facts import MARKS, FirstPass
+from workers.watch.memory import median_loss
 from workers.watch.probe_rows import ProbeLog, pack
 from workers.watch.probes import Prober
 from workers.watch.record import Checksums, Evaluations, Facts, Ranks, Record, Series
@@ -134,6 +135,10 @@ class Recorder:
         self.checksums = [each for each in self.checksums if not after < each[0] <= through]
         self.probes.forget(after, through)
         self.total = steps
+
+    def loss_of(self, steps: range) -> float | None:
+        """Median of the training loss of these; None: there are none, or it is not finite."""
+        return median_loss([row[0] for row, number in zip(self.rows, self.steps, strict=True) if number in steps])
 
     def record(self) -> Record:
         names = sorted({name for _, metrics in self.evaluations for name in metrics})

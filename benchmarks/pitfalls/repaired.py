@@ -13,6 +13,7 @@ from benchmarks.pitfalls import loop, repairing
 from benchmarks.pitfalls.case import Case
 from workers.repair.acts import Entry
 from workers.repair.ladder import ANSWERS
+from workers.spec import Consent
 
 FIGURES = RESULTS / "pitfalls_repairs.json"
 # What is meant only a person knows, or the same happens with any rate, any clipping and from any earlier weights.
@@ -76,10 +77,10 @@ class Repaired:
         return abs(self.value - self.plain) <= AS_BEFORE * max(abs(self.plain), 1e-12)
 
 
-def repaired(case: Case, seed: int) -> Repaired:
+def repaired(case: Case, seed: int, allow: Sequence[Consent] = repairing.LIVE) -> Repaired:
     """Without an act, and without an update that was left out, a run is the plain one, bit by bit: that is not made a second time."""
     job = case.build(seed)
-    mended = repairing.run(job, seed)
+    mended = repairing.run(case, seed, allow)
     plain = loop.run(case.build(seed), seed).metrics if mended.touched else mended.metrics
     metric = case.goal.metric
     return Repaired(
@@ -104,9 +105,22 @@ def _number(value: float | None) -> float | None:
 
 
 def _told(entry: Entry) -> dict[str, Any]:
-    names = ("number", "step", "code", "rewind", "rate", "rate_at_least", "clip", "forgets_moments", "instead_of")
+    names = (
+        "number",
+        "step",
+        "code",
+        "rewind",
+        "rate",
+        "rate_at_least",
+        "clip",
+        "forgets_moments",
+        "instead_of",
+        "against",
+    )
     told = {name: getattr(entry.act, name) for name in names}
-    usual = {"rewind": None, "rate": 1.0, "rate_at_least": 0.0, "clip": None, "forgets_moments": False}
+    if entry.act.patches is not None:
+        told["plan"] = entry.act.words
+    usual = {"rewind": None, "rate": 1.0, "rate_at_least": 0.0, "clip": None, "forgets_moments": False, "against": None}
     return {"state": entry.state, **{name: value for name, value in told.items() if usual.get(name, ...) != value}}
 
 
@@ -181,5 +195,7 @@ def _short(act: dict[str, Any]) -> str:
     said += [f"x{act['rate']:.3g}"] if "rate" in act else []
     said += [f">={act['rate_at_least']:.3g}"] if "rate_at_least" in act else []
     said += [f"clip {act['clip']:.3g}"] if "clip" in act else []
+    said += [act["plan"]] if "plan" in act else []
+    said += [f"against {act['against']}"] if "against" in act else []
     said += ["moments"] if "forgets_moments" in act else []
     return f"<{' '.join(said)} {act['state']}>"

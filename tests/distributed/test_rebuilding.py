@@ -12,6 +12,7 @@ from tests.distributed.test_acting_together import looking
 from tests.distributed.test_repairing import asking_of, told
 from tests.distributed.toys import Result, Toy, job
 from workers import run_repairs
+from workers.repair.patches import Patch, to_json
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
 
@@ -81,3 +82,19 @@ def test_undoing_brings_the_model_before_back(processes: Processes, tmp_path: Pa
     assert seen[1][1] == seen[0][0], "weights are what they were, of the model that was"
     assert seen == seen_by_other
     assert len({end.outcome.detail["parameters_sha256"] for end, _ in ends}) == 1
+
+
+def test_models_that_do_not_help_leave_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a run that goes back to the second model with the names of the first: its weights would be zero."""
+    plans = iter([["0"], ["2"]])  # a norm behind one of the first of eleven layers
+
+    def planned(*_: Any) -> list[dict[str, Any]]:
+        return to_json([Patch("normalise", layer, {"norm": "batch"}) for layer in next(plans, [])])
+
+    monkeypatch.setattr(run_repairs, "planned", planned)
+    end, seen = asking_of(0, 1, DEEP, spec(["architecture"], workers=1), tmp_path, [])
+    tried = [each["act"]["number"] for each in told(end, "repair.done")]
+    assert tried == [1, 2]
+    assert [each["act"]["number"] for each in told(end, "repair.taken_back")] == tried
+    assert seen[-1][1] == seen[0][0], "weights are what they were before the first of them"
+    assert end.outcome.code is ReasonCode.COMPLETED

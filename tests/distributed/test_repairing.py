@@ -14,7 +14,10 @@ from tests.distributed.test_acting_together import looking
 from tests.distributed.toys import Result, Toy, job, train_toy
 from workers import run_repairs
 from workers.parallel import plain
+from workers.repair import repairs, timeline
+from workers.repair.acts import Entry
 from workers.repair.requests import ask
+from workers.repair.told import entries
 from workers.reports import ReasonCode
 from workers.spec import JobSpec
 from workers.weights import parameters_sha256
@@ -40,6 +43,11 @@ def told(result: Result, type: str) -> list[Any]:
     return [data["repair"] for data in result.memory.found(type)]
 
 
+def record(result: Result) -> list[Entry]:
+    """Of what was done, as it was told."""
+    return [Entry.of(each) for each in entries((kind, data) for _, kind, data in result.memory.events)]
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_rate_far_too_high_is_brought_down_by_all_ranks_after_the_same_step(
     processes: Processes, tmp_path: Path, strategy: str
@@ -59,8 +67,9 @@ def test_a_rate_far_too_high_is_brought_down_by_all_ranks_after_the_same_step(
     assert acts[0]["act"]["code"] in ("lr_too_high", "exploding_gradient", "nonfinite_gradient")
     assert acts[0]["act"]["rate"] < 1
     assert told(ends[0], "repair.kept")
-    lost = sum(each["act"]["step"] - each["act"]["rewind"] for each in acts if each["act"]["rewind"] is not None)
+    lost = timeline.lost(record(ends[0]))
     assert {end.outcome.detail["steps"] for end in ends} == {STEPS + min(lost, STEPS)}, "what was lost is made up for"
+    assert any(each["act"]["against"] for each in acts), "other rates are compared with the one that helped"
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -108,6 +117,39 @@ def test_nothing_is_changed_without_consent(tmp_path: Path) -> None:
     end = train_toy(0, 1, TOY, spec(100.0, {"mode": "advise"}, workers=1), tmp_path)
     assert not [kind for _, kind, _ in end.memory.events if kind.startswith("repair")]
     assert end.outcome.detail["steps"] == STEPS
+
+
+def no_rate_is_better(
+    rank: int, world_size: int, toy: Toy, job_spec: JobSpec, folder: Path, **context: Any
+) -> tuple[Result, list[tuple[str, str]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repairs, "better", lambda challenger, champion: False)
+        return asking_of(rank, world_size, toy, job_spec, folder, [], **context)
+
+
+no_rate_is_better.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_after_rates_that_do_no_better_the_run_goes_on_from_the_one_that_helped(
+    processes: Processes, tmp_path: Path, strategy: str
+) -> None:
+    """Would catch a comparison that loses what was learnt in the trial, or leaves another rate than the one that is told."""
+    job_spec = spec(100.0, {"mode": "repair"}, strategy=strategy)
+    (result, seen), (_, seen_by_other) = processes.run(2, tmp_path, no_rate_is_better, TOY, job_spec, tmp_path)
+    assert seen == seen_by_other
+    found = record(result)
+    first = next(index for index, each in enumerate(found) if each.act.against is not None)
+    champion, rivals = found[first - 1], found[first : first + 2]
+    assert champion.state == "kept"
+    assert [each.state for each in rivals] == ["taken_back", "taken_back"]
+    assert [each.act.rate / champion.act.rate for each in rivals] == pytest.approx([3, 1 / 3])
+    assert {each.act.rewind for each in rivals} == {champion.act.rewind}
+    assert seen[first][1] == seen[first + 1][1], "both begin with the same weights"
+    assert seen[first + 2][1] == seen[first][0], "and the run goes on from the end of the first one's trial"
+    assert rivals[-1].returned == rivals[0].act.step
+    rates = result.memory.series("train/learning_rate")
+    assert rates[rivals[-1].ended] == pytest.approx(100.0 * champion.act.rate)
 
 
 # --- what people ask for ----------------------------------------------------------------------------------------------

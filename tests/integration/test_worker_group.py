@@ -94,13 +94,17 @@ def test_an_answer_that_cannot_be_read_leaves_the_others(groups: Any) -> None:
     group = groups(DIGITS)
     group.finished()
     name = f"job-{uuid.uuid4().hex[:12]}.1"
-    actor = Unreadable.options(name=controller_name(name), namespace=NAMESPACE, num_cpus=0).remote()
+    actor = Unreadable.options(  # type: ignore[attr-defined]
+        name=controller_name(name), namespace=NAMESPACE, num_cpus=0
+    ).remote()
     try:
         found = launcher.observe({name: 0, group.name: 0}, timeout_seconds=60.0)
     finally:
         ray.kill(actor)
     assert set(found) == {group.name}
-    assert found[group.name].phase == "finished"
+    readable = found[group.name]
+    assert readable is not None
+    assert readable.phase == "finished"
 
 
 def modules_in(pickled: bytes) -> set[str]:

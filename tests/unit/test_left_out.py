@@ -271,7 +271,7 @@ def repairing(*allow: Consent) -> Repairs:
 
 def next_act(run: Repairs, data: DataAnswers | None, step: int, *found: dict[str, Any]) -> Act | None:
     situation = Situation(found[0], step, STEPS, 2.0, "sgd", 0.1) if found else None
-    return run.next_act(found, situation, SNAPSHOTS, step, None, data)
+    return run.next_act(found, situation, SNAPSHOTS, step, data=data)
 
 
 def test_the_data_goes_before_rate_and_clipping() -> None:

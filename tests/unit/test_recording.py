@@ -222,10 +222,10 @@ def test_a_look_is_taken_often_enough_and_never_too_often(monkeypatch: pytest.Mo
     monkeypatch.setattr("workers.recording.time.monotonic", lambda: now[0])
     worker = Worker(teller=True, steps=1000)
 
-    def looks(seconds: float) -> bool:
+    def looks(seconds: float, repairing: bool = False) -> bool:
         now[0] += seconds
         before = worker.recorder._looked_at
-        worker.recorder.judge_when_due()
+        worker.recorder.judge_when_due(repairing=repairing)
         return worker.recorder._looked_at != before
 
     assert not looks(10), "nothing was measured"
@@ -239,6 +239,14 @@ def test_a_look_is_taken_often_enough_and_never_too_often(monkeypatch: pytest.Mo
     worker.record(31, 90)
     assert not looks(50), "a look that takes a second is worth 100 seconds"
     assert looks(51)
+    worker.recorder._look_seconds = 1.0
+    worker.record(91, 99)
+    assert not looks(1, repairing=True)
+    worker.record(100, 101)
+    assert not looks(0.1)
+    assert looks(0.1, repairing=True), (
+        "a tenth of the run is over: what is found later is found too late to be repaired"
+    )
 
 
 def test_a_rule_that_fails_costs_the_run_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

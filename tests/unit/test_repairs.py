@@ -200,6 +200,104 @@ def test_nothing_is_done_without_a_finding() -> None:
     assert next_act(repairs(), 50, HIGH, snapshots=[]) is None, "there is nothing to go back to"
 
 
+# --- contests ---------------------------------------------------------------------------------------------------------
+
+
+def compared(run: Repairs, step: int, loss: float | None, *found: Mapping[str, Any], plan: Any = None) -> Act | None:
+    """At the end of a trial whose loss is ``loss``."""
+    about = situation(found[0], step) if found else None
+    act = run.next_act(found, about, SNAPSHOTS, step, plan, lambda steps: loss)
+    if act is not None:
+        run.done(act, found[0] if found else {}, {})
+    return act
+
+
+def test_neighbours_are_tried_until_both_are_worse_and_the_best_one_holds() -> None:
+    run = repairs()
+    first = done(run, 50, HIGH)
+    step, losses = 50, [1.0, 0.8, 0.9]
+    rates: list[Any] = []
+    while run.trial is not None:
+        step += run.trial.act.probation
+        act = compared(run, step, losses[len(rates)])
+        assert act is not None
+        rates.append(act.rate / first.rate if act.verdict is None else act.verdict)
+    assert rates == [pytest.approx(3), pytest.approx(9), "taken_back"], "a third is known: it was the first"
+    assert [each.state for each in run.entries] == ["taken_back", "kept", "taken_back"]
+    assert [each.score for each in run.entries] == [1.0, 0.8, 0.9]
+    assert run.rate(step + 50, 1.0) == pytest.approx(3 * first.rate)
+    assert run.entries[-1].returned == run.entries[-1].act.step, "the run goes on from the end of the best one's trial"
+
+
+def test_what_fails_in_a_contest_loses_it_before_its_trial_is_over() -> None:
+    run = repairs()
+    first = done(run, 50, HIGH)
+    compared(run, 50 + first.probation, 1.0)
+    act = compared(run, 50 + first.probation + SETTLES + 1, 0.1, HIGH)
+    assert act is not None
+    assert act.rate == pytest.approx(first.rate / 3), "the other neighbour"
+    assert act.against == 1, "with the same champion"
+
+
+def test_there_is_no_contest_beyond_the_budget() -> None:
+    for budget in ({"repairs": 1}, {"extra_steps": 0.2}):
+        run = repairs(**budget)
+        first = done(run, 50, HIGH)
+        act = compared(run, 50 + first.probation, 1.0)
+        assert act is not None
+        assert act.verdict == "kept"
+
+
+def test_undoing_the_winner_brings_the_one_before_back() -> None:
+    run = repairs(repairs=3)
+    first = done(run, 50, HIGH)
+    compared(run, 80, 1.0)
+    compared(run, 110, 0.5)
+    compared(run, 140, 0.4)
+    undone = run.asked(Request("a", "undo", "ann", number=3), 145)
+    assert isinstance(undone, Act)
+    assert undone.rewind == 110, "the end of the second one's trial"
+    run.done(undone, {}, {})
+    assert [each.state for each in run.entries] == ["taken_back", "kept", "undone"]
+    assert run.trial is None
+    assert run.rate(200, 1.0) == pytest.approx(3 * first.rate)
+
+
+def test_what_is_known_from_the_start_has_to_be_beaten_at_the_same_age() -> None:
+    fact = finding("output_activation", begun=0, severity="warning")
+
+    def run_of(loss: float) -> Repairs:
+        run = Repairs(Health(mode="repair", allow=["architecture"]), STEPS, RATE)
+        plan = lambda name: [{"kind": "drop_output", "where": "3", "arguments": {}}]  # noqa: E731
+        assert compared(run, 5, 2.0, fact, plan=plan) is None, "too early to compare"
+        act = compared(run, 40, 2.0, fact, plan=plan)
+        assert act is not None
+        assert (act.rival, act.probation) == (2.0, 40)
+        compared(run, 80, loss)
+        assert compared(run, 90, 2.0, fact, plan=plan) is None, "it is not tried again"
+        return run
+
+    assert [each.state for each in run_of(1.5).entries] == ["kept"]
+    lost = run_of(1.99)
+    assert [each.state for each in lost.entries] == ["taken_back"]
+    assert (lost.entries[0].returned, lost.lost, lost.patches) == (40, 40, [])
+
+
+def test_a_model_that_learns_little_is_compared_with_the_next_one() -> None:
+    run = Repairs(Health(mode="repair", allow=["architecture", "weights"]), STEPS, RATE)
+    plan = lambda name: [{"kind": name}]  # noqa: E731
+    vanishing = finding("vanishing_gradient")
+    compared(run, 20, None, vanishing, plan=plan)
+    losses = iter([0.9, 1.0])  # of the second half of its trial, of its first steps
+    act = run.next_act([], None, [], 20 + run.entries[0].act.probation, plan, lambda steps: next(losses))
+    assert act is not None
+    assert (act.plan, act.against) == (REBUILDS["vanishing_gradient"][1].plan, 1)
+    losses = iter([0.4, 1.0])  # it learns well
+    act = run.next_act([], None, [], 20 + run.entries[0].act.probation, plan, lambda steps: next(losses))
+    assert act is not None
+    assert act.verdict == "kept"
+
+
 # --- what holds -------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +318,7 @@ def test_what_was_lost_is_made_up_for_within_the_budget_and_the_schedule_goes_ba
     run.entries = [Entry(Act(1, 60, "lr_too_high", "live", "", rewind=40), "taken_back", {})]
     assert (run.lost, run.extra, run.schedule_step(60)) == (20, 20, 40)
     run.entries.append(Entry(Act(2, 110, "lr_too_high", "live", "", rewind=40), "kept", {}))
-    assert (run.lost, run.extra, run.schedule_step(110)) == (90, 50, 60)
+    assert (run.lost, run.extra, run.schedule_step(110)) == (70, 50, 60)
 
 
 def test_its_budget_of_repairs_includes_those_taken_back() -> None:

@@ -10,7 +10,9 @@ from workers.spec import Consent
 
 Verdict = Literal["kept", "taken_back", "undone"]
 BY_PEOPLE = "asked"  # in place of a finding's code: somebody asked for it
-State = Literal["trial", "kept", "taken_back", "undone"]
+State = Literal[
+    "trial", "set_aside", "kept", "taken_back", "undone"
+]  # set_aside: it helped, and another is compared with it
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Act:
     consent: Consent
     words: str  # what is done, for people
     verdict: Verdict | None = None  # no change: the trial of ``instead_of`` is over, and that is what becomes of it
-    rewind: int | None = None  # weights, buffers and moments become what they were after that step
+    rewind: int | None = (
+        None  # weights, buffers and moments become what they were after that step; of a verdict: before what it is about
+    )
     rate: float = 1.0  # times what the learning rate would be
     rate_at_least: float = 0.0
     learning_rate: float | None = None  # at the top of the job's schedule, from now on, whatever was done to it before
@@ -38,7 +42,15 @@ class Act:
     leaves_out: list[int] | None = None  # samples of the training set, from now on
     takes_in: list[int] | None = None  # of those that were left out, again
     class_weights: list[float] | None = None  # of the loss, from now on
-    instead_of: int | None = None  # the act that did not help: what it had changed of rate and clipping is taken back
+    instead_of: int | None = (
+        None  # the act whose place it takes: what that had changed of rate and clipping is taken back
+    )
+    against: int | None = None  # the act that it is compared with, which helped
+    score: float | None = None  # training loss at the end of the trial that is over with this
+    plan: str | None = None  # by which the patches were made
+    rival: float | None = (
+        None  # training loss of the run as it was, as old as this one will be at the end of its trial: it has to be beaten
+    )
     probation: int = 0  # steps after which it is seen whether it helped; 0: nobody asks
     request: str | None = None  # what people asked for
 
@@ -65,6 +77,8 @@ class Entry:
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)  # when its trial was over
     ended: int | None = None  # the step at which it was
+    returned: int | None = None  # the step whose state was put back then
+    score: float | None = None  # training loss at the end of its trial
 
     def document(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.repair import class_weights
+from workers.repair.acts import Act
 from workers.repair.class_weights import inverse_frequency
 from workers.repair.quarantine import OF_SAMPLES, Blame, Blamed, said_of, why_too_many
 
@@ -24,6 +25,14 @@ class Answer:
     class_weights: list[float] | None = None
     back: bool = False  # to the weights before it began: those since were trained on what is left out now
     trial: bool = False  # what is no number is wrong by itself; whether something else was at fault has to be seen
+
+    def act(
+        self, number: int, step: int, code: str, words: str, back: int | None, instead_of: int | None, probation: int
+    ) -> Act:
+        return Act(
+            number, step, code, "data", words, rewind=back, leaves_out=self.leaves_out, class_weights=self.class_weights,
+            instead_of=instead_of, probation=probation,
+        )  # fmt: skip
 
 
 class DataAnswers:

@@ -25,6 +25,9 @@ PLANS: Mapping[str, Sequence[tuple[Kind, dict[str, Any]]]] = {
 }
 
 
+WIDE = 30.0  # times the output: what trained models come to
+
+
 def rebuildable(task: Task, *, compiled: bool) -> bool:
     """Not what a library writes in its own way, whose names and parts it knows; nor what was compiled."""
     return not compiled and not isinstance(task, Writing)
@@ -51,9 +54,31 @@ def planned(
                 found += fitting
             if found:
                 verify(patched(build(), known, seed), found, run, seed=seed)
+            if any(patch.kind == "drop_output" for patch in found):
+                _takes_any_output(patched(build(), [*known, *to_json(found)], seed), run)
     except (PatchError, ValueError, RuntimeError, TypeError):
         return []
     return to_json(found)
+
+
+def _takes_any_output(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
+    """A loss that wants probabilities may get some from a new model by chance, and raise later. Raises what it raises, ValueError for no number."""
+    for factor in (-WIDE, WIDE):
+        handle = model.register_forward_hook(lambda _model, _given, gave, by=factor: _times(gave, by))
+        try:
+            with torch.no_grad():
+                if not bool(torch.as_tensor(run(model)).isfinite()):
+                    raise ValueError("the loss of outputs that are no probabilities is no number")
+        finally:
+            handle.remove()
+
+
+def _times(gave: Any, factor: float) -> Any:
+    if isinstance(gave, torch.Tensor) and gave.is_floating_point():
+        return gave * factor
+    if isinstance(gave, tuple | list):
+        return type(gave)(_times(each, factor) for each in gave)
+    return gave
 
 
 def _runs(task: Task, batch: Batch) -> Callable[[nn.Module], Any]:

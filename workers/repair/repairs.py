@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workers.repair import quarantine
+from workers.repair import quarantine, timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
+from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, next_rate
 from workers.repair.data_answers import DATA_ANSWERS, DataAnswers
 from workers.repair.ladder import (
+    REBUILDS,
     TOO_SHORT,
     Rung,
     Situation,
@@ -32,8 +34,10 @@ from workers.spec import Health
 PROBATION = 0.06  # of the run, at least, and
 LONGEST_PROBATION = 0.3  # at most: as long as it took to see what was wrong; where it began anew, always
 PROBATION_STEPS = 30  # at least
+EARLY = 0.1  # of the run: as old it is when it is compared with a changed model
 SETTLES = 5  # steps after an act that say nothing yet
 Plan = Callable[[str], list[dict[str, Any]]]
+LossOf = Callable[[range], float | None]
 
 
 class Repairs:
@@ -47,6 +51,7 @@ class Repairs:
         self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
         self._plan: Plan | None = None
         self._data: DataAnswers | None = None
+        self._loss_of: LossOf = lambda steps: None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
         self.left_to_people: str | None = None  # the first cause that only they can answer
 
@@ -55,15 +60,7 @@ class Repairs:
     @property
     def lost(self) -> int:
         """Steps that rewinds have left behind, which the run makes up for at its end as far as it may."""
-        found = 0
-        for entry in self.entries:
-            if entry.state == "undone" and entry.ended is not None:
-                found += entry.ended - entry.act.step  # what came of it is gone
-            elif entry.act.patches is not None:
-                found = entry.act.step
-            elif entry.act.rewind is not None:
-                found += max(0, entry.act.step - entry.act.rewind)
-        return found
+        return timeline.lost(self.entries)
 
     @property
     def origin(self) -> int:
@@ -147,12 +144,14 @@ class Repairs:
         snapshots: Sequence[int],
         step: int,
         plan: Plan | None = None,
+        loss_of: LossOf = lambda steps: None,
         data: DataAnswers | None = None,
     ) -> Act | None:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
         that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending. ``plan``: name of a plan -> its patches,
-        those of the model as it is included, or none; None: this model is not rebuilt. ``data``: what can be done about the training data."""
-        self._plan, self._data = plan, data
+        those of the model as it is included, or none; None: this model is not rebuilt. ``loss_of``: the training loss of some steps, its
+        median; None: it is not finite. ``data``: what can be done about the training data."""
+        self._plan, self._loss_of, self._data = plan, loss_of, data
         trial = self.trial
         situation = None if situation is not None and self._known_fact(situation.finding) else situation
         if trial is None and (found := self._about_data(findings, snapshots, step)) is not None:
@@ -183,13 +182,10 @@ class Repairs:
             situation = Situation(finding, step, self._steps, None, None, None)
             rung = Rung("data", back=found.back)
             back = self._target(rung, situation, self._further(snapshots, instead_of), step)
-            words = [*([said_of(rung)] if back is not None else []), found.words]
             probation = self._probation(situation, step) if found.trial else 0
-            seen = step + probation <= self._steps + self.extra
-            return Act(
-                len(self.entries) + 1, step, finding["code"], "data", "; ".join(words), rewind=back, leaves_out=found.leaves_out,
-                class_weights=found.class_weights, instead_of=instead_of, probation=probation if seen else 0,
-            )  # fmt: skip
+            probation = probation if step + probation <= self._steps + self.extra else 0
+            words = f"{said_of(rung)}; {found.words}" if back is not None else found.words
+            return found.act(len(self.entries) + 1, step, finding["code"], words, back, instead_of, probation)
         return None
 
     def _next(self, situation: Situation, snapshots: Sequence[int], step: int, instead_of: int | None) -> Act | None:
@@ -197,10 +193,25 @@ class Repairs:
         code = situation.finding["code"]
         while True:
             rung = answer(situation, self._health.allow, self._before(code) + self._unfit.get(code, 0))
+            if rung is None:
+                return None
+            if rung.plan is not None and not self._fails(situation):
+                return self._beside(situation, rung, step)
             act = self._act(situation, rung, snapshots, step, instead_of)
-            if rung is None or act is not None:
+            if act is not None:
                 return act
             self._unfit[code] = self._unfit.get(code, 0) + 1
+
+    def _beside(self, situation: Situation, rung: Rung, step: int) -> Act | None:
+        """What is known from the start need not make a job fail: a changed model is tried beside the run as it is, and has to do better at the same
+        age. None: it is too early, or was done, or the run is not as it was."""
+        if step < self._share(EARLY) or 2 * step > self.most_extra or self._holding():
+            return None
+        if any(each.act.code == situation.finding["code"] for each in self.entries):
+            return None
+        act = self._act(situation, rung, (), step, None)
+        rival = self._loss_of(_newer_half(0, step))
+        return replace(act, rival=rival, probation=step) if act is not None and rival is not None else None
 
     def _judged(
         self,
@@ -215,9 +226,71 @@ class Repairs:
         critical = any(each["severity"] == "critical" and each["code"] not in TOO_SHORT for each in findings)
         if step < trial.act.step + SETTLES or not (due or critical):
             return None
-        if situation is None:
-            return self._ends(trial, "kept", step) if due else None
+        if trial.act.rival is not None and not critical:
+            return self._beaten(trial, trial.act.rival, step) if due else None
+        if situation is None and not due:
+            return None
+        if situation is None or trial.act.against is not None:
+            return self._compared(trial, situation is None, snapshots, step)
         return self._instead(trial, situation, snapshots, step)
+
+    def _beaten(self, trial: Entry, rival: float, step: int) -> Act:
+        """What becomes of a model that was tried beside the run as it was."""
+        score = self._loss_of(_newer_half(trial.act.step, step))
+        return replace(self._ends(trial, "kept" if better(score, rival) else "taken_back", step), score=score)
+
+    def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
+        """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
+        act = trial.act
+        score = self._loss_of(_newer_half(act.step, step)) if helped else None
+        before = self.entries[act.against - 1] if act.against is not None else None
+        wins = helped and (before is None or better(score, before.score))
+        champion = act if wins or before is None else before.act
+        goes_on = not wins or self._open_to_rivals(act, score)
+        found = self._neighbour(champion, trial, snapshots, step) if goes_on else None
+        if found is not None:
+            return replace(found, score=score)
+        if wins:
+            return replace(self._ends(trial, "kept", step), score=score, against=act.against)
+        back = came_from(act.number, self.entries)
+        return replace(self._ends(trial, "taken_back", step), score=score, against=champion.number, rewind=back)
+
+    def _open_to_rivals(self, act: Act, score: float | None) -> bool:
+        """Whether something else may do better than what has just helped."""
+        first = self._loss_of(range(act.step + 1, act.step + 1 + SETTLES))
+        return score is not None and (about_rate(act) or is_doubtful(act, first, score))
+
+    def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int) -> Act | None:
+        """None: there is none that was not tried, or no room for its trial."""
+        tried = [each.act for each in episode(trial.act.number, self.entries)]
+        if self._spent or self.left_to_people is not None:
+            return None
+        found = self._other_model(champion, tried) if champion.plan else self._other_rate(champion, tried, snapshots)
+        if found is None:
+            return None
+        probation = champion.probation if champion.against is not None else step - champion.step
+        found = replace(
+            found, number=len(self.entries) + 1, step=step, instead_of=trial.act.number, against=champion.number,
+            probation=probation,
+        )  # fmt: skip
+        lost = timeline.lost([*self.entries, Entry(found, "trial", {})])
+        return found if lost + probation <= self.most_extra else None
+
+    def _other_rate(self, champion: Act, tried: Sequence[Act], snapshots: Sequence[int]) -> Act | None:
+        rate = next_rate(champion, tried, self._health.budget.lr_floor)
+        if rate is None or champion.rewind not in snapshots:
+            return None
+        said = f"tries {rate / champion.rate:.2g} times the learning rate of repair {champion.number}, from the same weights"
+        return replace(champion, rate=rate, words=said)
+
+    def _other_model(self, champion: Act, tried: Sequence[Act]) -> Act | None:
+        known = {act.plan for act in tried}
+        for rung in REBUILDS[champion.code]:
+            if rung.consent in self._health.allow and rung.plan not in known and self._plan is not None:
+                patches = self._plan(str(rung.plan))
+                if patches:
+                    return replace(champion, plan=rung.plan, patches=patches, rate=rung.rate, words=said_of(rung))
+        return None
 
     def _known_fact(self, finding: Mapping[str, Any]) -> bool:
         """What the job asks for stays as true as it was after it was answered; it says nothing of what became of it unless the job fails."""
@@ -266,17 +339,21 @@ class Repairs:
             forgets_moments=rung.forgets_moments,
             ends=rung.ends,
             patches=patches,
+            plan=rung.plan,
             instead_of=instead_of,
             probation=probation,
         )
 
     def _patches(self, rung: Rung, situation: Situation, step: int) -> list[dict[str, Any]] | None:
-        """None: it needs none, or none fit, or no time would be left for a run from its start, or the job does not fail for what is known of it."""
+        """None: it needs none, or none fit, or no time would be left for a run from its start."""
         if rung.plan is None or self._plan is None or step > self.most_extra:
             return None
-        if situation.finding["first_bad_step"] == 0 and situation.finding["severity"] != "critical":
-            return None
         return self._plan(rung.plan) or None
+
+    @staticmethod
+    def _fails(situation: Situation) -> bool:
+        """What is known of a job from its start need not make it fail; once it does, it is critical."""
+        return bool(situation.finding["first_bad_step"] > 0 or situation.finding["severity"] == "critical")
 
     def _further(self, snapshots: Sequence[int], instead_of: int | None) -> Sequence[int]:
         """Where the one before it went back and that did not help, its weights were not from before it began: only earlier ones, or the first."""
@@ -303,13 +380,16 @@ class Repairs:
 
     def _ends(self, trial: Entry, verdict: Verdict, step: int) -> Act:
         act, number = trial.act, trial.act.number
-        return Act(number, step, act.code, act.consent, act.words, verdict, instead_of=number)
+        rebuilt = verdict == "taken_back" and act.patches is not None
+        back = came_from(number, self.entries) if rebuilt else None
+        return Act(number, step, act.code, act.consent, act.words, verdict, rewind=back, instead_of=number)
 
     def _before(self, code: str) -> int:
         """Rungs of this ladder that have been tried since one of them was kept last; a least rate that is kept is not set again."""
         count = 0
         for each in self.entries:
-            if each.act.code == code and not each.act.changes_data:
+            of_run = not each.act.changes_data and (each.act.against is None or each.state == "kept")
+            if each.act.code == code and of_run:
                 count = 0 if each.state == "kept" and not each.act.rate_at_least else count + 1
         return count
 
@@ -358,7 +438,8 @@ class Repairs:
             if any(each.state in ("trial", "kept") and each.act.number > entry.act.number for each in self.entries):
                 return f"a later repair holds; undo that one first, repair {request.number} after it"
             act = entry.act
-            return replace(act, step=step, verdict="undone", instead_of=act.number, request=request.id)
+            back = came_from(act.number, self.entries)
+            return replace(act, step=step, verdict="undone", rewind=back, instead_of=act.number, request=request.id)
         said = []
         if request.learning_rate is not None:
             said.append(f"the learning rate is {request.learning_rate:.3g} at the top of its schedule")
@@ -379,13 +460,26 @@ class Repairs:
             self.taken.append(act.request)
         before = next((each for each in self.entries if each.act.number == act.instead_of), None)
         if before is not None:
-            before.state = act.verdict or "taken_back"
-            before.after, before.ended = dict(values), act.step
+            before.state = act.verdict or ("set_aside" if act.against == act.instead_of else "taken_back")
+            before.after, before.ended, before.score = dict(values), act.step, act.score
+            self._settles(before, act)
             if act.verdict is not None:
                 return before
         entry = Entry(act, "trial" if act.probation else "kept", dict(finding), dict(values))
         self.entries.append(entry)
         return entry
+
+    def _settles(self, ended: Entry, act: Act) -> None:
+        """What it means for the one that the ended trial was compared with."""
+        if act.verdict in ("taken_back", "undone"):
+            ended.returned = act.rewind
+        if ended.act.against is None:
+            return
+        champion = self.entries[ended.act.against - 1]
+        if act.verdict == "undone" or (act.verdict == "taken_back" and champion.state == "set_aside"):
+            champion.state = "kept"
+        elif champion.state == "set_aside" and ended.state in ("kept", "set_aside"):
+            champion.state = "taken_back"
 
     def document(self) -> dict[str, Any]:
         return {
@@ -397,3 +491,8 @@ class Repairs:
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
         self.left_to_people = document.get("left_to_people")
+
+
+def _newer_half(after: int, through: int) -> range:
+    """Of the steps since."""
+    return range(through - (through - after) // 2 + 1, through + 1)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 DONE, KEPT, TAKEN_BACK, UNDONE = "repair.done", "repair.kept", "repair.taken_back", "repair.undone"
+SET_ASIDE = "repair.set_aside"
 NONE, SKIPPED, REFUSED = "repair.none", "repair.skipped", "repair.refused"
-CHANGES = (DONE, KEPT, TAKEN_BACK, UNDONE)
+CHANGES = (DONE, SET_ASIDE, KEPT, TAKEN_BACK, UNDONE)
 
 
 def entries(told: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:

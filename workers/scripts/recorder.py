@@ -108,9 +108,9 @@ class ScriptRecorder(Recorder):
                 self._steps, self._warmup_steps = self._memory.steps, 0
             return super().judge(final=final)
 
-    def judge_when_due(self) -> None:
+    def judge_when_due(self, *, repairing: bool = False) -> Judgement | None:
         with self._guard:
-            super().judge_when_due()
+            return super().judge_when_due(repairing=repairing)
 
     def probes(self) -> Probes:
         return replace(self._probes.probes(), cost_share=self._cost_share)

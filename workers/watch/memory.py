@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,6 +27,12 @@ class StepValues(NamedTuple):
     clip_factor: float = math.nan
     seconds: float = math.nan
     wait_seconds: float = math.nan
+
+
+def median_loss(losses: Sequence[float]) -> float | None:
+    """None: there are none, or it is not finite."""
+    found = float(np.median(losses)) if losses else math.nan
+    return found if math.isfinite(found) else None
 
 
 @dataclass
@@ -67,6 +73,12 @@ class RunMemory:
         self._values = [self._values[row] for row in rows]
         self._norms = [self._norms[row] for row in rows]
         self._evaluated = [(step, values) for step, values in self._evaluated if not after < step <= through]
+
+    def loss_of(self, steps: range) -> float | None:
+        """Median of the training loss of these. None: there are none, or it is not finite."""
+        return median_loss(
+            [each.loss for number, each in zip(self._steps, self._values, strict=True) if number in steps]
+        )
 
     def series(self) -> Series:
         measured = np.array(self._values, dtype=np.float64).reshape(-1, len(StepValues._fields))

@@ -62,21 +62,24 @@ def from_folder(folder: JobFolder) -> Record:
 
 def living(record: Record, repairs: Sequence[Mapping[str, Any]]) -> Record:
     """Without what ``repairs``, as they were told, have left behind: of a run that is judged while it trains neither is part of it."""
-    origin = 0
+    origins = [0]
     for repair in repairs:
         act = repair["act"]
-        if repair["state"] == "undone":
-            record = record.without(act["step"], repair["ended"])
-        elif act["patches"] is not None:
-            origin = act["step"]
+        if act["patches"] is not None:
+            origins.append(act["step"])
         elif act["rewind"] is not None:
             record = record.without(act["rewind"], act["step"])
+        back = act["step"] if repair["state"] == "undone" else None
+        back = back if repair.get("returned") is None else repair["returned"]
+        if back is not None:
+            record = record.without(back, repair["ended"])
+            origins = [origin for origin in origins if origin < back or origin == 0]
     if not repairs:
         return record
     last = int(record.series.steps[-1]) if len(record.series.steps) else 0
     longer = max(record.facts.total_steps or 0, last)  # it made up for what was lost
     record = replace(record, facts=replace(record.facts, total_steps=longer))
-    return record.since(origin) if origin else record
+    return record.since(origins[-1]) if origins[-1] else record
 
 
 def _seen(document: Mapping[str, Any], said: Facts) -> Facts:
