@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.broken_scans import CODE, LOUD, NAN, scans_job, write_scans
+from tests.distributed.test_class_weights import rare_digits
+from tests.distributed.test_class_weights import spec as rare_spec
 from tests.integration.groups import at_work
 from tests.integration.test_changing_groups import losses
 from workers import launcher
@@ -89,3 +91,25 @@ def test_later_groups_and_attempts_leave_them_out_too(groups: Any, bundle: Path,
         assert not taken & {*NAN, 5}
         found = replay(second.folder, step, bundle)
         assert found["compared"]["same"] is True, found["compared"]
+
+
+def test_classes_stay_weighed_when_a_worker_is_lost(groups: Any, tmp_path: Path) -> None:
+    spec = rare_spec(
+        rare_digits(tmp_path), ["data"], workers=2, training={"steps": 2500, "batch_size": 96}, evaluation={"every_steps": 500},
+        checkpoint={"every_steps": 500, "keep_last": 50},
+    )  # fmt: skip
+    group = groups(spec.model_dump(mode="json"))
+    seen = group.until("the weights", lambda seen: any(event.type == "repair.done" for event in seen.events))
+    os.kill(at_work(seen)[0].pid, signal.SIGKILL)
+    group.until("the recovery", lambda seen: seen.recoveries)
+    end = group.finished()
+    assert end.outcome.code is ReasonCode.COMPLETED, end.outcome
+    assert end.outcome.detail["metrics"]["eval/f1"] > 0.8
+    (told,) = group.events("repair.done")
+    assert (
+        "weights the loss by class, from 0.795 for the most frequent (146 samples) to 29 for the rarest (4)"
+        in told.message
+    )
+    assert len({event.data["parameters_sha256"] for event in group.events("training.finished")}) == 1
+    found = replay(group.folder, 2400)
+    assert found["compared"]["same"] is True, found["compared"]
