@@ -180,7 +180,8 @@ class Replay(Run):
             known = {entry.act.number: entry.state for entry in self.repairs.entries}
             if act.number in known if act.verdict is None else known.get(act.number) == act.verdict:
                 continue  # the checkpoint was made behind it
-            if act.rewind is not None and act.rewind not in self.snapshots.steps:
+            kept = self.snapshots.steps if act.verdict is None else [each.step for each in self.before.values()]
+            if act.rewind is not None and act.rewind not in kept:
                 raise CannotBeRedoneError(
                     f"repair {act.number} goes back to step {act.rewind}, of which nothing is kept here"
                 )

@@ -14,6 +14,7 @@ from workers.batches import seed_everything
 from workers.membership import Work
 from workers.repair.acts import Act
 from workers.repair.blame import blamed
+from workers.repair.class_weights import weights_now
 from workers.repair.data_answers import DataAnswers
 from workers.repair.quarantine import Blamed
 from workers.repair.rebuilding import patched
@@ -108,7 +109,7 @@ class RunQuarantine(RunDuties):
         """By which the loss is judged from now on: what the best constant answer gives is another loss with other weights."""
         if act.class_weights and self.recorder.facts is not None:
             smoothing = float(getattr(self.spec.task, "label_smoothing", 0.0))
-            self.recorder.facts = _weighed(self.recorder.facts, self.repairs.class_weights, smoothing)
+            self.recorder.facts = _weighed(self.recorder.facts, weights_now(self.repairs.entries), smoothing)
 
 
 def _weighed(facts: Facts, weights: Sequence[float] | None, smoothing: float) -> Facts:

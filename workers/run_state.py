@@ -28,6 +28,8 @@ from workers.membership import Link, Membership, MisplacedError, Position, Stage
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
 from workers.repair.acts import Act
+from workers.repair.class_weights import weights_now
+from workers.repair.quarantine import left_out_now
 from workers.repair.rebuilding import patched
 from workers.repair.repairs import Repairs
 from workers.repair.snapshots import Snapshot, Snapshots
@@ -379,12 +381,14 @@ class RunState:
     def plan_now(self) -> batches.Plan:
         """As repairs have it: the run may be longer, and leave samples out."""
         steps = self.job_steps + self.repairs.extra
-        return replace(self.plan, steps=steps, left_out=self.repairs.left_out(self.spec.training.leave_out))
+        return replace(
+            self.plan, steps=steps, left_out=left_out_now(self.spec.training.leave_out, self.repairs.entries)
+        )
 
     def weigh_classes(self) -> None:
         """As repairs have it."""
         if isinstance(self.task, Weighing):
-            self.task.weigh(self.repairs.class_weights)
+            self.task.weigh(weights_now(self.repairs.entries))
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,13 @@ def main() -> int:
     judging.add_argument("--healed", action="store_true", help="sick cases without their fault too, as healthy runs")
     judging.add_argument("--wrong", action="store_true", help="print only what was missed or misjudged")
     judging.add_argument("--store", action="store_true", help="the figures in benchmarks/results/pitfalls.json")
-    repairing = commands.add_parser("repair", help="what live repairs achieve, and what they harm")
+    repairing = commands.add_parser("repair", help="what repairs achieve, and what they harm")
     repairing.add_argument("--seeds", type=int, nargs="+", default=[0])
     repairing.add_argument("--allow", nargs="+", default=["live"], help="live, weights, architecture")
+    repairing.add_argument("--processes", type=int, default=1)
     repairing.add_argument("--sick", action="store_true", help="leave out healthy cases")
     repairing.add_argument(
-        "--store", action="store_true", help="the figures in benchmarks/results/pitfalls_repairs.json"
+        "--store", action="store_true", help="the figures in benchmarks/results/pitfalls_repairs_*.json"
     )
     printing = commands.add_parser("table", help="the cases, in Markdown")
     for command in (verifying, judging, repairing, printing):
@@ -98,18 +101,18 @@ def _judge(cases: list[Case], arguments: argparse.Namespace) -> int:
 
 
 def _repair(cases: list[Case], arguments: argparse.Namespace) -> int:
-    from benchmarks.pitfalls.repaired import figures, line, repaired, store
+    from benchmarks.pitfalls.repaired import figures, line, named, store
 
+    asked = [(case.name, seed) for case in cases for seed in arguments.seeds if case.sick or not arguments.sick]
     runs = []
-    for case in cases:
-        for seed in arguments.seeds:
-            if case.sick or not arguments.sick:
-                runs.append(repaired(case, seed, arguments.allow))
-                print(line(runs[-1]), flush=True)
+    with get_context("spawn").Pool(arguments.processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for run in pool.imap(partial(named, allow=arguments.allow), asked):
+            runs.append(run)
+            print(line(run), flush=True)
     for name, value in figures(runs).items():
         print(f"{name}: {value}")
     if arguments.store:
-        store(runs)
+        print(store(runs))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What live repairs achieve: how many sick jobs reach their goal with them, and what they do to jobs that nothing should be done to."""
+"""What repairs achieve: how many sick jobs reach their goal with them, and what they do to jobs that nothing should be done to."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS
 from benchmarks.pitfalls import loop, repairing
 from benchmarks.pitfalls.case import Case
 from workers.repair.acts import Entry
-from workers.repair.ladder import ANSWERS
+from workers.repair.ladder import ANSWERS, REBUILDS
 from workers.spec import Consent
 
-FIGURES = RESULTS / "pitfalls_repairs.json"
+FIGURES = RESULTS
 # What is meant only a person knows, or the same happens with any rate, any clipping and from any earlier weights.
 UNTOUCHABLE = (
     "label_error",
@@ -45,11 +46,19 @@ class Repaired:
     left_out: int  # updates that were no number
     codes: tuple[str, ...]  # first alarms, in the order in which they were told
     acts: tuple[dict[str, Any], ...]
+    allow: tuple[Consent, ...] = tuple(repairing.LIVE)
 
     @property
     def answered(self) -> bool:
-        """Something that may be done live is known for what the case is expected to be called."""
-        return self.expected in ANSWERS
+        """Something that may be done is known for what the case is expected to be called, and it is not made anew whatever is done."""
+        live = self.expected in ANSWERS and "live" in self.allow
+        rebuilt = any(rung.consent in self.allow for rung in REBUILDS.get(self.expected or "", ()))
+        return (live or rebuilt) and not self.made_by_a_layer
+
+    @property
+    def made_by_a_layer(self) -> bool:
+        """A gradient that is no number at every step."""
+        return self.expected == "nonfinite_gradient" and self.left_out > 0.5 * self.steps
 
     @property
     def mended(self) -> bool:
@@ -66,9 +75,7 @@ class Repaired:
 
     @property
     def untouchable(self) -> bool:
-        """A gradient that is no number at every step is made by a layer."""
-        made = self.expected == "nonfinite_gradient" and self.left_out > 0.5 * self.steps
-        return self.expected in UNTOUCHABLE or made
+        return (self.expected in UNTOUCHABLE and not self.answered) or self.made_by_a_layer
 
     @property
     def as_before(self) -> bool:
@@ -97,7 +104,16 @@ def repaired(case: Case, seed: int, allow: Sequence[Consent] = repairing.LIVE) -
         mended.left_out,
         tuple(mended.codes),
         tuple(map(_told, mended.entries)),
+        tuple(allow),
     )
+
+
+def named(asked: tuple[str, int], allow: Sequence[Consent]) -> Repaired:
+    """In a process of its own: cases hold functions, which do not travel. (name of the case, seed)"""
+    from benchmarks.pitfalls.cases import ALL
+
+    name, seed = asked
+    return repaired(next(case for case in ALL if case.name == name), seed, allow)
 
 
 def _number(value: float | None) -> float | None:
@@ -136,14 +152,14 @@ def figures(runs: Sequence[Repaired]) -> dict[str, Any]:
     extra = sorted(run.extra / run.steps for run in touched)
     return {
         "sick": len(sick),
-        "sick_with_live_answer": len(answered),
+        "sick_with_answer": len(answered),
         "healthy": len(healthy),
-        "repaired_of_live_answer": _share(answered, lambda run: run.mended),
+        "repaired_of_answered": _share(answered, lambda run: run.mended),
         "repaired_of_all_sick": _share(sick, lambda run: run.mended),
         "repaired_by_code": {code: _counted(part) for code, part in _by_code(sick)},
         "honest": _share(untouchable, lambda run: not run.standing),
         "honest_by_code": {code: _share(part, lambda run: not run.standing) for code, part in _by_code(untouchable)},
-        "nothing_standing_without_live_answer": _share(
+        "nothing_standing_without_answer": _share(
             [run for run in sick if not run.answered], lambda run: not run.standing or run.mended
         ),
         "healthy_harmed": sorted(run.name for run in healthy if run.harmed),
@@ -171,12 +187,14 @@ def _share(runs: Sequence[Repaired], holds: Any) -> float | None:
     return sum(map(holds, runs)) / len(runs) if runs else None
 
 
-def store(runs: Sequence[Repaired]) -> None:
-    """With every run in which anything was done, and every sick one."""
+def store(runs: Sequence[Repaired]) -> Path:
+    """With every run in which anything was done, and every sick one. The file, of runs with the same consent."""
+    path = FIGURES / f"pitfalls_repairs_{'_'.join(runs[0].allow)}.json"
     told = [asdict(run) for run in runs if run.acts or run.left_out or run.expected is not None]
-    lines = ",\n".join("  " + json.dumps(each) for each in told)
+    lines = ",\n".join("  " + json.dumps({name: each[name] for name in each if name != "allow"}) for each in told)
     shown = json.dumps(figures(runs), indent=1)[:-2]
-    FIGURES.write_text(f'{shown},\n "runs": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    path.write_text(f'{shown},\n "runs": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    return path
 
 
 def line(run: Repaired) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from workers import recording, run_repairs
 from workers.batches import plan_of, seed_everything
 from workers.jobfolder import JobFolder
 from workers.membership import Alone, DismissedError, MeetingPoint, Membership, Position
+from workers.repair import repairs
 from workers.repair.requests import ask
 from workers.replay import main, replay
 from workers.replay_run import CannotBeRedoneError
@@ -274,7 +276,7 @@ def test_the_ledger_names_the_samples_that_were_read(processes: Processes, tmp_p
 # --- repairs ----------------------------------------------------------------------------------------------------------
 
 
-def repaired(path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> list[dict[str, Any]]:
+def repaired(path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, steps: int = 120) -> list[dict[str, Any]]:
     """A rate far too high is brought down, with earlier weights, while it trains; events of what was done."""
     monkeypatch.setattr(recording, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(recording, "LOOKS", 10_000)
@@ -282,7 +284,7 @@ def repaired(path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> list[dic
     monkeypatch.setattr(recording, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(run_repairs, "SNAPSHOT_SHARE", 1e9)
     spec = job(
-        training={"steps": 120, "batch_size": 32},
+        training={"steps": steps, "batch_size": 32},
         optimizer={"name": "sgd", "momentum": 0.9, "learning_rate": 100.0},
         schedule={"name": "constant"},
         health={"mode": "repair"},
@@ -301,6 +303,23 @@ def test_repairs_are_done_again_as_they_were(tmp_path: Path, monkeypatch: pytest
         assert found["repairs"], "one lies between the checkpoint and the step"
         assert found["begins"] <= (act["rewind"] or 0)
         same(found)
+
+
+def test_a_step_after_a_comparison_that_was_lost_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are those of the end of an earlier trial, from memory; nobody is asked a second time which was better."""
+    with monkeypatch.context() as patch:
+        patch.setattr(repairs, "is_doubtful", lambda first, score: True)
+        patch.setattr(repairs, "better", lambda challenger, champion, by: False)
+        told = repaired(tmp_path / "job", monkeypatch, keep=100, steps=240)
+    last = next(event["data"] for event in told if event["data"].get("repair", {}).get("returned") is not None)
+    assert last["repair"]["act"]["against"]
+    folder = JobFolder.at(tmp_path / "job")
+    for kept in folder.checkpoints():  # those of the rivals and after them would make it easy
+        if kept.step >= last["repair"]["returned"]:
+            shutil.rmtree(str(kept.folder))
+    found = replay(folder, last["repair"]["ended"] + 3)
+    assert found["begins"] <= last["repair"]["returned"]
+    same(found)
 
 
 def test_a_repair_whose_snapshot_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

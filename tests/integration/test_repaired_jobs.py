@@ -58,7 +58,6 @@ def test_a_sick_job_ends_well_and_says_what_happened(groups: Any, mlflow_server:
     assert [each["act"]["number"] for each in repairs] == list(range(1, len(repairs) + 1))
     (held,) = (each for each in repairs if each["state"] == "kept")
     assert held["after"]["train/loss"] < 1, "before, it may have been no number, which is left out"
-    assert any(each["act"]["against"] for each in repairs), "other rates were compared with it"
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))

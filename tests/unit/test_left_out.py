@@ -19,7 +19,7 @@ from workers.repair.acts import Act, Entry
 from workers.repair.blame import blamed
 from workers.repair.data_answers import LOOKS, DataAnswers
 from workers.repair.ladder import Situation
-from workers.repair.quarantine import Blamed, bound, left_out
+from workers.repair.quarantine import Blamed, bound, left_out, left_out_now
 from workers.repair.repairs import Repairs
 from workers.repair.requests import Request
 from workers.sample_order import Plan, plan_of
@@ -281,12 +281,12 @@ def test_the_data_goes_before_rate_and_clipping() -> None:
     assert (act.leaves_out, act.rewind, act.consent, act.rate) == ([8], 36, "data", 1.0)
     assert "went back to the weights from before it began" in act.words
     run.done(act, finding("loss_spike"), {})
-    assert run.left_out([1]) == (1, 8)
+    assert left_out_now([1], run.entries) == (1, 8)
     second = next_act(run, answers, 42 + act.probation, finding("loss_spike", 60))
     assert second is not None
     assert (second.instead_of, second.leaves_out, second.consent) == (1, None, "live"), "it was not the sample"
     run.done(second, finding("loss_spike"), {})
-    assert run.left_out([]) == ()
+    assert left_out_now([], run.entries) == ()
 
 
 def test_what_is_no_number_is_for_good_and_costs_no_steps() -> None:
@@ -318,7 +318,7 @@ def test_what_somebody_undid_is_not_done_again() -> None:
     undo = run.asked(Request("x", "undo", "key test", number=1), 50)
     assert isinstance(undo, Act)
     run.done(undo, {}, {})
-    assert run.left_out([]) == ()
+    assert left_out_now([], run.entries) == ()
     assert next_act(run, answers, 60, finding(begun=55)) is None
 
 

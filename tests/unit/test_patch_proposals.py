@@ -254,6 +254,14 @@ def test_the_output_activation_is_dropped_where_it_is_a_module() -> None:
     assert not propose(Through(both), "drop_output", torch.randn(8, 4)), "it would be dropped where it is not called"
 
 
+def test_what_drops_most_of_what_it_gets_drops_a_tenth() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.97), nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    found = propose(model, "dropout", torch.randn(16, 4))
+    assert [(patch.where, patch.arguments) for patch in found] == [("1", {"p": 0.1})]
+    patched = apply(model, found, seed=0)
+    assert [module.p for module in patched.modules() if isinstance(module, nn.Dropout)] == [0.1, 0.5]
+
+
 def test_branches_are_found_with_their_norms_and_never_at_the_output() -> None:
     x = torch.randn(8, 3, 9, 9)
     assert propose(convolutions(), "residual", x) == [Patch("residual", "3", {"others": ["4"], "damping": 0.1})]

@@ -20,11 +20,14 @@ pytestmark = pytest.mark.unit
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3), nn.Softmax(-1))
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3), nn.Softmax(-1), nn.Dropout(0.9)
+    )
 
 
 EVERY_KIND = [
     Patch("drop_output", "5"),
+    Patch("dropout", "6", {"p": 0.1}),
     Patch("activate", "1", {"to": "relu"}),
     Patch("activate", "3", {"to": "leaky_relu", "slope": 0.02}),
     Patch("reinitialise", "0", {"method": "he"}),
@@ -144,13 +147,13 @@ def test_a_transposed_convolution_folds_where_the_mean_is_zero() -> None:
 
 
 def test_a_residual_branch_is_added_and_later_numbers_stay() -> None:
-    model, x = network(), torch.randn(4, 6)
+    model, x = network().eval(), torch.randn(4, 6)
     hidden = model[1](model[0](x))
     expected = model[5](model[4](hidden + 0.1 * model[3](model[2](hidden))))
     patched = apply(model, [Patch("residual", "2", {"others": ["3"]})], seed=0)
     assert isinstance(patched.get_submodule("2"), Residual)
     torch.testing.assert_close(patched(x), expected)
-    assert [name for name, _ in patched.named_children()] == list("012345")
+    assert [name for name, _ in patched.named_children()] == list("0123456")
 
 
 def test_new_modules_are_where_and_as_the_old_ones_are() -> None:

@@ -69,15 +69,24 @@ def test_figures_of_runs_counted_by_hand(tmp_path: Path, monkeypatch: pytest.Mon
         run("f", None, 0.9, 0.9),
     ]
     found = figures(runs)
-    assert (found["repaired_of_live_answer"], found["repaired_of_all_sick"]) == (1 / 2, 1 / 4)
+    assert (found["repaired_of_answered"], found["repaired_of_all_sick"]) == (1 / 2, 1 / 4)
     assert found["honest"] == 1 / 2
     assert (found["healthy_harmed"], found["healthy_with_acts"]) == (["e"], ["e"])
     assert found["healthy_within_one_percent"] == 1 / 2
     assert (found["extra_steps_median"], found["extra_steps_worst"]) == (0.1, 0.5)
-    monkeypatch.setattr(repaired, "FIGURES", tmp_path / "figures.json")
-    repaired.store(runs)
-    assert '"name": "b"' in repaired.FIGURES.read_text()
-    assert '"name": "f"' not in repaired.FIGURES.read_text()
+    monkeypatch.setattr(repaired, "FIGURES", tmp_path)
+    stored = repaired.store(runs).read_text()
+    assert '"name": "b"' in stored
+    assert '"name": "f"' not in stored
+
+
+def test_a_job_that_vanishes_begins_anew_where_that_is_allowed() -> None:
+    case = CASES["deep/relu_small"]
+    live = repaired.repaired(case, 0)
+    assert (live.answered, live.reached, live.acts) == (False, False, ())
+    anew = repaired.repaired(case, 0, repairing.EVERYTHING)
+    assert (anew.answered, anew.mended) == (True, True)
+    assert "plan" in anew.acts[0]
 
 
 def test_snapshots_lie_further_apart_the_older_they_are() -> None:

@@ -27,6 +27,7 @@ RECTIFIERS = (nn.ReLU, nn.ReLU6)
 ELEMENTWISE = (*SATURATING, *RECTIFIERS, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Hardswish,
                nn.LogSigmoid)  # fmt: skip
 ACTIVATIONS = (*ELEMENTWISE, nn.Softmax, nn.LogSoftmax, nn.Softmin)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 class Unfit(ValueError):  # a reason on its way to a PatchError

@@ -10,24 +10,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workers.repair.acts import Act, Entry
+from workers.repair.ladder import TOO_SHORT
 
 FACTOR = 3.0
 BETTER = 0.02  # by that share of the loss, at least: less is noise
-HALVED = 0.5  # of its first loss: a model that learns so well need not be compared with another one
+LONGER = 0.15  # likewise, for longer steps than those that mended steps that were too long: they look better at first than they are
+HALVED = 0.5  # of its first loss: what learns so well need not be compared with anything
 MOST = 5  # rates of a contest, the first with them
 NEAR = 1.2  # two that differ by less are one
 
 
 def about_rate(act: Act) -> bool:
     """Whether other rates can be compared with it: from the same weights, which have to be somewhere."""
-    return act.rewind is not None and act.patches is None and (act.rate != 1.0 or act.rate_at_least > 0)
+    return act.rewind is not None and act.patches is None and act.rate != 1.0
 
 
-def better(challenger: float | None, champion: float | None) -> bool:
-    """By the loss at the end of their trials; None: nothing is known of it, or it failed."""
+def better(challenger: float | None, champion: float | None, by: float = BETTER) -> bool:
+    """By the loss at the same age; None: nothing is known of it, or it failed."""
     if challenger is None:
         return False
-    return champion is None or challenger < champion - BETTER * abs(champion)
+    return champion is None or challenger < champion - by * abs(champion)
+
+
+def margin(challenger: Act, champion: Act) -> float:
+    """By which share of the loss it has to be better."""
+    return LONGER if challenger.code not in TOO_SHORT and challenger.rate > champion.rate else BETTER
 
 
 def next_rate(champion: Act, tried: Sequence[Act], lowest: float) -> float | None:
@@ -42,9 +49,9 @@ def next_rate(champion: Act, tried: Sequence[Act], lowest: float) -> float | Non
     return None
 
 
-def is_doubtful(champion: Act, first: float | None, score: float) -> bool:
-    """Whether other models are compared with it: nothing is wrong with it, but it has not learnt much either. ``first``: its loss when it began."""
-    return champion.plan is not None and first is not None and score > HALVED * first
+def is_doubtful(first: float | None, score: float) -> bool:
+    """Whether something else may do better: nothing is wrong, but not much is learnt either. ``first``: the loss when the trial began."""
+    return first is not None and score > HALVED * first
 
 
 def episode(number: int, entries: Sequence[Entry]) -> list[Entry]:

@@ -12,6 +12,7 @@ from typing import Any
 from workers.repair import class_weights
 from workers.repair.acts import Act
 from workers.repair.class_weights import inverse_frequency
+from workers.repair.ladder import Situation
 from workers.repair.quarantine import OF_SAMPLES, Blame, Blamed, said_of, why_too_many
 
 DATA_ANSWERS = frozenset({"nonfinite_data", "class_imbalance"})  # findings that nothing else answers
@@ -27,11 +28,19 @@ class Answer:
     trial: bool = False  # what is no number is wrong by itself; whether something else was at fault has to be seen
 
     def act(
-        self, number: int, step: int, code: str, words: str, back: int | None, instead_of: int | None, probation: int
+        self,
+        number: int,
+        situation: Situation,
+        before: str | None,
+        back: int | None,
+        instead_of: int | None,
+        probation: int,
     ) -> Act:
+        """``before``: what is done first, for people; ``back``: the step to whose weights the run goes."""
+        words = self.words if before is None else f"{before}; {self.words}"
         return Act(
-            number, step, code, "data", words, rewind=back, leaves_out=self.leaves_out, class_weights=self.class_weights,
-            instead_of=instead_of, probation=probation,
+            number, situation.step, situation.finding["code"], "data", words, rewind=back, leaves_out=self.leaves_out,
+            class_weights=self.class_weights, instead_of=instead_of, probation=probation if self.trial else 0,
         )  # fmt: skip
 
 
@@ -71,3 +80,10 @@ class DataAnswers:
     def why_not(self, code: str) -> str | None:
         """A part of a sentence: why samples that were found to be at fault are not left out."""
         return self._why.get(code)
+
+
+def why_not_about_data(answers: DataAnswers | None, code: str, allow: Collection[str]) -> str | None:
+    """A part of a sentence; None: the data is not what such a finding is about, or nothing is known."""
+    if "data" not in allow:
+        return "health.allow would have to name data" if code in DATA_ANSWERS else None
+    return answers.why_not(code) if answers is not None else None

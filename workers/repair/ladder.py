@@ -198,6 +198,7 @@ PLANNED = {
     "residual": "activated by ReLU, with connections around its layers",
     "inputs": "given standardised inputs",
     "output": "without the activation at its output",
+    "keep": "dropping out a tenth where it dropped out most",
 }
 
 
@@ -215,6 +216,7 @@ REBUILDS: Mapping[str, Sequence[Rung]] = {
     "plateau": _built("anew"),
     "unnormalised_input": _built("inputs"),
     "output_activation": _built("output"),
+    "over_regularised": _built("keep"),
 }
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from workers.repair import drawing, surgery
 from workers.repair.anatomy import Edits, Unfit, module_at, reason_against
 
-Kind = Literal["reinitialise", "normalise", "activate", "residual", "scale_input", "drop_output"]
+Kind = Literal["reinitialise", "normalise", "activate", "residual", "scale_input", "drop_output", "dropout"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -109,6 +109,7 @@ ARGUMENTS: Mapping[str, Mapping[str, Rule]] = {
         "axis": Rule("a whole number", lambda value: _is_number(value) and isinstance(value, int)),  # default -1
     },
     "drop_output": {},
+    "dropout": {"p": Rule("a number from 0 on, below 1", lambda value: _is_number(value) and 0 <= value < 1, required=True)},
 }  # fmt: skip
 
 
@@ -201,6 +202,8 @@ def _apply(edits: Edits, patch: Patch, seed: int) -> None:
     elif patch.kind == "scale_input":
         fold, axis = arguments.get("fold", True), arguments.get("axis", -1)
         surgery.scale_input(edits, module, where, arguments["mean"], arguments["std"], fold, axis)
+    elif patch.kind == "dropout":
+        surgery.dropout(edits, module, where, arguments["p"])
     else:
         surgery.drop_output(edits, module, where)
 

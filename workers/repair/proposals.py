@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.repair import measuring
 from workers.repair.anatomy import (
     ACTIVATIONS,
+    DROPOUTS,
     NORMS,
     RECTIFIERS,
     RECURRENT,
@@ -38,6 +39,7 @@ TANH_GAIN = 5 / 3
 LEAST_SPREAD = (
     1e-6  # of an input feature beside its mean: below, it is constant, and dividing by it would blow up rounding errors
 )
+MOST_DROPPED, USUAL_DROPOUT = 0.7, 0.1
 VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity)
 
 
@@ -249,6 +251,20 @@ def _drop_output(model: nn.Module, seen: Trace, example: Example, options: Optio
     return [Patch("drop_output", name) for name, _ in found]
 
 
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def _dropout(model: nn.Module, seen: Trace, example: Example, options: Options) -> list[Patch]:
+    """Those that drop most of what they get, as where the share to keep was given: the usual tenth in its place."""
+    return [
+        Patch("dropout", name, {"p": USUAL_DROPOUT})
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, DROPOUTS)
+        and module.p > MOST_DROPPED
+        and (options.layers is None or name in options.layers)
+    ]
+
+
 # --- residual ---------------------------------------------------------------------------------------------------------
 
 
@@ -321,4 +337,5 @@ _PROPOSERS: Mapping[str, Callable[[nn.Module, Trace, Example, Options], list[Pat
     "residual": _residual,
     "scale_input": _scale_input,
     "drop_output": _drop_output,
+    "dropout": _dropout,
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workers.repair.acts import Act
+from workers.repair.acts import Act, Entry
 
 MOST = 0.01  # of the samples, without anybody being asked; more is a matter of the data set, not of some rows
 NAMED = 10  # samples that a sentence names
@@ -51,6 +51,11 @@ def left_out(first: Iterable[int], acts: Iterable[Act]) -> tuple[int, ...]:
         found.update(act.leaves_out or ())
         found.difference_update(act.takes_in or ())
     return tuple(sorted(found))
+
+
+def left_out_now(first: Iterable[int], entries: Iterable[Entry]) -> tuple[int, ...]:
+    """The same, of a record of repairs."""
+    return left_out(first, [each.act for each in entries if each.state in ("trial", "kept")])
 
 
 def holding(acts: Iterable[Act]) -> list[Act]:

@@ -22,6 +22,7 @@ PLANS: Mapping[str, Sequence[tuple[Kind, dict[str, Any]]]] = {
     "residual": (("activate", {}), ("residual", {})),
     "inputs": (("scale_input", {}),),
     "output": (("drop_output", {}),),
+    "keep": (("dropout", {}),),
 }
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from workers.repair import quarantine, timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
-from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, next_rate
-from workers.repair.data_answers import DATA_ANSWERS, DataAnswers
+from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, margin, next_rate
+from workers.repair.data_answers import DataAnswers, why_not_about_data
 from workers.repair.ladder import (
     REBUILDS,
     TOO_SHORT,
@@ -116,15 +116,6 @@ class Repairs:
     def _holding(self) -> list[Act]:
         return [each.act for each in self.entries if each.state in ("trial", "kept")]
 
-    def left_out(self, first: Sequence[int]) -> tuple[int, ...]:
-        """Samples that are left out now, ascending. ``first``: of the job itself."""
-        return quarantine.left_out(first, self._holding())
-
-    @property
-    def class_weights(self) -> list[float] | None:
-        """Of the loss now; None: those of the job, if it has any."""
-        return next((act.class_weights for act in reversed(self._holding()) if act.class_weights), None)
-
     @property
     def patches_before_trial(self) -> list[dict[str, Any]]:
         """What is on trial gives way to what is tried next."""
@@ -173,7 +164,7 @@ class Repairs:
         """Before anything is done to the run: what mends the data that it is trained on."""
         if self._data is None or "data" not in self._health.allow or self._spent:
             return None
-        out = quarantine.left_out((), self._holding())
+        out = quarantine.left_out_now((), self.entries)
         tried = {sample for each in self.entries for sample in each.act.leaves_out or ()}
         for finding in findings:
             found = None if self._unwanted(finding["code"]) else self._data.answer(finding, out, tried)
@@ -182,10 +173,9 @@ class Repairs:
             situation = Situation(finding, step, self._steps, None, None, None)
             rung = Rung("data", back=found.back)
             back = self._target(rung, situation, self._further(snapshots, instead_of), step)
-            probation = self._probation(situation, step) if found.trial else 0
-            probation = probation if step + probation <= self._steps + self.extra else 0
-            words = f"{said_of(rung)}; {found.words}" if back is not None else found.words
-            return found.act(len(self.entries) + 1, step, finding["code"], words, back, instead_of, probation)
+            seen = step + (probation := self._probation(situation, step)) <= self._steps + self.extra
+            before = said_of(rung) if back is not None else None
+            return found.act(len(self.entries) + 1, situation, before, back, instead_of, probation if seen else 0)
         return None
 
     def _next(self, situation: Situation, snapshots: Sequence[int], step: int, instead_of: int | None) -> Act | None:
@@ -242,12 +232,13 @@ class Repairs:
     def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
         """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
         act = trial.act
-        score = self._loss_of(_newer_half(act.step, step)) if helped else None
+        window = act.probation if act.against is not None else _window(act, step)
+        score = self._loss_of(_newer_half(act.step, act.step + window)) if helped else None
         before = self.entries[act.against - 1] if act.against is not None else None
-        wins = helped and (before is None or better(score, before.score))
+        wins = helped and (before is None or better(score, before.score, margin(act, before.act)))
         champion = act if wins or before is None else before.act
         goes_on = not wins or self._open_to_rivals(act, score)
-        found = self._neighbour(champion, trial, snapshots, step) if goes_on else None
+        found = self._neighbour(champion, trial, snapshots, step, window) if goes_on else None
         if found is not None:
             return replace(found, score=score)
         if wins:
@@ -257,24 +248,25 @@ class Repairs:
 
     def _open_to_rivals(self, act: Act, score: float | None) -> bool:
         """Whether something else may do better than what has just helped."""
+        if score is None or not (about_rate(act) or act.plan is not None):
+            return False
         first = self._loss_of(range(act.step + 1, act.step + 1 + SETTLES))
-        return score is not None and (about_rate(act) or is_doubtful(act, first, score))
+        return act.code in TOO_SHORT or is_doubtful(first, score)
 
-    def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int) -> Act | None:
-        """None: there is none that was not tried, or no room for its trial."""
+    def _neighbour(self, champion: Act, trial: Entry, snapshots: Sequence[int], step: int, window: int) -> Act | None:
+        """None: there is none that was not tried, or no room for its trial of ``window`` steps."""
         tried = [each.act for each in episode(trial.act.number, self.entries)]
         if self._spent or self.left_to_people is not None:
             return None
         found = self._other_model(champion, tried) if champion.plan else self._other_rate(champion, tried, snapshots)
         if found is None:
             return None
-        probation = champion.probation if champion.against is not None else step - champion.step
         found = replace(
             found, number=len(self.entries) + 1, step=step, instead_of=trial.act.number, against=champion.number,
-            probation=probation,
+            probation=window,
         )  # fmt: skip
         lost = timeline.lost([*self.entries, Entry(found, "trial", {})])
-        return found if lost + probation <= self.most_extra else None
+        return found if lost + window <= self.most_extra else None
 
     def _other_rate(self, champion: Act, tried: Sequence[Act], snapshots: Sequence[int]) -> Act | None:
         rate = next_rate(champion, tried, self._health.budget.lr_floor)
@@ -403,13 +395,13 @@ class Repairs:
             return f"it follows from {self.left_to_people}, and only a person can know what was meant"
         if self._spent:
             return f"all {self._health.budget.repairs} repairs of its budget are used up"
-        code, found = situation.finding["code"], rungs(situation)
-        if self._data is not None and (why := self._data.why_not(code)) is not None and not found:
-            return why
-        if not found and code in DATA_ANSWERS and "data" not in self._health.allow:
-            return "health.allow would have to name data"
+        found = rungs(situation)
         if not found:
-            return "nothing that may be done to a running job mends it, or only a person can know what was meant"
+            about_data = why_not_about_data(self._data, situation.finding["code"], self._health.allow)
+            return (
+                about_data
+                or "nothing that may be done to a running job mends it, or only a person can know what was meant"
+            )
         if all(rung.consent not in self._health.allow for rung in found):
             return f"health.allow would have to name {found[0].consent}"
         return "all that is known has been tried"
@@ -491,6 +483,12 @@ class Repairs:
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
         self.left_to_people = document.get("left_to_people")
+
+
+def _window(act: Act, step: int) -> int:
+    """Steps of the trials of a contest with ``act``, whose own was over after ``step``: shorter than that one, which had to show that nothing is
+    wrong any more."""
+    return max(PROBATION_STEPS, (step - act.step) // 2)
 
 
 def _newer_half(after: int, through: int) -> range:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from workers.repair.anatomy import (
     ACTIVATIONS,
     CONVOLUTIONS,
+    DROPOUTS,
     ELEMENTWISE,
     NORMS,
     RECTIFIERS,
@@ -146,6 +147,12 @@ def drop_output(edits: Edits, module: nn.Module, where: str) -> None:
     if not isinstance(module, ACTIVATIONS):
         raise Unfit(f"a {type(module).__name__} is no activation")
     edits.replace(where, nn.Identity())
+
+
+def dropout(edits: Edits, module: nn.Module, where: str, p: float) -> None:
+    if not isinstance(module, DROPOUTS):
+        raise Unfit(f"a {type(module).__name__} drops nothing")
+    edits.replace(where, type(module)(p=p))
 
 
 def residual(edits: Edits, layer: nn.Module, where: str, others: Sequence[str], damping: float) -> None:
