@@ -36,6 +36,7 @@ from api.routes import (
     health,
     jobs,
     logs,
+    quarantine,
     repairs,
     schema,
     steps,
@@ -70,6 +71,7 @@ ROUTERS = tuple(
         schema,
         health,
         repairs,
+        quarantine,
         docs,
     )
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Self, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from service.errors import InvalidRequest
 from service.jobs import ResumeFrom
 from service.values import WorkerRange
 from workers.problems import Problem, problem_of, shorten
-from workers.spec import JobSpec, Metadata, Priority, WorkerCount
+from workers.spec import MOST_LEFT_OUT, JobSpec, Metadata, Priority, WorkerCount
 from workers.spec_base import PRINTABLE, Model
 
 
@@ -80,6 +80,36 @@ class JobChange(Model):
     @property
     def steers(self) -> bool:
         return self.optimizer is not None or self.training is not None
+
+
+LONGEST_NAME = 4096
+
+
+def _sample(value: object) -> object:
+    """One problem for each that is neither, where a union would tell two."""
+    index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    name = isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+    if not (index or name):
+        raise PydanticCustomError("sample", "must be a sample's index, from 0 on, or its name as a step shows it")
+    return value
+
+
+Samples = Annotated[list[Annotated[int | str, BeforeValidator(_sample)]], Field(min_length=1, max_length=MOST_LEFT_OUT)]
+
+
+class QuarantineChange(Model):
+    """Training samples, by their index in the training set or by their name as a step shows it."""
+
+    leave_out: Samples | None = Field(
+        None, description="from the next step on; others take their places in the batches"
+    )
+    take_in: Samples | None = Field(None, description="of those that are left out, again")
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.leave_out is None and self.take_in is None:
+            raise PydanticCustomError("nothing", "give at least one of leave_out, take_in")
+        return self
 
 
 class Resume(Model):

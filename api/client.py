@@ -16,7 +16,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -182,6 +182,19 @@ class Client:
     def undo_repair(self, job_id: str, number: int) -> Document:
         """Asks for it; an event tells when it is done."""
         return self._request("POST", f"{_job(job_id)}/repairs/{number}/undo")
+
+    def quarantine(self, job_id: str) -> Document:
+        """The training samples that the job leaves out, and since when."""
+        return self._request("GET", f"{_job(job_id)}/quarantine")
+
+    def change_quarantine(
+        self, job_id: str, *, leave_out: Sequence[int | str] = (), take_in: Sequence[int | str] = ()
+    ) -> Document:
+        """Asks a running job for it; an event tells when it is done. Samples are indices, or names as ``step`` shows them."""
+        given = {"leave_out": list(leave_out), "take_in": list(take_in)}
+        return self._request(
+            "POST", f"{_job(job_id)}/quarantine", json={k: value for k, value in given.items() if value}
+        )
 
     def diagnosis(self, job_id: str) -> Document:
         """The run judged anew from what was recorded of it, and what would have been told while it ran."""

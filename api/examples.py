@@ -310,6 +310,7 @@ STEP: dict[str, Any] = {
     "samples": 5,
     "workers": 2,
     "accumulate": 1,
+    "quarantined": [17],
     "ranks": [
         {"rank": 0, "samples": 3, "microbatches": [3], "indices": [153, 466, 321], "left_out": 0,
          "names": ["/data/cells/benign/0153.png", "/data/cells/benign/0466.png", "/data/cells/malignant/0041.png"]},
@@ -372,6 +373,31 @@ ASKED: dict[str, Any] = {
     "job_id": JOB_ID,
     "kind": "undo",
     "number": 1,
+}
+
+STEERED: dict[str, Any] = {**ASKED, "kind": "steer", "number": None}
+
+QUARANTINE: dict[str, Any] = {
+    "object": "job.quarantine",
+    "job_id": JOB_ID,
+    "samples": 455,
+    "left_out": [{"sample": 17, "name": "row 21 of /data/cells.csv", "since_step": 54, "repair": 1}],
+}
+
+QUARANTINE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Samples by their index in the training set, or by their name as a step shows it.",
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/QuarantineChange"},
+                "examples": {
+                    "out": {"summary": "Two samples less", "value": {"leave_out": [17, "row 21 of /data/cells.csv"]}},
+                    "in": {"summary": "One of them again", "value": {"take_in": [17]}},
+                },
+            }
+        },
+    }
 }
 
 DIAGNOSIS: dict[str, Any] = {

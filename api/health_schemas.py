@@ -100,6 +100,9 @@ class Repair(Wire):
     rate: float = Field(description="times what the learning rate would be")
     learning_rate: float | None = Field(description="at the top of the schedule, where people asked for one")
     clip: float | None = Field(description="largest global norm of the gradient")
+    leaves_out: list[int] | None = Field(None, description="training samples that are left out since, by their index")
+    takes_in: list[int] | None = Field(None, description="those of them that are taken in again")
+    class_weights: list[float] | None = Field(None, description="of the loss since, one a class")
     patches: list[dict[str, Any]] | None = Field(
         description="what is different in the model with which the run began anew; null: it did not"
     )
@@ -175,6 +178,24 @@ class Asked(Wire):
     job_id: str
     kind: Literal["undo", "steer"]
     number: int | None = Field(description="of the repair that is to be undone")
+
+
+class LeftOut(Wire):
+    """A training sample that a job leaves out."""
+
+    sample: int = Field(description="its index in the training set")
+    name: str | None = Field(description="its file or row; null: the source has none, or is not here")
+    since_step: int = Field(description="optimizer steps done when it was left out; 0: from the start")
+    repair: int | None = Field(description="that left it out; null: the job itself, by training.leave_out")
+
+
+class Quarantine(Wire):
+    """The samples that a job leaves out now."""
+
+    object: Literal["job.quarantine"] = "job.quarantine"
+    job_id: str
+    samples: int | None = Field(description="in the training set; null: the job has not begun")
+    left_out: list[LeftOut]
 
 
 class DiagnosisEntry(Wire):

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from api.auth import needs_key
-from api.changes import Cordon, JobChange, Resume
+from api.changes import Cordon, JobChange, QuarantineChange, Resume
 from workers.spec import JobSpec
 
 DESCRIPTION = """\
@@ -78,7 +78,7 @@ def _build(app: FastAPI, routes: Sequence[APIRoute]) -> dict[str, Any]:
     spec = _without_later(JobSpec.model_json_schema(ref_template="#/components/schemas/JobSpec.{model}"))
     schemas.update({f"JobSpec.{name}": part for name, part in spec.pop("$defs").items()})
     schemas["JobSpec"] = spec
-    for body in (JobChange, Cordon, Resume):
+    for body in (JobChange, QuarantineChange, Cordon, Resume):
         shape = body.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(shape.pop("$defs", {}))
         schemas[body.__name__] = shape

@@ -324,6 +324,7 @@ class JobStep(Wire):
     samples: int = Field(description="over all workers")
     workers: int = Field(description="that made it together")
     accumulate: int = Field(description="microbatches of each")
+    quarantined: list[int] = Field(description="samples that were left out then; others took their places")
     ranks: list[RankSamples]
 
 

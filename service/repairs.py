@@ -16,6 +16,7 @@ from service.rows import event_value
 from service.states import append_event
 from service.tables import EventRow
 from service.values import Caller, JobEvent, Role, Status
+from workers.repair import quarantine
 from workers.repair.requests import Request, ask
 from workers.repair.told import CHANGES, NONE, REFUSED, SKIPPED, entries
 
@@ -63,10 +64,14 @@ def steer(
     *,
     learning_rate: float | None = None,
     clip_norm: float | None = None,
+    leave_out: Sequence[int] | None = None,
+    take_in: Sequence[int] | None = None,
 ) -> Request:
-    """Asks the job to go on with these. Raises Conflict unless it runs, and for a script whose steps nobody may change."""
+    """Asks the job to go on with these, and without or again with these samples. Raises Conflict unless it runs, and for a script whose steps nobody
+    may change, or whose samples nobody knows."""
     require(caller, Role.MEMBER)
-    return _asked(store, caller, job_id, requests, "steer", learning_rate=learning_rate, clip_norm=clip_norm)
+    wanted = {"learning_rate": learning_rate, "clip_norm": clip_norm, "leave_out": leave_out, "take_in": take_in}
+    return _asked(store, caller, job_id, requests, "steer", **wanted)
 
 
 def _asked(
@@ -93,7 +98,13 @@ def _asked(
 
 
 def _said(wanted: dict[str, Any]) -> str:
-    return " and ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in wanted.items() if value is not None)
+    return " and ".join(
+        f"{name.replace('_', ' ')} {_value(value)}" for name, value in wanted.items() if value is not None
+    )
+
+
+def _value(value: Any) -> str:
+    return quarantine.listed(value) if isinstance(value, list) else f"{value:.6g}"
 
 
 def _was(state: str) -> str:

@@ -47,5 +47,6 @@ def made(
         "samples": step.samples,
         "workers": step.group.world_size,
         "accumulate": step.group.accumulate,
+        "quarantined": list(step.plan.left_out),
         "ranks": ranks_of(ledger.spec, step, max(1, most // step.group.world_size)),
     }

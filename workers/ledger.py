@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from workers.gradient_files import GradientWriter
@@ -101,17 +102,17 @@ class Ledger:
                 self.latest.update(row["values"])
 
     def _take_gradients(self, bodies: Sequence[Mapping[str, Any]]) -> None:
-        rows: list[tuple[int, Sequence[float]]] = []
-        layers: Sequence[str] = ()
-        last = self._gradient_step
-        for body in bodies:
-            layers = body["layers"]
-            for step, norms in body["rows"]:
+        for layers, alike in groupby(
+            bodies, key=lambda body: body["layers"]
+        ):  # a repair may have made another model of others
+            rows: list[tuple[int, Sequence[float]]] = []
+            last = self._gradient_step
+            for step, norms in (row for body in alike for row in body["rows"]):
                 if step > last:
                     last = step
                     rows.append((step, norms))
-        self._gradients.append(layers, rows)
-        self._gradient_step = last  # only now: when the disk was full, the workers tell again what is not kept
+            self._gradients.append(layers, rows)
+            self._gradient_step = last  # only now: when the disk was full, the workers tell again what is not kept
 
     def _take_probes(self, bodies: Sequence[Mapping[str, Any]]) -> None:
         for body in bodies:

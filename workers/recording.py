@@ -10,7 +10,7 @@ import math
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -317,6 +317,12 @@ class Recorder:
         self.bad_steps, self._looked_step = 0, through
         if self.facts is not None and self.facts.total_steps is not None:
             self.facts = replace(self.facts, total_steps=steps)
+
+    def forget_steps(self, steps: Sequence[int]) -> None:
+        """What was measured in these says nothing of the run as it is now. To be taken after ``flush``."""
+        for step in sorted(steps):
+            for log in (self._memory, self._probes, self._ranks):
+                log.forget(step - 1, step)
 
     def runs(self, steps: int, origin: int) -> None:
         """How long the run is, and after which step what trains now began, as repairs have it."""

@@ -27,7 +27,7 @@ from workers.repair.sentences import changed
 from workers.repair.snapshots import Snapshot, copied, put_back
 from workers.repair.told import ADVICE
 from workers.reports import Outcome, ReasonCode
-from workers.run_duties import RunDuties
+from workers.run_quarantine import RunQuarantine
 from workers.watch.findings import Judgement
 
 ASK_SECONDS = 1.0  # between two looks at what people ask
@@ -38,7 +38,7 @@ SNAPSHOTS = 50  # in a run, at most
 SNAPSHOT_STEPS = 5  # at least between two of them
 
 
-class RunRepairs(RunDuties):
+class RunRepairs(RunQuarantine):
     """Does nothing, and costs nothing, in any other mode."""
 
     # --- what rank 0 wants --------------------------------------------------------------------------------------------
@@ -61,10 +61,10 @@ class RunRepairs(RunDuties):
         alarms = [finding for finding in findings if finding["severity"] != "note"]
         self.sick = bool(alarms)
         situation = self.situation(alarms[0]) if alarms else None
-        self.wanted = self.repairs.next_act(
-            alarms, situation, self.snapshots.steps, self.step, self.plan_of_patches(), self.recorder.loss_of
-        )
-        self.found = alarms[0] if alarms else {}
+        kept, patches, data = self.snapshots.steps, self.plan_of_patches(), self.data_answers()
+        self.wanted = self.repairs.next_act(alarms, situation, kept, self.step, patches, self.recorder.loss_of, data)
+        code = self.wanted.code if self.wanted is not None else None
+        self.found = next((each for each in alarms if each["code"] == code), alarms[0]) if alarms else {}
         if (
             self.wanted is None
             and alarms
@@ -95,7 +95,9 @@ class RunRepairs(RunDuties):
             return None
 
         def plan(name: str) -> list[dict[str, Any]]:
-            self.link.at(Work.EVALUATE, self.step)  # the others may have to wait
+            self.link.at(
+                Work.DATA, self.step
+            )  # behind the others, which may have to wait in the next step: it is not they that hang
             rows = self.plan.step_indices(self.step)[:EXAMPLE_ROWS].tolist()
             batch = self.datasets.train.batch(rows, seed=self.spec.training.seed)
             known = self.repairs.patches_before_trial
@@ -135,10 +137,14 @@ class RunRepairs(RunDuties):
             self.rebuild()
         if before is not None:
             put_back(before, parallel.plain(self.model), self.optimizer)
-        if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept"):
+        self.forget_left_out(act)
+        self.stretch()
+        self.weigh_classes()
+        self.facts_of_weights(act)
+        if act.verdict == "undone" or (act.code != BY_PEOPLE and act.verdict != "kept") or act.changes_data:
             back = 0 if act.patches is not None and act.verdict is None else act.rewind
             back = self.best_at if act.ends and act.verdict is None else back
-            self.stretch()
+            back = 0 if act.class_weights else back  # losses before and after it are not of one measure
             self.recorder.begin_anew(
                 self.step if back is None else back, self.step, self.plan.steps, self.repairs.origin
             )
@@ -223,10 +229,10 @@ class RunRepairs(RunDuties):
         return True
 
     def stretch(self) -> None:
-        """The run becomes longer by what was lost, within its budget; what is read ahead knows only the old end."""
-        steps = self.job_steps + self.repairs.extra
-        if steps != self.plan.steps:
-            self.plan = replace(self.plan, steps=steps)
+        """The run becomes longer by what was lost, within its budget; what is read ahead knows only the old end, and the old samples."""
+        plan = self.plan_now()
+        if plan != self.plan:
+            self.plan = plan
             self.stop_reading()
 
     def values_now(self) -> dict[str, float]:
@@ -251,7 +257,7 @@ class RunRepairs(RunDuties):
             return
         self.asked_at = now
         for request in asked(folder, self.repairs.taken):
-            found = self.repairs.asked(request, self.step)
+            found = self.why_not_asked(request) or self.repairs.asked(request, self.step)
             if isinstance(found, Act):
                 self.wanted, self.found = found, {}
                 return

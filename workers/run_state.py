@@ -28,13 +28,15 @@ from workers.membership import Link, Membership, MisplacedError, Position, Stage
 from workers.process_group import TIMEOUT_SECONDS, ProcessGroup
 from workers.recording import Recorder
 from workers.repair.acts import Act
+from workers.repair.class_weights import weights_now
+from workers.repair.quarantine import left_out_now
 from workers.repair.rebuilding import patched
 from workers.repair.repairs import Repairs
 from workers.repair.snapshots import Snapshot, Snapshots
 from workers.reports import Level, Reporter
 from workers.scoring import Score
 from workers.spec import JobSpec
-from workers.tasks.base import Task
+from workers.tasks.base import Task, Weighing
 from workers.user_code import UserCode
 from workers.watch.facts_json import from_json, to_json
 from workers.watch.findings import Key
@@ -372,8 +374,21 @@ class RunState:
         self.accumulate = max(self.accumulate, document.get("accumulate", 1))
         if "repairs" in document:  # not in those of earlier versions
             self.repairs.restore(document["repairs"])
-            self.plan = replace(self.plan, steps=self.job_steps + self.repairs.extra)
+            self.plan = self.plan_now()
+            self.weigh_classes()
             self.recorder.runs(self.plan.steps, self.repairs.origin)
+
+    def plan_now(self) -> batches.Plan:
+        """As repairs have it: the run may be longer, and leave samples out."""
+        steps = self.job_steps + self.repairs.extra
+        return replace(
+            self.plan, steps=steps, left_out=left_out_now(self.spec.training.leave_out, self.repairs.entries)
+        )
+
+    def weigh_classes(self) -> None:
+        """As repairs have it."""
+        if isinstance(self.task, Weighing):
+            self.task.weigh(weights_now(self.repairs.entries))
 
     def cut(self) -> None:
         """Frees the training thread from whatever it waits for in its group. Called by any thread."""

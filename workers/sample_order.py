@@ -3,12 +3,16 @@
 The samples of an epoch are permuted with a generator seeded by (seed, epoch). Step *n* takes the next ``batch_size`` of them; the last batch of an
 epoch may be smaller. A step's samples are split into microbatches, of each of which a worker takes a contiguous, near-equal share.
 
+A sample that is left out keeps its place in the order; another one of the epoch fills it. So batches, epochs and steps are as many and as large as
+without the list, whatever is on it, and the same on any number of workers.
+
 Without torch: whoever looks at a step long after needs no more than this.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +33,7 @@ class Plan:
     batch_size: int  # over all workers
     seed: int
     steps: int  # of the whole run
+    left_out: tuple[int, ...] = ()  # samples whose places others fill, ascending
 
     @property
     def steps_per_epoch(self) -> int:
@@ -41,9 +46,24 @@ class Plan:
     def step_indices(self, step: int) -> Indices:
         """Samples of step ``step`` (from 0) over all workers, in order."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        return permutation(self.samples, self.seed, epoch)[
-            position * self.batch_size : (position + 1) * self.batch_size
-        ]
+        order, first = permutation(self.samples, self.seed, epoch), position * self.batch_size
+        taken = order[first : first + self.batch_size]
+        return _filled(order, first, taken, self.left_out) if self.left_out else taken
+
+
+def _filled(order: Indices, first: int, taken: Indices, left_out: Sequence[int]) -> Indices:
+    """``taken``: from place ``first`` of the epoch's order on. Each that is left out gives its place to the sample half an epoch further on, in
+    another batch, or to the next one after that which is not left out itself."""
+    places = np.flatnonzero(np.isin(taken, left_out))
+    if not len(places):
+        return taken
+    found, out = taken.copy(), frozenset(left_out)
+    for place in places.tolist():
+        other = first + place + len(order) // 2
+        while int(order[other % len(order)]) in out:
+            other += 1
+        found[place] = order[other % len(order)]
+    return found
 
 
 def plan_of(spec: JobSpec, samples: int) -> Plan:
@@ -56,9 +76,23 @@ def plan_of(spec: JobSpec, samples: int) -> Plan:
             "training.batch_size",
             f"{batch_size} is larger than the {samples} training samples; at most {samples} is allowed",
         )
+    problem = why_not_left_out(spec.training.leave_out, samples, batch_size)
+    if problem is not None:
+        raise BadDataError("training.leave_out", problem)
     unit, length = spec.training.length
     steps = length if unit == "steps" else length * math.ceil(samples / batch_size)
-    return Plan(samples, batch_size, spec.training.seed, steps)
+    return Plan(samples, batch_size, spec.training.seed, steps, tuple(sorted(spec.training.leave_out)))
+
+
+def why_not_left_out(rows: Sequence[int], samples: int, batch_size: int) -> str | None:
+    """What is wrong with a list of samples that are to be left out; None: nothing is."""
+    beyond = [row for row in rows if not 0 <= row < samples]
+    if beyond:
+        return f"there is no sample {beyond[0]}; allowed is 0 to {samples - 1}, its index in the training set"
+    kept = samples - len(set(rows))
+    if kept < batch_size:
+        return f"{kept} of {samples} samples would be left; a batch needs {batch_size}"
+    return None
 
 
 @lru_cache(maxsize=2)

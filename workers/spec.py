@@ -33,6 +33,8 @@ from workers.problems import SpecError, problem_of
 from workers.spec_base import Count, Fraction, MetadataKey, MetadataValue, Model, Name, PositiveInt, not_available
 from workers.task_spec import Task
 
+MOST_LEFT_OUT = 10_000  # samples: a list of more is a data set of its own
+
 
 class Training(Model):
     epochs: PositiveInt | None = Field(None, description="passes over the training data; give epochs or steps")
@@ -51,6 +53,11 @@ class Training(Model):
         False, description="compile the model with torch.compile: a slower first step, faster ones after it"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    leave_out: Annotated[list[Count], Field(max_length=MOST_LEFT_OUT)] = Field(
+        default_factory=list,
+        description="training samples that are left out, by their index in the training set (`chainrule quarantine` lists those of an earlier job); "
+        "others take their places in the batches",
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -221,7 +228,8 @@ class Health(Model):
     allow: Annotated[list[Consent], Field(min_length=1, max_length=4)] = Field(
         default_factory=lambda: _LIVE.copy(),
         description="with mode repair, what may be changed; live: learning rate, clipping, moments, going back to earlier weights; weights: "
-        "beginning anew with other first weights; architecture: beginning anew with normalisations, other activations, connections around layers",
+        "beginning anew with other first weights; architecture: beginning anew with normalisations, other activations, connections around layers; "
+        "data: leaving out samples that are no numbers or far from all others, weighting the loss by class",
     )
     budget: RepairBudget = Field(default_factory=RepairBudget)
     preflight: bool = Field(
@@ -242,13 +250,6 @@ class Health(Model):
     def _of_earlier_versions(cls, value: Any, info: ValidationInfo) -> Any:
         """Their jobs say null."""
         return cls.model_fields[str(info.field_name)].get_default(call_default_factory=True) if value is None else value
-
-    @field_validator("allow", mode="after")
-    @classmethod
-    def _what_there_is(cls, value: list[Consent]) -> list[Consent]:
-        if "data" in value:
-            raise not_available("repairing data", "allow live, weights or architecture")
-        return value
 
     @model_validator(mode="after")
     def _only_with_repair(self) -> Self:

@@ -8,13 +8,14 @@ that went on from a checkpoint): the one that counts is the one whose numbers ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workers.jobfolder import JobFolder
 from workers.metric_series import Series
 from workers.problems import SpecError
 from workers.repair.acts import Act
+from workers.repair.quarantine import holding, left_out
 from workers.repair.told import CHANGES, DONE
 from workers.sample_order import Indices, Plan, microbatches, plan_of
 from workers.spec import JobSpec, parse_spec
@@ -23,6 +24,7 @@ from workers.tasks import RUNNERS
 STARTED, CONTINUED = "training.started", "training.continued"
 LOSS, NORM, RATE = "train/loss", "gradient/norm", "train/learning_rate"
 SERIES = (LOSS, NORM, RATE)
+NEVER = 2**62  # a step that no run comes to
 MOST_SAMPLES = 200_000_000  # of a data set, whose order takes eight bytes a sample to be found out again
 
 
@@ -45,6 +47,11 @@ class Change:
     @property
     def number(self) -> int:
         return int(self.repair["act"]["number"])
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether it says which samples are trained on."""
+        return any(self.repair["act"].get(name) for name in ("leaves_out", "takes_in"))
 
     @property
     def act(self) -> Act:
@@ -157,14 +164,28 @@ class StepLedger:
         self._folder = folder
         self.spec = _spec_of(folder)
         self._series = folder.series(SERIES) if series is None else series
-        self.groups, self._samples = _groups(folder, self.spec)
+        self.groups, self.samples = _groups(
+            folder, self.spec
+        )  # how many are in the training set; None: nobody has told
 
     def step(self, number: int) -> StepMade:
         """Raises NoSuchStepError, UnknownStepError."""
         recorded = self.recorded(number)
         group = self.groups[self._owner(number, recorded.at)]
-        plan = self.plan()
+        plan = replace(self.plan(), left_out=self.left_out(number))
         return StepMade(number, plan.epoch(number - 1), recorded, group, plan)
+
+    def left_out(self, number: int | None) -> tuple[int, ...]:
+        """Samples that step ``number`` left out, ascending; None: that the next one will. Raises NoSuchStepError, UnknownStepError."""
+        changed = any(change.of_samples for group in self.groups for change in group.changes)
+        return left_out(self.spec.training.leave_out, self.acts(number) if changed else ())
+
+    def acts(self, number: int | None) -> list[Act]:
+        """Those that held in step ``number``, oldest first; None: that hold now. Raises NoSuchStepError, UnknownStepError."""
+        if number is None and not self.groups:
+            return []
+        stretches = self.lineage(number) if number is not None else self._lineage(len(self.groups) - 1, NEVER)
+        return holding([change.act for stretch in stretches for change in stretch.changes])
 
     def recorded(self, number: int) -> Recorded:
         """Raises NoSuchStepError."""
@@ -177,18 +198,21 @@ class StepLedger:
 
     def plan(self) -> Plan:
         """Raises UnknownStepError."""
-        if self._samples is None:
+        if self.samples is None:
             raise UnknownStepError("how many samples there are was not recorded")
-        if self._samples > MOST_SAMPLES:
-            raise UnknownStepError(f"{self._samples:,} samples are too many to find out their order here")
-        return plan_of(self.spec, self._samples)
+        if self.samples > MOST_SAMPLES:
+            raise UnknownStepError(f"{self.samples:,} samples are too many to find out their order here")
+        return plan_of(self.spec, self.samples)
 
     def lineage(self, number: int) -> list[Stretch]:
         """How the state after step ``number`` came about, from the start on: each stretch made by the group that the next one went on from.
 
         Raises NoSuchStepError, UnknownStepError.
         """
-        index, last = self._owner(number, self.recorded(number).at), number
+        return self._lineage(self._owner(number, self.recorded(number).at), number)
+
+    def _lineage(self, index: int, last: int) -> list[Stretch]:
+        """Of a group's step ``last``."""
         found: list[Stretch] = []
         while True:
             group = self.groups[index]

@@ -43,6 +43,8 @@ def _show(found: Document) -> None:
         f"loss {number(found['loss'], 6)}, gradient norm {number(found['gradient_norm'])}, "
         f"learning rate {number(found['learning_rate'])}"
     )
+    if found["quarantined"]:
+        say(f"left out: {', '.join(map(str, found['quarantined']))}", "dim")
     for rank in found["ranks"]:
         names = rank["names"] if rank["names"] is not None else rank["indices"]
         more = f" and {rank['left_out']} more" if rank["left_out"] else ""

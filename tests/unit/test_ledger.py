@@ -69,6 +69,20 @@ def test_each_step_is_kept_once_although_two_workers_tell_of_it(folder: JobFolde
     assert ledger.latest == {"train/loss": 8.5, "eval/loss": 8.5}
 
 
+def test_norms_of_another_model_may_come_with_those_of_the_one_before(folder: JobFolder) -> None:
+    """A repair builds the model anew: would catch a controller that takes them for rows of one table, and fails."""
+    ledger, worker = Ledger(folder, 1), Outbox()
+    tell(worker, [1, 2])
+    worker.gradients(("conv", "norm", "head"), [(3, (1.0, 2.0, 3.0)), (4, (4.0, 5.0, 6.0))])
+    ledger.take("a", 0, poll(worker))
+    ledger.take("a", 0, poll(worker))
+    matrix = folder.gradient_matrix()
+    assert matrix.layers == ("conv", "norm", "head"), "of the model that trains now"
+    np.testing.assert_array_equal(matrix.steps, [3, 4])
+    np.testing.assert_array_equal(matrix.norms, [[1, 2, 3], [4, 5, 6]])
+    assert [step for step, _ in rows(folder)] == [1, 2]
+
+
 def test_an_evaluation_that_was_not_told_with_its_step_is_told_later(folder: JobFolder) -> None:
     """The worker was lost between the step and its evaluation, which another one made."""
     ledger, first, second = Ledger(folder, 1), Outbox(), Outbox()

@@ -61,7 +61,6 @@ def test_all_problems_come_at_once_with_path_and_value() -> None:
     "change",
     [
         {"training": {"precision": "fp16"}},
-        {"health": {"mode": "repair", "allow": ["live", "data"]}},
     ],
     ids=str,
 )

@@ -39,6 +39,9 @@ class Act:
     patches: list[dict[str, Any]] | None = (
         None  # the run begins anew, with a model that is changed so; None: it does not
     )
+    leaves_out: list[int] | None = None  # samples of the training set, from now on
+    takes_in: list[int] | None = None  # of those that were left out, again
+    class_weights: list[float] | None = None  # of the loss, from now on
     instead_of: int | None = (
         None  # the act whose place it takes: what that had changed of rate and clipping is taken back
     )
@@ -50,6 +53,11 @@ class Act:
     )
     probation: int = 0  # steps after which it is seen whether it helped; 0: nobody asks
     request: str | None = None  # what people asked for
+
+    @property
+    def changes_data(self) -> bool:
+        """Which samples are trained on, or how much they count."""
+        return bool(self.leaves_out or self.takes_in or self.class_weights)
 
     def document(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workers.repair import timeline
+from workers.repair import quarantine, timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
 from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, margin, next_rate
+from workers.repair.data_answers import DataAnswers, why_not_about_data
 from workers.repair.ladder import (
     REBUILDS,
     TOO_SHORT,
@@ -49,6 +50,7 @@ class Repairs:
         self.entries: list[Entry] = []
         self._unfit: dict[str, int] = {}  # rungs of a code's ladder that this run cannot take
         self._plan: Plan | None = None
+        self._data: DataAnswers | None = None
         self._loss_of: LossOf = lambda steps: None
         self.refused: set[str] = set()  # codes of which it was told why nothing is done
         self.left_to_people: str | None = None  # the first cause that only they can answer
@@ -134,14 +136,17 @@ class Repairs:
         step: int,
         plan: Plan | None = None,
         loss_of: LossOf = lambda steps: None,
+        data: DataAnswers | None = None,
     ) -> Act | None:
         """What is to be done after ``step``. ``findings``: those that are open now, as documents, the first cause first. ``situation``: of the first
         that is more than a note; None without one. ``snapshots``: steps to which one can go back, ascending. ``plan``: name of a plan -> its patches,
         those of the model as it is included, or none; None: this model is not rebuilt. ``loss_of``: the training loss of some steps, its
-        median; None: it is not finite."""
-        self._plan, self._loss_of = plan, loss_of
+        median; None: it is not finite. ``data``: what can be done about the training data."""
+        self._plan, self._loss_of, self._data = plan, loss_of, data
         trial = self.trial
         situation = None if situation is not None and self._known_fact(situation.finding) else situation
+        if trial is None and (found := self._about_data(findings, snapshots, step)) is not None:
+            return found
         if situation is not None and only_people(situation, self._health.allow):
             self.left_to_people = self.left_to_people or situation.finding["code"]
         if trial is not None:
@@ -152,6 +157,26 @@ class Repairs:
         if self._unwanted(code):
             return None
         return self._next(situation, snapshots, step, instead_of=None)
+
+    def _about_data(
+        self, findings: Sequence[Mapping[str, Any]], snapshots: Sequence[int], step: int, instead_of: int | None = None
+    ) -> Act | None:
+        """Before anything is done to the run: what mends the data that it is trained on."""
+        if self._data is None or "data" not in self._health.allow or self._spent:
+            return None
+        out = quarantine.left_out_now((), self.entries)
+        tried = {sample for each in self.entries for sample in each.act.leaves_out or ()}
+        for finding in findings:
+            found = None if self._unwanted(finding["code"]) else self._data.answer(finding, out, tried)
+            if found is None:
+                continue
+            situation = Situation(finding, step, self._steps, None, None, None)
+            rung = Rung("data", back=found.back)
+            back = self._target(rung, situation, self._further(snapshots, instead_of), step)
+            seen = step + (probation := self._probation(situation, step)) <= self._steps + self.extra
+            before = said_of(rung) if back is not None else None
+            return found.act(len(self.entries) + 1, situation, before, back, instead_of, probation if seen else 0)
+        return None
 
     def _next(self, situation: Situation, snapshots: Sequence[int], step: int, instead_of: int | None) -> Act | None:
         """The next rung of its ladder that this run can take."""
@@ -270,8 +295,8 @@ class Repairs:
             return self._ends(trial, "taken_back", step)
         number, code = trial.act.number, situation.finding["code"]
         same = replace(situation, finding=trial.finding, step=trial.act.step)  # as it was found
-        found = None
-        if too_far(trial.act.rate, code):
+        found = self._about_data([situation.finding], snapshots, step, instead_of=number)
+        if found is None and too_far(trial.act.rate, code):
             found = self._act(same, halfway(same, trial.act.rate), snapshots, step, instead_of=number)
         found = found or self._next(same, snapshots, step, instead_of=number)
         if found is None and code != trial.act.code:
@@ -355,7 +380,8 @@ class Repairs:
         """Rungs of this ladder that have been tried since one of them was kept last; a least rate that is kept is not set again."""
         count = 0
         for each in self.entries:
-            if each.act.code == code and (each.act.against is None or each.state == "kept"):
+            of_run = not each.act.changes_data and (each.act.against is None or each.state == "kept")
+            if each.act.code == code and of_run:
                 count = 0 if each.state == "kept" and not each.act.rate_at_least else count + 1
         return count
 
@@ -371,7 +397,11 @@ class Repairs:
             return f"all {self._health.budget.repairs} repairs of its budget are used up"
         found = rungs(situation)
         if not found:
-            return "nothing that may be done to a running job mends it, or only a person can know what was meant"
+            about_data = why_not_about_data(self._data, situation.finding["code"], self._health.allow)
+            return (
+                about_data
+                or "nothing that may be done to a running job mends it, or only a person can know what was meant"
+            )
         if all(rung.consent not in self._health.allow for rung in found):
             return f"health.allow would have to name {found[0].consent}"
         return "all that is known has been tried"
@@ -407,9 +437,11 @@ class Repairs:
             said.append(f"the learning rate is {request.learning_rate:.3g} at the top of its schedule")
         if request.clip_norm is not None:
             said.append(f"the gradient's norm is clipped at {request.clip_norm:.3g}")
+        of_data = quarantine.said_of_request(request.leave_out, request.take_in)
         return Act(
-            len(self.entries) + 1, step, BY_PEOPLE, "live", f"{' and '.join(said)}, as {request.by} asked",
-            learning_rate=request.learning_rate, clip=request.clip_norm, request=request.id,
+            len(self.entries) + 1, step, BY_PEOPLE, "data" if of_data else "live", f"{' and '.join([*said, *of_data])}, as {request.by} asked",
+            learning_rate=request.learning_rate, clip=request.clip_norm, leaves_out=request.leave_out, takes_in=request.take_in,
+            request=request.id,
         )  # fmt: skip
 
     # --- record -------------------------------------------------------------------------------------------------------

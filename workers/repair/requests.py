@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Request:
-    """``undo``: of the repair of that number. ``steer``: what is given of rate and clipping holds from now on."""
+    """``undo``: of the repair of that number. ``steer``: what is given of rate, clipping and samples holds from now on."""
 
     id: str
     kind: Literal["undo", "steer"]
@@ -25,6 +25,8 @@ class Request:
     number: int | None = None
     learning_rate: float | None = None  # at the top of the schedule
     clip_norm: float | None = None
+    leave_out: list[int] | None = None  # samples of the training set
+    take_in: list[int] | None = None  # of those that are left out
 
 
 def ask(folder: Path, kind: Literal["undo", "steer"], by: str, **wanted: Any) -> Request:

@@ -44,4 +44,10 @@ def inspect_data(spec: JobSpec, bundle: Path | None = None) -> list[Problem]:
                 "training.batch_size", f"larger than the {samples} training samples; at most {samples}", str(batch_size)
             )
         ]
+    if samples is not None and spec.training.leave_out:
+        from workers.sample_order import why_not_left_out  # NumPy, which was needed for the look too
+
+        problem = why_not_left_out(spec.training.leave_out, samples, batch_size)
+        if problem is not None:
+            return [Problem("training.leave_out", problem)]
     return []

@@ -27,6 +27,7 @@ __all__ = [
     "Measured",
     "ModelFacts",
     "Task",
+    "Weighing",
     "Writing",
 ]
 
@@ -115,6 +116,19 @@ class Writing(Protocol):
 
     def write_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Weights (all of them, by name) and whatever else belongs to the model, into the folder that exists already."""
+        ...
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A task whose loss can count some classes for more than others. Optional, besides Task."""
+
+    def class_counts(self) -> Sequence[int] | None:
+        """(C,) training samples of each class; None: there are no classes, or the job has given weights of its own."""
+        ...
+
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        """Of the classes, from the next loss on; None: as the job says."""
         ...
 
 

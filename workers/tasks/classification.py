@@ -7,7 +7,7 @@ evaluation of every job would pay, and loads pyplot, scipy.signal and transforme
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,25 @@ def weights_of(wanted: ClassWeights | None, labels: NDArray[np.int64], classes: 
     if len(wanted) != classes:
         raise BadDataError("task.class_weights", f"there are {len(wanted)} weights for {classes} classes")
     return torch.tensor(wanted, dtype=torch.float32)
+
+
+class WeighedByClass:
+    """What ``tasks.base.Weighing`` asks for. ``_weights``: of the loss now."""
+
+    _weights: Tensor | None = None
+    _counts: list[int] | None = None
+
+    def _begin_weighing(self, wanted: ClassWeights | None, labels: NDArray[np.int64], classes: int) -> None:
+        """``wanted``: by the job. Raises BadDataError."""
+        self._weights = weights_of(wanted, labels, classes)
+        self._counts = np.bincount(labels, minlength=classes).tolist() if wanted is None else None
+
+    def class_counts(self) -> Sequence[int] | None:
+        return self._counts
+
+    def weigh(self, weights: Sequence[float] | None) -> None:
+        if self._counts is not None:
+            self._weights = torch.tensor(weights, dtype=torch.float32) if weights is not None else None
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:

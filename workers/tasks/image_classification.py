@@ -28,11 +28,10 @@ STATISTICS_ROWS = 4096
 STATISTICS_FILES = 512  # of a folder, evenly spread, for mean and deviation
 
 
-class ImageClassification:
+class ImageClassification(classification.WeighedByClass):
     def __init__(self, spec: ImageClassificationTask, *, seed: int) -> None:
         self._spec = spec
         self._facts: ModelFacts | None = None
-        self._weights: Tensor | None = None  # of the classes
         self._pretrained: Pretrained | None = None
         self._evaluation: Dataset | None = None
         self._test: Dataset | None = None
@@ -40,9 +39,7 @@ class ImageClassification:
 
     def datasets(self) -> Datasets:
         train, self._evaluation = self._images()
-        self._weights = classification.weights_of(
-            self._spec.class_weights, train.labels.numpy(), len(self.facts().class_names)
-        )
+        self._begin_weighing(self._spec.class_weights, train.labels.numpy(), len(self.facts().class_names))
         augmentation = self._spec.augmentation
         varied = AugmentedImages(train, augmentation) if changes(augmentation) else train
         return Datasets(varied, self._evaluation, self._test)

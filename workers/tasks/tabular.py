@@ -21,11 +21,10 @@ from workers.tasks import classification, illustrations
 from workers.tasks.base import Batch, Datasets, ModelFacts
 
 
-class Tabular:
+class Tabular(classification.WeighedByClass):
     def __init__(self, spec: TabularTask, *, seed: int) -> None:
         self._spec = spec
         self._facts: ModelFacts | None = None
-        self._weights: Tensor | None = None  # of the classes
         self._seen: Mapping[str, Tensor] | None = None  # answers of the newest evaluation
 
     def datasets(self) -> Datasets:
@@ -44,7 +43,7 @@ class Tabular:
             preprocessing |= {"target_mean": target_mean[0], "target_deviation": target_deviation[0]}
         else:
             classes = len(found.class_names)
-            self._weights = classification.weights_of(self._spec.class_weights, found.train.targets, classes)
+            self._begin_weighing(self._spec.class_weights, found.train.targets, classes)
         self._facts = ModelFacts((len(found.feature_names),), found.class_names, preprocessing)
         return Datasets(TableRows(found.train, self._facts), TableRows(found.evaluation, self._facts))
 

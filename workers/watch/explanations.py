@@ -9,6 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workers.repair.data_answers import DATA_ANSWERS
 from workers.repair.ladder import ANSWERS, REBUILDS
 from workers.watch.findings import Finding, Found
 from workers.watch.words import Words, special
@@ -55,10 +56,10 @@ def _would(code: str, words: Words, values: _Values) -> str:
     act = (words.act[0].lower() + words.act[1:].rstrip(".")).format_map(values)
     if words.consent is None:
         return f"Nothing is changed by itself here, only you can decide: {act}."
-    known = code in ANSWERS if words.consent == "live" else code in REBUILDS
-    if not known or words.consent == "data":
+    known = code in {"live": ANSWERS, "data": DATA_ANSWERS}.get(words.consent, REBUILDS)
+    if not known:
         return f"Nothing of it is changed while the job trains; what would help: {act}."
-    when = "while the job trains" if words.consent == "live" else "and the job begins anew"
+    when = "while the job trains" if words.consent in ("live", "data") else "and the job begins anew"
     return f"With health.mode: repair and health.allow: [{words.consent}] this is done {when}: {act}."
 
 
@@ -242,7 +243,7 @@ WORDS: dict[str, Words] = {
     "class_imbalance": Words(
         "The largest class has {ratio} times as many samples as the smallest ({largest} and {smallest}) and no weights (healthy: up to 20 times).",
         "The gradient is a mean over samples, so the rare class hardly counts in it, and a model that never names it has a low loss.",
-        "Weight the loss by class, or draw rare classes more often",
+        "Weight the loss by class, the rarer the more",
         "data",
         "It worked when the recall of the smallest class rises.",
     ),

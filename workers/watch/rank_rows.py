@@ -98,6 +98,10 @@ class RankLog:
         self._readings = 0  # since the noise was told
         self._waiting: dict[int, Heard] = {}
         self._norm_before = (0, np.nan)  # step, norm of the whole batch's gradient
+        self._forgotten = (
+            0,
+            0,
+        )  # steps after the first, up to the second: what is heard of them later is not kept either
 
     def hear(self, with_step: int, heard: Heard) -> None:
         """What came with the row of ``with_step``; waits on the device until it is taken."""
@@ -126,6 +130,8 @@ class RankLog:
         if ranks != self._ranks:
             self._ranks, self._records, self._whole, self._readings = ranks, [], [], 0
         record = unpack(ranks, [row])
+        if self._forgotten[0] < record["step"][0] <= self._forgotten[1]:
+            return
         while self._records and self._records[-1]["step"][0] >= record["step"][0]:  # done again
             self._records.pop()
             self._whole.pop()
@@ -136,6 +142,7 @@ class RankLog:
             self._records, self._whole = _thinned(self._records), _thinned(self._whole)
 
     def forget(self, after: int, through: int) -> None:
+        self._forgotten = (after, through)
         kept = [index for index, record in enumerate(self._records) if not after < record["step"][0] <= through]
         self._records, self._whole = [self._records[index] for index in kept], [self._whole[index] for index in kept]
 
@@ -168,7 +175,7 @@ class RankLog:
         return {"ranks": self._ranks, "rows": base64.b64encode(zlib.compress(rows)).decode()}
 
     def restore(self, document: Mapping[str, Any]) -> None:
-        self._waiting, self._norm_before = {}, (0, np.nan)
+        self._waiting, self._norm_before, self._forgotten = {}, (0, np.nan), (0, 0)
         self._ranks = document["ranks"]
         content = zlib.decompress(base64.b64decode(document["rows"]))
         self._records = list(np.frombuffer(content, dtype=record_type(self._ranks)).reshape(-1, 1))
