@@ -355,9 +355,9 @@ def test_what_cannot_be_done_is_said_to_whoever_asks() -> None:
     repairs = ScriptRepairs(Health(mode="repair"))
     repairs.knows(7, None, 0.1)
     repairs.limits = {"clip": "several optimizers"}
-    asked: Any = SimpleNamespace(kind="steer", by="key", id="1", number=None, learning_rate=None, clip_norm=1.0)
+    asked = Request("1", "steer", "key", clip_norm=1.0)
     assert repairs.asked(asked, 7) == "several optimizers"
-    asked = SimpleNamespace(kind="steer", by="key", id="1", number=None, learning_rate=0.01, clip_norm=None)
+    asked = Request("1", "steer", "key", learning_rate=0.01)
     act = repairs.asked(asked, 7)
     assert isinstance(act, Act)
     repairs.done(act, {}, {})
