@@ -25,7 +25,7 @@ from workers.acting import Acting
 from workers.membership import Alone
 from workers.repair.acts import Act, Entry
 from workers.repair.repairs import Repairs
-from workers.repair.requests import ask
+from workers.repair.requests import Request, ask
 from workers.scripts.control import ScriptControl
 from workers.scripts.repairing import ScriptRepairing, ScriptRepairs, Steering
 from workers.scripts.site.chainrule_repairing import Ranks, Repairing
