@@ -68,15 +68,15 @@ def living(record: Record, repairs: Sequence[Mapping[str, Any]]) -> Record:
         if "origin" in repair:  # of a script, which goes on with the weights that it has
             origins.append(max(origins[-1], repair["origin"]))
             continue
-        if act["patches"] is not None:
+        back = act["step"] if repair["state"] == "undone" else None
+        back = back if repair.get("returned") is None else repair["returned"]
+        if back is not None:  # what was before it came back
+            record = record.without(back, repair["ended"])
+            origins = [origin for origin in origins if origin < back or origin == 0]
+        elif act["patches"] is not None:
             origins.append(act["step"])
         elif act["rewind"] is not None:
             record = record.without(act["rewind"], act["step"])
-        back = act["step"] if repair["state"] == "undone" else None
-        back = back if repair.get("returned") is None else repair["returned"]
-        if back is not None:
-            record = record.without(back, repair["ended"])
-            origins = [origin for origin in origins if origin < back or origin == 0]
     if not repairs:
         return record
     last = int(record.series.steps[-1]) if len(record.series.steps) else 0
