@@ -19,6 +19,7 @@ def state_of(repair: Mapping[str, Any], repairs: Sequence[Mapping[str, Any]]) ->
     if repair["state"] == "taken_back":
         if any(each.get("against") == repair["number"] for each in repairs):
             return "taken back, another did better"
-        if repair.get("against") is not None or repair.get("rival") is not None:
+        beaten = repair.get("rival") is not None and repair.get("score") is not None
+        if repair.get("against") is not None or beaten:
             return "taken back, it did no better"
     return WORDS[repair["state"]]

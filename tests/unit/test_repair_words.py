@@ -33,7 +33,7 @@ CONTEST = [entry(1, "taken_back"), entry(2, "kept", against=1), entry(3, "taken_
     ],
 )
 def test_people_read_what_became_of_it(record: list[Entry], event: list[str], shown: list[str]) -> None:
-    documents = [each.act.document() | {"state": each.state} for each in record]
+    documents = [each.act.document() | {"state": each.state, "score": each.score} for each in record]
     for each, document, told, word in zip(record, documents, event, shown, strict=True):
         assert told in changed(each, record, 80).message
         assert word in state_of(document, documents)

@@ -49,7 +49,7 @@ class Act:
     score: float | None = None  # training loss at the end of the trial that is over with this
     plan: str | None = None  # by which the patches were made
     rival: float | None = (
-        None  # training loss of the run as it was, as old as this one will be at the end of its trial: it has to be beaten
+        None  # training loss that a changed model has to beat: of the run as it was, at the same age or when it had failed
     )
     probation: int = 0  # steps after which it is seen whether it helped; 0: nobody asks
     request: str | None = None  # what people asked for

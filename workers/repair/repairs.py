@@ -35,6 +35,7 @@ PROBATION = 0.06  # of the run, at least, and
 LONGEST_PROBATION = 0.3  # at most: as long as it took to see what was wrong; where it began anew, always
 PROBATION_STEPS = 30  # at least
 EARLY = 0.1  # of the run: as old it is when it is compared with a changed model
+RECENT = 20  # steps that say how a run stands
 SETTLES = 5  # steps after an act that say nothing yet
 Plan = Callable[[str], list[dict[str, Any]]]
 LossOf = Callable[[range], float | None]
@@ -185,7 +186,7 @@ class Repairs:
             rung = answer(situation, self._health.allow, self._before(code) + self._unfit.get(code, 0))
             if rung is None:
                 return None
-            if rung.plan is not None and not self._fails(situation):
+            if rung.plan is not None and not _is_failing(situation.finding):
                 return self._beside(situation, rung, step)
             act = self._act(situation, rung, snapshots, step, instead_of)
             if act is not None:
@@ -216,18 +217,31 @@ class Repairs:
         critical = any(each["severity"] == "critical" and each["code"] not in TOO_SHORT for each in findings)
         if step < trial.act.step + SETTLES or not (due or critical):
             return None
-        if trial.act.rival is not None and not critical:
-            return self._beaten(trial, trial.act.rival, step) if due else None
+        rival = trial.act.rival if trial.act.against is None else None  # else both have beaten it
+        if rival is not None and not critical and (due or not _was_failing(trial)):
+            over = self._beaten(trial, rival, situation, snapshots, step) if due else None
+            if over is not None or not _was_failing(trial):
+                return over
         if situation is None and not due:
             return None
         if situation is None or trial.act.against is not None:
             return self._compared(trial, situation is None, snapshots, step)
         return self._instead(trial, situation, snapshots, step)
 
-    def _beaten(self, trial: Entry, rival: float, step: int) -> Act:
-        """What becomes of a model that was tried beside the run as it was."""
+    def _beaten(
+        self, trial: Entry, rival: float, situation: Situation | None, snapshots: Sequence[int], step: int
+    ) -> Act | None:
+        """What becomes of a changed model beside the run that it was before. None: that had failed, and this does better, which is not all that is
+        asked."""
         score = self._loss_of(_newer_half(trial.act.step, step))
-        return replace(self._ends(trial, "kept" if better(score, rival) else "taken_back", step), score=score)
+        wins = better(score, rival)
+        if not _was_failing(trial):
+            return replace(self._ends(trial, "kept" if wins else "taken_back", step), score=score)
+        if wins:
+            return None
+        found = situation or Situation(trial.finding, trial.act.step, self._steps, None, None, None)
+        over = self._instead(trial, found, snapshots, step)
+        return replace(over, score=score) if over is not None else None
 
     def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
         """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
@@ -332,6 +346,7 @@ class Repairs:
             ends=rung.ends,
             patches=patches,
             plan=rung.plan,
+            rival=self._loss_of(range(step - RECENT + 1, step + 1)) if rung.plan is not None else None,
             instead_of=instead_of,
             probation=probation,
         )
@@ -341,11 +356,6 @@ class Repairs:
         if rung.plan is None or self._plan is None or step > self.most_extra:
             return None
         return self._plan(rung.plan) or None
-
-    @staticmethod
-    def _fails(situation: Situation) -> bool:
-        """What is known of a job from its start need not make it fail; once it does, it is critical."""
-        return bool(situation.finding["first_bad_step"] > 0 or situation.finding["severity"] == "critical")
 
     def _further(self, snapshots: Sequence[int], instead_of: int | None) -> Sequence[int]:
         """Where the one before it went back and that did not help, its weights were not from before it began: only earlier ones, or the first."""
@@ -457,6 +467,8 @@ class Repairs:
             self._settles(before, act)
             if act.verdict is not None:
                 return before
+        if act.against is not None:
+            finding = self.entries[act.against - 1].finding
         entry = Entry(act, "trial" if act.probation else "kept", dict(finding), dict(values))
         self.entries.append(entry)
         return entry
@@ -483,6 +495,16 @@ class Repairs:
     def restore(self, document: Mapping[str, Any]) -> None:
         self.entries, self.taken = [Entry.of(each) for each in document["entries"]], list(document["taken"])
         self.left_to_people = document.get("left_to_people")
+
+
+def _is_failing(finding: Mapping[str, Any]) -> bool:
+    """What is known of a job from its start need not make it fail; once it does, it is critical."""
+    return bool(finding["first_bad_step"] > 0 or finding["severity"] == "critical")
+
+
+def _was_failing(trial: Entry) -> bool:
+    """When the act was done."""
+    return _is_failing(trial.finding)
 
 
 def _window(act: Act, step: int) -> int:

@@ -43,28 +43,28 @@ def _kept(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
     if act.probation == 0:
         return _begun(entry, entries, step)
     rivals = _rivals(entry, entries)
-    if act.rival is not None:
-        said = f"Repair {act.number} did better than the run as it was, as old as it (loss {entry.score:.3g} beside {act.rival:.3g}), and is kept."
-    elif not rivals:
-        said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {_lasted(entry, step)} steps."
-    else:
+    if rivals:
         names = ", ".join(str(each.act.number) for each in rivals)
         loss = f" (loss {entry.score:.3g})" if entry.score is not None else ""
         said = f"Repair {act.number} did better{loss} than what was compared with it ({names}), and is kept."
+    elif act.rival is not None and entry.score is not None:
+        said = f"Repair {act.number} did better than the run as it was (loss {entry.score:.3g} beside {act.rival:.3g}), and is kept."
+    else:
+        said = f"Repair {act.number} helped and is kept: {act.code} was not seen again in {_lasted(entry, step)} steps."
     return Sentence(KEPT, said, "info")
 
 
 def _taken_back(entry: Entry, entries: Sequence[Entry], step: int) -> Sentence:
     act, lasted = entry.act, _lasted(entry, step)
-    if act.rival is not None:
-        said = f"Repair {act.number} did no better than the run as it was, as old as it, and is taken back after {lasted} steps."
-        return Sentence(TAKEN_BACK, said, "info")
     if any(each.act.against == act.number for each in entries):
         return Sentence(TAKEN_BACK, f"Repair {act.number} gives way to one that does better.", "info")
     if act.against is not None:
         said = (
             f"Repair {act.number} did no better than what it was compared with, and is taken back after {lasted} steps."
         )
+        return Sentence(TAKEN_BACK, said, "info")
+    if act.rival is not None and entry.score is not None:
+        said = f"Repair {act.number} did no better than the run as it was, and is taken back after {lasted} steps."
         return Sentence(TAKEN_BACK, said, "info")
     return Sentence(TAKEN_BACK, f"Repair {act.number} did not help and is taken back after {lasted} steps.", "warning")
 
