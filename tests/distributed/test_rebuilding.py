@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed.processes import Processes
 from tests.distributed.test_acting_together import looking
-from tests.distributed.test_repairing import asking_of, told
+from tests.distributed.test_repairing import asking_of, nothing_is_better, record, told
 from tests.distributed.toys import Result, Toy, job
 from workers import run_repairs
 from workers.repair.patches import Patch, to_json
@@ -22,13 +22,13 @@ STEPS = 240  # 20 in an epoch
 DEEP = Toy(samples=240, evaluation_samples=60, deep=True)
 
 
-def spec(allow: list[str], workers: int = 2, strategy: str = "ddp", **parts: Any) -> JobSpec:
+def spec(allow: list[str], workers: int = 2, strategy: str = "ddp", repairs: int = 8, **parts: Any) -> JobSpec:
     return job(
         training={"epochs": 12, "batch_size": 12},
         workers={"count": workers, "strategy": strategy},
         optimizer={"name": "adamw", "learning_rate": 3e-3},
         evaluation={"every_steps": 20},
-        health={"mode": "repair", "allow": allow},
+        health={"mode": "repair", "allow": allow, "budget": {"repairs": repairs}},
         **parts,
     )
 
@@ -42,9 +42,8 @@ def test_a_net_that_no_gradient_passes_begins_anew_with_normalisations(
     processes: Processes, tmp_path: Path, strategy: str
 ) -> None:
     live = processes.run(2, tmp_path, looking, DEEP, spec(["live"], strategy=strategy), tmp_path / "live")
-    ends = processes.run(
-        2, tmp_path, looking, DEEP, spec(["live", "architecture"], strategy=strategy), tmp_path / "anew"
-    )
+    anew = spec(["live", "architecture"], strategy=strategy, repairs=1)  # so that no other model is compared with it
+    ends = processes.run(2, tmp_path, looking, DEEP, anew, tmp_path / "anew")
     assert accuracy(live[0]) < 0.5, "nothing live helps"
     assert live[0].memory.found("repair.none")
     assert {end.outcome.code for end in ends} == {ReasonCode.COMPLETED}
@@ -55,8 +54,8 @@ def test_a_net_that_no_gradient_passes_begins_anew_with_normalisations(
     assert {patch["kind"] for patch in act["patches"]} == {"normalise"}
     assert {end.outcome.detail["steps"] for end in ends} == {STEPS + act["step"]}, "it has all its steps"
     assert ends[0].memory.layers[-2:] == ("20.1", "22"), "norms of the new layers are told"
-    (facts, anew) = ends[0].memory.found("facts")
-    assert len(anew["layers"]) > len(facts["layers"])
+    (facts, others) = ends[0].memory.found("facts")
+    assert len(others["layers"]) > len(facts["layers"])
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_the_changed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +97,18 @@ def test_models_that_do_not_help_leave_the_first_one(tmp_path: Path, monkeypatch
     assert [each["act"]["number"] for each in told(end, "repair.taken_back")] == tried
     assert seen[-1][1] == seen[0][0], "weights are what they were before the first of them"
     assert end.outcome.code is ReasonCode.COMPLETED
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_after_a_model_that_does_no_better_the_run_goes_on_with_the_one_that_helped(
+    processes: Processes, tmp_path: Path, strategy: str
+) -> None:
+    """Would catch weights that are put back into a model of other names."""
+    job_spec = spec(["architecture"], strategy=strategy, repairs=2)
+    (result, seen), (_, seen_by_other) = processes.run(2, tmp_path, nothing_is_better, DEEP, job_spec, tmp_path)
+    assert seen == seen_by_other
+    champion, rival = record(result)
+    assert (champion.state, rival.state, rival.act.against) == ("kept", "taken_back", 1)
+    assert champion.act.plan != rival.act.plan
+    assert seen[2][1] == seen[1][0], "weights are those of the end of the first one's trial, of its model"
+    assert accuracy(result) > 0.8

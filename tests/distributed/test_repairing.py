@@ -118,16 +118,18 @@ def test_nothing_is_changed_without_consent(tmp_path: Path) -> None:
     assert end.outcome.detail["steps"] == STEPS
 
 
-def no_rate_is_better(
+def nothing_is_better(
     rank: int, world_size: int, toy: Toy, job_spec: JobSpec, folder: Path, **context: Any
 ) -> tuple[Result, list[tuple[str, str]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repairs, "is_doubtful", lambda first, score: True)
-        patch.setattr(repairs, "better", lambda challenger, champion, by: False)
+        patch.setattr(
+            repairs, "better", lambda challenger, champion, by=None: by is None
+        )  # but for the run that failed
         return asking_of(rank, world_size, toy, job_spec, folder, [], **context)
 
 
-no_rate_is_better.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
+nothing_is_better.forms_its_own_group = True  # type: ignore[attr-defined]  # told to Processes
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -136,7 +138,7 @@ def test_after_rates_that_do_no_better_the_run_goes_on_from_the_one_that_helped(
 ) -> None:
     """Would catch a comparison that loses what was learnt in the trial, or leaves another rate than the one that is told."""
     job_spec = spec(100.0, {"mode": "repair"}, strategy=strategy)
-    (result, seen), (_, seen_by_other) = processes.run(2, tmp_path, no_rate_is_better, TOY, job_spec, tmp_path)
+    (result, seen), (_, seen_by_other) = processes.run(2, tmp_path, nothing_is_better, TOY, job_spec, tmp_path)
     assert seen == seen_by_other
     found = record(result)
     first = next(index for index, each in enumerate(found) if each.act.against is not None)

@@ -467,8 +467,8 @@ class Repairs:
             self._settles(before, act)
             if act.verdict is not None:
                 return before
-        if act.against is not None:
-            finding = self.entries[act.against - 1].finding
+        if before is not None and (act.against is not None or not finding):
+            finding = before.finding  # that both are about
         entry = Entry(act, "trial" if act.probation else "kept", dict(finding), dict(values))
         self.entries.append(entry)
         return entry
