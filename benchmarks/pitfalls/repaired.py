@@ -16,7 +16,6 @@ from workers.repair.acts import Entry
 from workers.repair.ladder import ANSWERS, REBUILDS
 from workers.spec import Consent
 
-FIGURES = RESULTS
 # What is meant only a person knows, or the same happens with any rate, any clipping and from any earlier weights.
 UNTOUCHABLE = (
     "label_error",
@@ -189,7 +188,7 @@ def _share(runs: Sequence[Repaired], holds: Any) -> float | None:
 
 def store(runs: Sequence[Repaired]) -> Path:
     """With every run in which anything was done, and every sick one. The file, of runs with the same consent."""
-    path = FIGURES / f"pitfalls_repairs_{'_'.join(runs[0].allow)}.json"
+    path = RESULTS / f"pitfalls_repairs_{'_'.join(runs[0].allow)}.json"
     told = [asdict(run) for run in runs if run.acts or run.left_out or run.expected is not None]
     lines = ",\n".join("  " + json.dumps({name: each[name] for name in each if name != "allow"}) for each in told)
     shown = json.dumps(figures(runs), indent=1)[:-2]

@@ -74,7 +74,7 @@ def test_figures_of_runs_counted_by_hand(tmp_path: Path, monkeypatch: pytest.Mon
     assert (found["healthy_harmed"], found["healthy_with_acts"]) == (["e"], ["e"])
     assert found["healthy_within_one_percent"] == 1 / 2
     assert (found["extra_steps_median"], found["extra_steps_worst"]) == (0.1, 0.5)
-    monkeypatch.setattr(repaired, "FIGURES", tmp_path)
+    monkeypatch.setattr(repaired, "RESULTS", tmp_path)
     stored = repaired.store(runs).read_text()
     assert '"name": "b"' in stored
     assert '"name": "f"' not in stored

@@ -77,3 +77,14 @@ def came_from(number: int, entries: Sequence[Entry]) -> int:
     while act.instead_of is not None and gives_way(act, entries[act.instead_of - 1].act):
         act = entries[act.instead_of - 1].act
     return act.step
+
+
+def window_of(act: Act, step: int, fewest: int) -> int:
+    """Steps of the trials of a contest with ``act``, whose own was over after ``step``: shorter than that one, which had to show that nothing is
+    wrong any more."""
+    return max(fewest, (step - act.step) // 2)
+
+
+def newer_half(after: int, through: int) -> range:
+    """Of the steps since."""
+    return range(through - (through - after) // 2 + 1, through + 1)

@@ -13,7 +13,17 @@ from typing import Any
 
 from workers.repair import quarantine, timeline
 from workers.repair.acts import BY_PEOPLE, Act, Entry, Verdict
-from workers.repair.contest import about_rate, better, came_from, episode, is_doubtful, margin, next_rate
+from workers.repair.contest import (
+    about_rate,
+    better,
+    came_from,
+    episode,
+    is_doubtful,
+    margin,
+    newer_half,
+    next_rate,
+    window_of,
+)
 from workers.repair.data_answers import DataAnswers, why_not_about_data
 from workers.repair.ladder import (
     REBUILDS,
@@ -201,7 +211,7 @@ class Repairs:
         if any(each.act.code == situation.finding["code"] for each in self.entries):
             return None
         act = self._act(situation, rung, (), step, None)
-        rival = self._loss_of(_newer_half(0, step))
+        rival = self._loss_of(newer_half(0, step))
         return replace(act, rival=rival, probation=step) if act is not None and rival is not None else None
 
     def _judged(
@@ -218,9 +228,9 @@ class Repairs:
         if step < trial.act.step + SETTLES or not (due or critical):
             return None
         rival = trial.act.rival if trial.act.against is None else None  # else both have beaten it
-        if rival is not None and not critical and (due or not _was_failing(trial)):
+        if rival is not None and not critical:
             over = self._beaten(trial, rival, situation, snapshots, step) if due else None
-            if over is not None or not _was_failing(trial):
+            if over is not None or not _is_failing(trial.finding):
                 return over
         if situation is None and not due:
             return None
@@ -233,9 +243,9 @@ class Repairs:
     ) -> Act | None:
         """What becomes of a changed model beside the run that it was before. None: that had failed, and this does better, which is not all that is
         asked."""
-        score = self._loss_of(_newer_half(trial.act.step, step))
+        score = self._loss_of(newer_half(trial.act.step, step))
         wins = better(score, rival)
-        if not _was_failing(trial):
+        if not _is_failing(trial.finding):
             return replace(self._ends(trial, "kept" if wins else "taken_back", step), score=score)
         if wins:
             return None
@@ -246,8 +256,8 @@ class Repairs:
     def _compared(self, trial: Entry, helped: bool, snapshots: Sequence[int], step: int) -> Act:
         """The next rate of the contest, or its end. ``helped``: nothing is wrong at the end of the trial."""
         act = trial.act
-        window = act.probation if act.against is not None else _window(act, step)
-        score = self._loss_of(_newer_half(act.step, act.step + window)) if helped else None
+        window = act.probation if act.against is not None else window_of(act, step, PROBATION_STEPS)
+        score = self._loss_of(newer_half(act.step, act.step + window)) if helped else None
         before = self.entries[act.against - 1] if act.against is not None else None
         wins = helped and (before is None or better(score, before.score, margin(act, before.act)))
         champion = act if wins or before is None else before.act
@@ -324,7 +334,7 @@ class Repairs:
         if rung is None or rung.consent not in self._health.allow:
             return None
         back = self._target(rung, situation, self._further(snapshots, instead_of), step)
-        patches = self._patches(rung, situation, step)
+        patches = self._patches(rung, step)
         if (rung.back and back is None and not rung.cheaply) or (rung.plan is not None and not patches):
             return None
         probation = self._probation(situation, step) if rung.plan is None else self._share(LONGEST_PROBATION)
@@ -351,7 +361,7 @@ class Repairs:
             probation=probation,
         )
 
-    def _patches(self, rung: Rung, situation: Situation, step: int) -> list[dict[str, Any]] | None:
+    def _patches(self, rung: Rung, step: int) -> list[dict[str, Any]] | None:
         """None: it needs none, or none fit, or no time would be left for a run from its start."""
         if rung.plan is None or self._plan is None or step > self.most_extra:
             return None
@@ -500,19 +510,3 @@ class Repairs:
 def _is_failing(finding: Mapping[str, Any]) -> bool:
     """What is known of a job from its start need not make it fail; once it does, it is critical."""
     return bool(finding["first_bad_step"] > 0 or finding["severity"] == "critical")
-
-
-def _was_failing(trial: Entry) -> bool:
-    """When the act was done."""
-    return _is_failing(trial.finding)
-
-
-def _window(act: Act, step: int) -> int:
-    """Steps of the trials of a contest with ``act``, whose own was over after ``step``: shorter than that one, which had to show that nothing is
-    wrong any more."""
-    return max(PROBATION_STEPS, (step - act.step) // 2)
-
-
-def _newer_half(after: int, through: int) -> range:
-    """Of the steps since."""
-    return range(through - (through - after) // 2 + 1, through + 1)
